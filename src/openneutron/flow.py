@@ -6,6 +6,7 @@ import copy
 import difflib
 import functools
 import inspect
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +51,7 @@ from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.trainable import TrainableModel
-from openneutron.vendor.device import compile_program, kernel_selection_path
+from openneutron.vendor.device import compile_program, etrecord_path, kernel_selection_path
 from openneutron.vendor.profiling import Kernel
 from openneutron.vendor.sdk import converter_for
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from openneutron.accuracy.result import Analysis
+    from openneutron.firmware import Package
     from openneutron.report.estimate import Estimate
 
 __all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
@@ -163,6 +165,8 @@ class NeutronProgram:
     """
     board: NeutronTargetSpec | None = field(default=None, repr=False)
     """The board, for estimates; None if only a chip was named. The bytes of the program do not depend on it."""
+    etrecord: bytes | None = field(default=None, repr=False)
+    """With `use_profiling`, ExecuTorch's ETRecord of the program, for its Inspector; else None."""
 
     @property
     def is_device(self) -> bool:
@@ -214,13 +218,16 @@ class NeutronProgram:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.
 
-        `kernel_selection`, if any, is written to the same folder: "model_kernel_selection.c" for "model.pte".
+        `kernel_selection` and `etrecord`, if any, are written to the same folder: "model_kernel_selection.c" and
+        "model_etrecord.bin" for "model.pte".
         """
         write_files(self.files(Path(path)))
 
     def files(self, path: Path) -> dict[Path, bytes]:
         """Returns the files that `save` writes, with their contents."""
         files = {path: self.buffer}
+        if self.etrecord is not None:
+            files[etrecord_path(path)] = self.etrecord
         if self.kernel_selection is not None:
             files[kernel_selection_path(path)] = self.kernel_selection.encode()
         return files
@@ -238,6 +245,52 @@ class NeutronProgram:
     def reset(self) -> None:
         """Restores the initial state of the program. Does nothing for a program without state."""
         self._loaded.reset()
+
+    def package(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str = "model",
+        samples: Iterable[Any] | None = None,
+        vectors: int | str | os.PathLike[str] = 3,
+        tolerance: float = 1.0,
+        section: str | None = None,
+        array: str = "auto",
+    ) -> Package:
+        """Writes the program with all that its firmware needs to a new folder, and a test that builds on this machine.
+
+            program.package("firmware")        # then: cmake -B build && cmake --build build && ctest --test-dir build
+
+        The folder holds the program as an array, sizes of memory, functions for inputs and outputs, the list of CPU
+        kernels, test vectors, a main function, and a README.md with the steps for a board.
+
+        - `name`: the prefix of files, macros and functions, an identifier of C.
+        - `samples`: the inputs of the test vectors, in the forms that `run` takes; floats are quantized where the
+          program takes int8. None stands for random ones.
+        - `vectors`: the number of random test vectors, or a .npz file with the inputs and outputs of vectors.
+        - `tolerance`: the difference of outputs on the board that is allowed, in LSBs.
+        - `section`: the section of the linker script for the array of the program.
+        - `array`: "c", "incbin" (assembler source that includes the file), or "auto", which is "incbin" for large ones.
+
+        Raises `OptionError` for wrong options, `OutputError` for a folder that is not empty or cannot be written, and
+        `InputError` for samples that do not fit. If it raises an error, it leaves no folder behind.
+        """
+        from openneutron.firmware import package
+
+        return package(
+            self.buffer,
+            folder,
+            name=name,
+            samples=samples,
+            vectors=vectors,
+            tolerance=tolerance,
+            section=section,
+            array=array,
+            portable=self.device_source,
+            leaves=self.leaves,
+            kernel_selection=self.kernel_selection,
+            etrecord=self.etrecord,
+        )
 
     def to_model_explorer(
         self,
@@ -502,18 +555,29 @@ def lower(
         rows = placed.rows
         if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
             methods[INPUT_NAMES] = text_of_leaves(leaves)
-        portable = _portable_program(placed, methods or None, end_phase)
+        portable, etrecord = _portable_program(placed, methods or None, end_phase)
         origins = origins_of(placed)
     if not any(row.where == "npu" for row in rows):
         warnings.warn(cpu_message(rows), CpuWarning, stacklevel=2)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not any(row.where == "npu" for row in rows):
-        return NeutronProgram(portable, rows, options.target, leaves=leaves, origins=origins, board=board)
+        return NeutronProgram(
+            portable, rows, options.target, leaves=leaves, origins=origins, board=board, etrecord=etrecord
+        )
     folder = None if options.intermediates_dir is None else Path(options.intermediates_dir)
     compiled = compile_program(portable, converter, intermediates_dir=folder)
     kernels = tuple(payload.kernels for payload in compiled.payloads)
     return NeutronProgram(
-        compiled.program, rows, options.target, portable, compiled.kernel_selection, kernels, leaves, origins, board
+        compiled.program,
+        rows,
+        options.target,
+        portable,
+        compiled.kernel_selection,
+        kernels,
+        leaves,
+        origins,
+        board=board,
+        etrecord=etrecord,
     )
 
 
@@ -546,10 +610,12 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, Target]:
     return quantized, kept, target
 
 
-def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None, end_phase: Callable[[], None]) -> bytes:
-    """Compiles the partitions, then calls `to_edge_transform_and_lower`. Returns the bytes of the portable `.pte`.
+def _portable_program(
+    placed: Placed, constant_methods: dict[str, Any] | None, end_phase: Callable[[], None]
+) -> tuple[bytes, bytes | None]:
+    """Compiles the partitions, then calls `to_edge_transform_and_lower`. Calls `end_phase` after each of the two.
 
-    Calls `end_phase` after each of the two.
+    Returns the bytes of the portable `.pte` and, with `use_profiling`, of its ETRecord.
     """
     from executorch.exir import to_edge_transform_and_lower
 
@@ -560,9 +626,19 @@ def _portable_program(placed: Placed, constant_methods: dict[str, Any] | None, e
         check_cpu_operators(placed)
         program = compile_placed(placed)
         end_phase()
-        edge = to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=constant_methods)
+        records = placed.graphs.options.use_profiling
+        edge = to_edge_transform_and_lower(
+            program, partitioner=partitioner, constant_methods=constant_methods, generate_etrecord=records
+        )
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner keeps initial values
-        return bytes(edge.to_executorch().buffer)
+        lowered = edge.to_executorch()
+        return bytes(lowered.buffer), _etrecord_of(lowered) if records else None
+
+
+def _etrecord_of(lowered: Any) -> bytes:
+    record = io.BytesIO()
+    lowered.get_etrecord().save(record)
+    return record.getvalue()
 
 
 def _check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
 
-ALL = tuple(SECTIONS)
+ALL = tuple(section for section in SECTIONS if section != "package")
 Quantized = Annotated[Path | None, typer.Option(help="The file of a quantized model (.pt2).")]
 
 

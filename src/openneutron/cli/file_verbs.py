@@ -10,6 +10,8 @@ import typer
 
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
+from openneutron.settings import Settings
+from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
 
@@ -23,6 +25,8 @@ Flavor = Annotated[
 
 def add_verbs() -> None:
     """Adds the verbs of this module to the command line."""
+    without = ("calibrate", "calibration_samples", "evaluate", "evaluation_samples", "metric", "labels")
+    add_verb(package, sections=("data", "package"), without=without)
     for verb in (inspect, extract, operators, compile, doctor, init):
         add_verb(verb)
 
@@ -79,6 +83,40 @@ def compile(
     terminal.show(
         f"{output}: {size:,} bytes, {payloads} device payloads",
         {"file": str(output), "bytes": size, "device_payloads": payloads},
+    )
+
+
+def package(
+    terminal: Terminal,
+    settings: Settings,
+    program: Program,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("firmware"),
+    *,
+    samples: Annotated[
+        list[str] | None,
+        typer.Option(help="A file or folder of inputs for the test vectors, or name=file. Repeatable.", metavar="FILE"),
+    ] = None,
+    vectors: Annotated[
+        str, typer.Option(help="The number of random test vectors, or a .npz file with their inputs and outputs.")
+    ] = "3",
+    portable: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The portable program that a device program was compiled from."),
+    ] = None,
+) -> None:
+    """Write a program with all that its firmware needs: arrays, memory, kernels, test vectors, and a test program.
+
+    In the folder, `cmake -B build && cmake --build build && ctest --test-dir build` runs the test on this machine.
+    """
+    check_settings(settings, uses=("transform",))
+    from openneutron.workflow.packages import package_files
+
+    count = int(vectors) if vectors.lstrip("+-").isdigit() else vectors
+    written = package_files(program, output, settings, samples or (), vectors=count, portable=portable)
+    terminal.show(
+        f"{output}: {len(written.files)} files, {written.vectors} test vectors, payload: {written.kind}\n"
+        f"Test it: cd {output} && cmake -B build && cmake --build build && ctest --test-dir build",
+        {"folder": str(output), "files": written.files, "payload": written.kind, "vectors": written.vectors},
     )
 
 

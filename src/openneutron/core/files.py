@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,8 @@ from pathlib import Path
 from openneutron.errors import InputError, OutputError
 
 __all__ = [
-    "check_output", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of", "write_file",
-    "write_files",
+    "check_new_folder", "check_output", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of", "write_file",
+    "write_files", "write_folder",
 ]  # fmt: skip
 
 LONGEST_PREFIX = 100
@@ -140,6 +141,48 @@ def _check_is_no_folder(path: str | os.PathLike[str]) -> None:
     mode = _mode(path, OutputError)
     if mode is not None and stat.S_ISDIR(mode):
         raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raises `OutputError` if `path` cannot become a new folder: it exists and is not an empty folder, or its parent
+    does not exist. Writes nothing.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise OutputError(f"A folder must be given by its path, not by a {type(path).__name__}.")
+    path = Path(path)
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise OutputError(f"Cannot write the folder '{path}': it is not empty. Give another path, or remove it.")
+    elif path.exists():
+        raise OutputError(f"Cannot write the folder '{path}': there is a file of this name. Give another path.")
+    elif not path.absolute().parent.is_dir():
+        raise OutputError(f"Cannot write the folder '{path}': the folder '{path.absolute().parent}' does not exist.")
+
+
+def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
+    """Writes a new folder with these files: first under a temporary name beside it, then renamed.
+
+    Raises `OutputError` if that fails, and where `check_new_folder` raises it; no temporary folder remains then.
+    """
+    check_new_folder(path)
+    path = Path(path).absolute()
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if path.is_dir():
+            path.rmdir()  # it is empty
+        temporary.rename(path)
+    except BaseException as error:  # an interruption leaves no folder behind, either
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        raise OutputError(f"Cannot write the folder '{path}': {_with_remedy(error, path)}") from error
 
 
 def _with_remedy(error: OSError, path: Path) -> str:

@@ -96,10 +96,13 @@ class HostProgram:
     """Whether the program keeps state from one run to the next."""
     outputs: tuple[Any, ...]
 
-    def __init__(self, data: bytes, name: str = "the program", *, leaves: Sequence[Leaf] | None = None) -> None:
+    def __init__(
+        self, data: bytes, name: str = "the program", *, leaves: Sequence[Leaf] | None = None, loads: bool = True
+    ) -> None:
         """Loads the bytes of a `.pte`. Error messages call the program `name`.
 
-        `leaves` give the path of each input in the arguments of `forward`; by default, they are read from the `.pte`.
+        Without `loads`, only its inputs and outputs are read, and it cannot run. `leaves` give the path of each input
+        in the arguments of `forward`; by default, they are read from the `.pte`.
         Raises HostError if the program cannot run on this machine.
         """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
@@ -115,7 +118,7 @@ class HostProgram:
             pte_check.check(data, signature_of, name)
             program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
             self._program = program
-            self._method: Any = program.load_method(METHOD) if has_delegate else None
+            self._method: Any = program.load_method(METHOD) if has_delegate and loads else None
             method = next(method for method in contents.methods if method.name == METHOD)
             self.has_state = method.has_state
             constants = _Constants(program)
@@ -193,8 +196,7 @@ class HostProgram:
         Raises InputError if an input has another shape or dtype than the program's, and HostError if the program fails.
         """
         native = native_module()
-        is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
-        values = inputs if is_flat else self._flatten_arguments(inputs, named)
+        values = self.values_of(*inputs, **named)
         tensors = [
             _to_dim_order(_to_tensor(i, value, info), order)
             if isinstance(info, TensorInfo)
@@ -211,6 +213,11 @@ class HostProgram:
                     raise failure from error
                 raise HostError(f"{self._name} failed: {self._find_cause(tensors) or error}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def values_of(self, *inputs: Any, **named: Any) -> Sequence[Any]:
+        """Returns the value of each input for arguments of `run`. Raises InputError if one is missing or not known."""
+        is_flat = not named and len(inputs) == len(self.inputs) and not any(map(_is_nested, inputs))
+        return inputs if is_flat else self._flatten_arguments(inputs, named)
 
     def _flatten_arguments(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         """Returns a value for each input, from arguments of `forward` by position and by name, or from tensors only."""

@@ -16,8 +16,8 @@ from openneutron.settings.values import checked_value
 from openneutron.targets import is_board_file
 
 __all__ = [
-    "RECOVER", "SECTIONS", "BuildSettings", "DataSettings", "Field", "LowerSettings", "ModelSettings",
-    "QuantizeSettings", "Settings", "fields_of", "names",
+    "ARRAY_FORMS", "RECOVER", "SECTIONS", "BuildSettings", "DataSettings", "Field", "LowerSettings", "ModelSettings",
+    "PackageSettings", "QuantizeSettings", "Settings", "fields_of", "names",
 ]  # fmt: skip
 
 RECOVER = ("auto", "fast", "best", "none")
@@ -25,6 +25,7 @@ GRANULARITIES = ("per_tensor", "per_channel")
 LIBRARIES = ("timm:", "torchvision:")
 """The beginnings of names in packages of models."""
 PAYLOADS = ("auto", "portable", "device")
+ARRAY_FORMS = ("auto", "c", "incbin")
 
 
 def setting(
@@ -202,13 +203,24 @@ class BuildSettings:
     )
 
 
-Section = ModelSettings | DataSettings | QuantizeSettings | LowerSettings | BuildSettings
+@dataclass(frozen=True)
+class PackageSettings:
+    """The options of `package`, under their own names."""
+
+    name: str = setting("The prefix of files, macros and functions, an identifier of C.", "model", metavar="NAME")
+    section: str | None = setting("The section of the linker script for the program, such as .flash_model.")
+    array: str = setting("The form of the program's array; auto is incbin for large ones.", "auto", choices=ARRAY_FORMS)
+    tolerance: float = setting("The difference of outputs that the test on the board allows, in LSBs.", 1.0)
+
+
+Section = ModelSettings | DataSettings | QuantizeSettings | LowerSettings | BuildSettings | PackageSettings
 SECTIONS: Mapping[str, type[Section]] = {
     "model": ModelSettings,
     "data": DataSettings,
     "quantize": QuantizeSettings,
     "lower": LowerSettings,
     "build": BuildSettings,
+    "package": PackageSettings,
 }
 """The tables of `openneutron.toml`, by name."""
 
@@ -269,6 +281,7 @@ class Settings:
     quantize: QuantizeSettings = QuantizeSettings()
     lower: LowerSettings = LowerSettings()
     build: BuildSettings = BuildSettings()
+    package: PackageSettings = PackageSettings()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:

@@ -28,7 +28,7 @@ from openneutron.vendor.sdk import (
 
 __all__ = [
     "CompiledProgram", "DevicePayload", "compile_payloads", "compile_program", "converter_flags", "device_payload",
-    "kernel_selection_of", "kernel_selection_path", "options_of",
+    "etrecord_path", "kernel_selection_of", "kernel_selection_path", "options_of",
 ]  # fmt: skip
 
 BACKEND = "NeutronBackend"
@@ -76,6 +76,11 @@ def kernel_selection_path(program: Path) -> Path:
     uses.
     """
     return program.with_name(f"{program.stem}_kernel_selection.c")
+
+
+def etrecord_path(program: Path) -> Path:
+    """Returns the path of a program's ETRecord: in the same folder."""
+    return program.with_name(f"{program.stem}_etrecord.bin")
 
 
 def converter_flags(options: CompileOptions) -> dict[str, Any]:

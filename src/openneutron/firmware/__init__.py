@@ -1,0 +1,5 @@
+"""Packages of programs for firmware: sources, memory, test vectors, and a test that builds on this machine."""
+
+from openneutron.firmware.packaging import Package, package
+
+__all__ = ["Package", "package"]

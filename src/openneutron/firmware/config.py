@@ -1,0 +1,106 @@
+"""Writes `model_config.h`: sizes of memory, inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from openneutron.firmware.ports import Port
+from openneutron.firmware.templates import filled
+from openneutron.runtime.memory import CONTEXT_FUNCTION
+
+__all__ = ["Pools", "c_float", "config_header"]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Bytes of memory that a program needs. A pair holds those of this host and those of a 32-bit processor."""
+
+    planned: tuple[int, ...]
+    """Bytes of each planned buffer."""
+    method: tuple[int, int]
+    """Bytes that loading the program takes from the method allocator."""
+    temporary: tuple[int, int]
+    """Bytes that an instruction takes at most from the temporary allocator."""
+    delegates: int = 0
+    """The number of NPU delegates, each of which has a context of the driver."""
+    unknown: tuple[str, ...] = ()
+    """What the temporary allocator provides on the board besides, of unknown size."""
+
+
+def config_header(title: str, name: str, pools: Pools, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
+    """Returns the text of the header."""
+    upper = name.upper()
+    tensors = [f"#define {upper}_INPUTS {len(inputs)}", f"#define {upper}_OUTPUTS {len(outputs)}", ""]
+    for kind, ports in (("INPUT", inputs), ("OUTPUT", outputs)):
+        for index, port in enumerate(ports):
+            tensors += [*_tensor(f"{upper}_{kind}_{index}", kind.lower(), index, port), ""]
+    return filled(
+        "model_config.h",
+        title=title,
+        NAME=upper,
+        pools="\n".join(_pools(upper, pools)),
+        tensors="\n".join(tensors).rstrip(),
+    )
+
+
+def c_float(value: float) -> str:
+    """Returns the float32 nearest to the value, as a literal of C that is read back without error."""
+    import numpy as np
+
+    text = str(np.float32(value))
+    return f"{text}f" if any(mark in text for mark in ".en") else f"{text}.0f"
+
+
+def _pools(upper: str, pools: Pools) -> Iterator[str]:
+    yield "/* The planned buffers: memory of tensors, at any address that is a multiple of 16. */"
+    yield f"#define {upper}_PLANNED_BUFFERS {len(pools.planned)}"
+    for index, size in enumerate(pools.planned):
+        yield from _guarded(f"{upper}_PLANNED_{index}_BYTES", f"{size}u")
+    yield ""
+    host, target = (f"{one}u" for one in pools.method)
+    if pools.delegates:
+        yield "/* The context of NXP's driver, for each delegate. Where NeutronBackend.cpp is compiled with"
+        yield f"   NO_HEAP_USAGE=1, set it to the result of {CONTEXT_FUNCTION}(); otherwise the driver takes it from the heap. */"
+        yield from _guarded(f"{upper}_DELEGATE_CONTEXT_BYTES", "0u")
+        yield ""
+        target = f"({target} + {pools.delegates}u * {upper}_DELEGATE_CONTEXT_BYTES)"
+    yield "/* The method allocator, used when the program is loaded, and the temporary allocator, used in a run. */"
+    yield "#if UINTPTR_MAX > 0xFFFFFFFFu /* a 64-bit host, measured */"
+    yield from _guarded(f"{upper}_METHOD_POOL_BYTES", host)
+    yield from _guarded(f"{upper}_TEMPORARY_POOL_BYTES", f"{pools.temporary[0]}u")
+    yield "#else /* a 32-bit processor, computed */"
+    if pools.unknown:
+        yield f"/* Unknown until the program is compiled for the NPU, and not counted: {', '.join(pools.unknown)}. */"
+    yield from _guarded(f"{upper}_METHOD_POOL_BYTES", target)
+    yield from _guarded(f"{upper}_TEMPORARY_POOL_BYTES", f"{pools.temporary[1]}u")
+    yield "#endif"
+
+
+def _guarded(macro: str, value: str) -> Iterator[str]:
+    yield from (f"#ifndef {macro}", f"#define {macro} {value}", "#endif")
+
+
+def _tensor(macro: str, kind: str, index: int, port: Port) -> Iterator[str]:
+    if port.dtype is None:
+        yield f"/* {kind} {index}, '{_plain(port.name)}', is not a tensor: {_plain(repr(port.constant))} */"
+        return
+    last = ", channels last" if port.is_channels_last else ""
+    shape = "x".join(map(str, port.shape)) or "scalar"
+    yield f"/* {kind} {index}, '{_plain(port.name)}': {port.dtype} {shape}{last} */"
+    yield f'#define {macro}_NAME "{_plain(port.name)}"'
+    yield f"#define {macro}_TYPE {port.c_type}"
+    yield f"#define {macro}_RANK {len(port.shape)}"
+    if port.shape:
+        yield f"#define {macro}_SHAPE {{{', '.join(map(str, port.shape))}}}"
+        yield f"#define {macro}_DIM_ORDER {{{', '.join(map(str, port.dim_order))}}}"
+    yield f"#define {macro}_ELEMENTS {port.elements}u"
+    yield f"#define {macro}_BYTES {port.bytes}u"
+    if port.scale is not None:
+        yield f"#define {macro}_SCALE {c_float(port.scale)}"
+        yield f"#define {macro}_ZERO_POINT {port.zero_point}"
+
+
+def _plain(text: str) -> str:
+    """Returns text that can be in a comment and in a string literal."""
+    return "".join(char if char.isascii() and char.isprintable() and char not in '"\\*?' else "_" for char in text)

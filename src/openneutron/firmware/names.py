@@ -1,0 +1,43 @@
+"""Checks the name of a package, which becomes a prefix of identifiers in C and C++."""
+
+from __future__ import annotations
+
+import re
+
+from openneutron.errors import OptionError
+
+__all__ = ["check_name"]
+
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_LONGEST = 63  # characters of an identifier that a C11 compiler distinguishes (5.2.4.1)
+_OWN_FILES = frozenset({"main", "test_vectors", "host_backend", "manifest", "kernels", "etrecord"})
+_KEYWORDS = frozenset({
+    "alignas", "alignof", "and", "and_eq", "asm", "atomic", "auto", "bitand", "bitor", "bool", "break", "case",
+    "catch", "char", "char16_t", "char32_t", "char8_t", "class", "compl", "complex", "concept", "const",
+    "const_cast", "consteval", "constexpr", "constinit", "continue", "co_await", "co_return", "co_yield",
+    "decltype", "default", "defined", "delete", "do", "double", "dynamic_cast", "else", "enum", "explicit",
+    "export", "extern", "false", "final", "float", "for", "friend", "goto", "if", "imaginary", "import", "inline",
+    "int", "long", "module", "mutable", "namespace", "new", "noexcept", "not", "not_eq", "nullptr", "operator",
+    "or", "or_eq", "override", "private", "protected", "public", "register", "reinterpret_cast", "requires",
+    "restrict", "return", "short", "signed", "sizeof", "static", "static_assert", "static_cast", "struct",
+    "switch", "template", "this", "thread_local", "throw", "true", "try", "typedef", "typeid", "typename",
+    "typeof", "union", "unsigned", "using", "virtual", "void", "volatile", "wchar_t", "while", "xor", "xor_eq",
+})  # fmt: skip
+"""Keywords of C11, C17, C++17 and C++20, and names with a meaning in some places."""
+
+
+def check_name(name: object) -> str:
+    """Returns the name. Raises `OptionError` if it cannot be a prefix of identifiers and a name of files."""
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or "__" in name:
+        raise OptionError(
+            f"The name of a package must be an identifier of C, and {name!r} is none: letters, digits and single "
+            "underscores, with a letter first."
+        )
+    if name in _KEYWORDS:
+        raise OptionError(f"'{name}' is a keyword of C or C++. Give the package another name, such as '{name}_model'.")
+    if name in _OWN_FILES or len(name) > _LONGEST - 32:
+        raise OptionError(
+            f"'{name}' cannot be the name of a package: it is longer than {_LONGEST - 32} characters, or a file of the "
+            f"package has this name. Give another name, such as '{name[:20]}_model'."
+        )
+    return name

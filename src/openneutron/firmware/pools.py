@@ -1,0 +1,22 @@
+"""The memory that a program needs, for `model_config.h`."""
+
+from __future__ import annotations
+
+from openneutron.firmware.config import Pools
+from openneutron.runtime.memory import measure, memory_of
+
+__all__ = ["pools_of"]
+
+
+def pools_of(program: bytes, portable: bytes | None) -> Pools:
+    """Returns the memory of a program. `portable` is what this machine runs of it; None if it runs nothing."""
+    memory = memory_of(program, measured=None if portable is None else measure(portable))
+    return Pools(
+        planned=tuple(buffer.bytes for buffer in memory.planned),
+        method=(memory.host.method.pool_bytes, memory.device.method.pool_bytes),
+        temporary=(memory.host.temporary.pool_bytes, memory.device.temporary.pool_bytes),
+        delegates=len(memory.delegates),
+        unknown=tuple(
+            dict.fromkeys(name for pool in (memory.device.method, memory.device.temporary) for name in pool.unknown)
+        ),
+    )

@@ -1,0 +1,275 @@
+// Runs the program "@name@" on its test vectors and compares the outputs. Needs no operating system and no heap of its own.
+// Returns 0 if all outputs agree.
+#include "@name@.h"
+#include "@name@_config.h"
+#include "test_vectors.h"
+
+#include <executorch/extension/data_loader/buffer_data_loader.h>
+#include <executorch/runtime/executor/program.h>
+#include <executorch/runtime/platform/runtime.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+
+#ifdef OPENNEUTRON_HOST
+#include "host_backend.h"
+
+#include <chrono>
+#endif
+
+namespace et = executorch::runtime;
+using executorch::aten::ScalarType;
+using executorch::aten::Tensor;
+using executorch::aten::TensorImpl;
+
+// The section of the pools, such as -D@NAME@_POOL_SECTION='".sram"'.
+#ifdef @NAME@_POOL_SECTION
+#define POOL alignas(16) __attribute__((section(@NAME@_POOL_SECTION))) uint8_t
+#else
+#define POOL alignas(16) uint8_t
+#endif
+
+// Print each output as text, for `openneutron validate --against`.
+#ifndef @NAME@_PRINT_OUTPUTS
+#define @NAME@_PRINT_OUTPUTS 1
+#endif
+
+#ifdef @NAME@_PORTABLE_BYTES  // by CMakeLists.txt: a host runs the portable program instead of the microcode
+extern "C" const uint8_t @name@_portable_pte[@NAME@_PORTABLE_BYTES];
+#define PROGRAM @name@_portable_pte
+#else
+#define PROGRAM @name@_pte
+#endif
+
+namespace {
+
+POOL method_pool[@NAME@_METHOD_POOL_BYTES];
+POOL temporary_pool[@NAME@_TEMPORARY_POOL_BYTES ? @NAME@_TEMPORARY_POOL_BYTES : 1];
+@planned_pools@
+const @name@_port inputs[] = @NAME@_INPUT_PORTS;
+const @name@_port outputs[] = @NAME@_OUTPUT_PORTS;
+
+// Remembers the peak, and whether a request did not fit.
+class Pool final : public et::MemoryAllocator {
+ public:
+  Pool(uint8_t* begin, uint32_t bytes) : MemoryAllocator(bytes, begin) {}
+  void* allocate(size_t bytes, size_t alignment = kDefaultAlignment) override {
+    void* const found = MemoryAllocator::allocate(bytes, alignment);
+    is_full = is_full || found == nullptr;
+    peak = used_size() > peak ? used_size() : peak;
+    return found;
+  }
+  size_t peak = 0;
+  bool is_full = false;
+};
+
+#ifdef OPENNEUTRON_HOST
+constexpr const char* kTimeUnit = "ns";
+void start_clock() {}
+uint32_t read_clock() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+#elif defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
+// The cycle counter of Cortex-M (DWT->CYCCNT). Replace these functions for another timer.
+constexpr const char* kTimeUnit = "cycles";
+volatile uint32_t& at(uintptr_t address) {
+  return *reinterpret_cast<volatile uint32_t*>(address);
+}
+void start_clock() {
+  at(0xE000EDFC) = at(0xE000EDFC) | 1u << 24;  // DEMCR.TRCENA
+  at(0xE0001004) = 0;                          // DWT->CYCCNT
+  at(0xE0001000) = at(0xE0001000) | 1u;        // DWT->CTRL.CYCCNTENA
+}
+uint32_t read_clock() {
+  return at(0xE0001004);
+}
+#else
+constexpr const char* kTimeUnit = "ticks";
+void start_clock() {}
+uint32_t read_clock() {
+  return 0;
+}
+#endif
+
+int fail(const char* what, et::Error error) {
+  std::printf("FAIL: %s (ExecuTorch error 0x%x)\n", what, static_cast<unsigned>(error));
+  return 1;
+}
+
+int too_small(const char* macro, unsigned long bytes) {
+  std::printf("FAIL: %s is %lu, which is too small for this program\n", macro, bytes);
+  return 1;
+}
+
+// The difference of an element, in steps of the port's scale.
+template <typename T>
+double difference(const uint8_t* found, const uint8_t* expected, size_t index, float step) {
+  T a, b;
+  std::memcpy(&a, found + index * sizeof(T), sizeof(T));
+  std::memcpy(&b, expected + index * sizeof(T), sizeof(T));
+  if (std::memcmp(&a, &b, sizeof(T)) == 0) {
+    return 0;
+  }
+  const double steps = std::fabs(static_cast<double>(a) - static_cast<double>(b)) / (step > 0 ? step : 1);
+  return step > 0 && steps == steps ? steps : HUGE_VAL;  // NaN differs from all numbers
+}
+
+double difference(const @name@_port& port, const uint8_t* found, const uint8_t* expected, size_t index) {
+  switch (static_cast<ScalarType>(port.dtype)) {
+    case ScalarType::Char:
+      return difference<int8_t>(found, expected, index, port.step);
+    case ScalarType::Short:
+      return difference<int16_t>(found, expected, index, port.step);
+    case ScalarType::Int:
+      return difference<int32_t>(found, expected, index, port.step);
+    case ScalarType::Long:
+      return difference<int64_t>(found, expected, index, port.step);
+    case ScalarType::Float:
+      return difference<float>(found, expected, index, port.step);
+    case ScalarType::Double:
+      return difference<double>(found, expected, index, port.step);
+    default:  // uint8, bool
+      return difference<uint8_t>(found, expected, index, port.step);
+  }
+}
+
+bool set_input(et::Method& method, const @name@_port& port, const uint8_t* vector, size_t index) {
+  if (port.kind != 0) {
+    const et::EValue value = port.kind == 1 ? et::EValue(static_cast<int64_t>(port.constant))
+        : port.kind == 2                    ? et::EValue(port.constant)
+        : port.kind == 3                    ? et::EValue(port.constant != 0)
+                                            : et::EValue();
+    return method.set_input(value, index) == et::Error::Ok;
+  }
+  int32_t shape[@rank@];
+  uint8_t dim_order[@rank@];
+  int32_t strides[@rank@];
+  std::memcpy(shape, port.shape, sizeof shape);
+  std::memcpy(dim_order, port.dim_order, sizeof dim_order);
+  int32_t stride = 1;
+  for (int i = port.rank - 1; i >= 0; --i) {
+    strides[dim_order[i]] = stride;
+    stride *= shape[dim_order[i]] > 0 ? shape[dim_order[i]] : 1;
+  }
+  auto* const data = const_cast<uint8_t*>(vector + port.offset);  // the runtime only reads it
+  TensorImpl tensor(static_cast<ScalarType>(port.dtype), port.rank, shape, data, dim_order, strides);
+  return method.set_input(et::EValue(Tensor(&tensor)), index) == et::Error::Ok;
+}
+
+void print_output(size_t vector, size_t output, const uint8_t* bytes, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    if (i % 32 == 0) {
+      std::printf("%sOUTPUT %u %u %u ", i == 0 ? "" : "\n", static_cast<unsigned>(vector),
+                  static_cast<unsigned>(output), static_cast<unsigned>(i));
+    }
+    std::printf("%02x", bytes[i]);
+  }
+  std::printf("\n");
+}
+
+// Compares the outputs of one vector. Returns the largest difference in LSBs.
+double compare(et::Method& method, const uint8_t* vector, size_t number) {
+  double largest = 0;
+  for (size_t i = 0; i < @NAME@_OUTPUTS; ++i) {
+    const @name@_port& port = outputs[i];
+    const et::EValue& value = method.get_output(i);
+    if (port.kind != 0) {
+      continue;
+    }
+    if (!value.isTensor() || value.toTensor().nbytes() != port.bytes) {
+      std::printf("output %u is not a tensor of %u bytes\n", static_cast<unsigned>(i), static_cast<unsigned>(port.bytes));
+      return HUGE_VAL;
+    }
+    const auto* const found = static_cast<const uint8_t*>(value.toTensor().const_data_ptr());
+    if (@NAME@_PRINT_OUTPUTS) {
+      print_output(number, i, found, port.bytes);
+    }
+    const size_t elements = static_cast<size_t>(value.toTensor().numel());
+    for (size_t element = 0; element < elements; ++element) {
+      const double steps = difference(port, found, vector + port.offset, element);
+      if (steps > @NAME@_TOLERANCE_LSB && steps > largest) {
+        std::printf("vector %u, output %u, element %u differs by %g LSB\n", static_cast<unsigned>(number),
+                    static_cast<unsigned>(i), static_cast<unsigned>(element), steps);
+      }
+      largest = steps > largest ? steps : largest;
+    }
+  }
+  return largest;
+}
+
+int run() {
+  executorch::extension::BufferDataLoader loader(PROGRAM, sizeof PROGRAM);
+  auto program = et::Program::load(&loader);
+  if (!program.ok()) {
+    return fail("the program cannot be read", program.error());
+  }
+  const auto meta = program->method_meta("forward");
+  if (!meta.ok()) {
+    return fail("the program has no method 'forward'", meta.error());
+  }
+@planned_checks@
+  Pool method_memory(method_pool, @NAME@_METHOD_POOL_BYTES);
+  Pool temporary_memory(temporary_pool, @NAME@_TEMPORARY_POOL_BYTES);
+@planned_memory@
+  et::MemoryManager memory(&method_memory, &planned_memory, &temporary_memory);
+  auto method = program->load_method("forward", &memory);
+  if (!method.ok()) {
+    return method_memory.is_full ? too_small("@NAME@_METHOD_POOL_BYTES", @NAME@_METHOD_POOL_BYTES)
+                                 : fail("the program cannot be loaded", method.error());
+  }
+@given_outputs@
+  double largest = 0;
+  for (size_t number = 0; number < @NAME@_VECTORS; ++number) {
+    const uint8_t* const vector = @name@_vectors + number * @NAME@_VECTOR_BYTES;
+    for (size_t i = 0; i < @NAME@_INPUTS; ++i) {
+      if (!set_input(*method, inputs[i], vector, i)) {
+        std::printf("FAIL: the program does not take input %u\n", static_cast<unsigned>(i));
+        return 1;
+      }
+    }
+    const uint32_t start = read_clock();
+    const et::Error error = method->execute();
+    const uint32_t end = read_clock();
+    if (temporary_memory.is_full) {
+      return too_small("@NAME@_TEMPORARY_POOL_BYTES", @NAME@_TEMPORARY_POOL_BYTES);
+    }
+    if (error != et::Error::Ok) {
+      return fail("a run failed", error);
+    }
+    const double steps = compare(*method, vector, number);
+    largest = steps > largest ? steps : largest;
+    std::printf("vector %u: %lu %s, largest difference %g LSB\n", static_cast<unsigned>(number),
+                static_cast<unsigned long>(end - start), kTimeUnit, steps);
+  }
+  std::printf("method pool: %u of %u bytes used; temporary pool: %u of %u\n", static_cast<unsigned>(method_memory.peak),
+              static_cast<unsigned>(@NAME@_METHOD_POOL_BYTES), static_cast<unsigned>(temporary_memory.peak),
+              static_cast<unsigned>(@NAME@_TEMPORARY_POOL_BYTES));
+  const bool passed = largest <= @NAME@_TOLERANCE_LSB;
+  std::printf("%s: @name@, %d vectors, largest difference %g LSB, allowed %g LSB\n", passed ? "PASS" : "FAIL",
+              @NAME@_VECTORS, largest, static_cast<double>(@NAME@_TOLERANCE_LSB));
+  return passed ? 0 : 1;
+}
+
+}  // namespace
+
+int main() {
+  et::runtime_init();
+  start_clock();
+#if defined(OPENNEUTRON_HOST) && @NAME@_PAYLOAD == 2 && !defined(@NAME@_PORTABLE_BYTES)
+  std::printf("SKIP: the delegates of this program hold microcode, which only the board runs\n");
+  return 77;
+#endif
+  if (@NAME@_PAYLOAD == 1) {
+    std::printf("The delegates of this program hold TFLite models, not microcode: only a host runs it. "
+                "README.md says how to compile it for the NPU.\n");
+  }
+#ifdef OPENNEUTRON_HOST
+  if (!start_host_backend()) {
+    return 1;
+  }
+#endif
+  return run();
+}

@@ -1,0 +1,69 @@
+"""Packages of programs for firmware, from files and settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from openneutron.core.files import read_file
+from openneutron.data import inputs_of_files
+from openneutron.firmware import Package, package
+from openneutron.runtime import load
+from openneutron.settings import Settings
+from openneutron.vendor.device import etrecord_path, kernel_selection_path
+from openneutron.workflow.folders import BuildFolder
+from openneutron.workflow.from_settings import transform_from
+
+__all__ = ["package_files"]
+
+
+def package_files(
+    program: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    settings: Settings,
+    samples: Sequence[str | os.PathLike[str]] = (),
+    *,
+    vectors: str | os.PathLike[str] | int = 3,
+    portable: str | os.PathLike[str] | None = None,
+) -> Package:
+    """Writes the package of a program, or of the program in the folder of a build.
+
+    `samples` are files or folders of inputs for the test vectors, as `openneutron run` takes them, and read with the
+    transform of the settings. `portable` is the portable program from which a device program was compiled. The kernel
+    selection and the ETRecord beside the program are packaged, too.
+
+    Raises the errors of `openneutron.firmware.package`, `inputs_of_files` and `load`.
+    """
+    build = BuildFolder.of(Path(program))
+    source = None if portable is None else read_file(portable)
+    return package(
+        read_file(build.program),
+        folder,
+        name=settings.package.name,
+        samples=_samples(source or read_file(build.program), samples, settings) if samples else None,
+        vectors=vectors,
+        tolerance=settings.package.tolerance,
+        section=settings.package.section,
+        array=settings.package.array,
+        portable=source,
+        kernel_selection=_text(kernel_selection_path(build.program)),
+        etrecord=_bytes(etrecord_path(build.program)),
+        recipe=None if build.summary_file is None else dict(build.summary().recipe),
+    )
+
+
+def _samples(program: bytes, files: Sequence[str | os.PathLike[str]], settings: Settings) -> list[Any]:
+    host = load(program)
+    names = None if host.leaves is None else [leaf.name for leaf in host.leaves]
+    return [run.inputs for run in inputs_of_files(files, host.inputs, transform_from(settings), names)]
+
+
+def _bytes(path: Path) -> bytes | None:
+    return read_file(path) if path.is_file() else None
+
+
+def _text(path: Path) -> str | None:
+    data = _bytes(path)
+    return None if data is None else data.decode()
