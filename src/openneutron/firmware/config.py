@@ -61,7 +61,7 @@ def _pools(upper: str, pools: Pools) -> Iterator[str]:
     host, target = (f"{one}u" for one in pools.method)
     if pools.delegates:
         yield "/* The context of NXP's driver, for each delegate. Where NeutronBackend.cpp is compiled with"
-        yield f"   NO_HEAP_USAGE=1, set it to the result of {CONTEXT_FUNCTION}(); otherwise the driver takes it from the heap. */"
+        yield f"   NO_HEAP_USAGE=1, set it to what {CONTEXT_FUNCTION}() returns; otherwise the driver uses the heap. */"
         yield from _guarded(f"{upper}_DELEGATE_CONTEXT_BYTES", "0u")
         yield ""
         target = f"({target} + {pools.delegates}u * {upper}_DELEGATE_CONTEXT_BYTES)"
