@@ -98,6 +98,7 @@ SCHEMAS: dict[str, Schema] = {
     "targets": an_object({
         "targets": a_list(schema_of(NeutronTarget)), "boards": a_list(schema_of(Board)), "converters": a_list(TEXT),
     }),
+    "package": an_object({"folder": TEXT, "files": a_list(TEXT), "payload": TEXT, "vectors": NUMBER}),
     "compile": an_object({"file": TEXT, "bytes": NUMBER, "device_payloads": NUMBER}),
     "doctor": an_object({"passed": TRUTH, "report": TEXT}),
     "init": an_object({"file": TEXT}),

@@ -1,0 +1,108 @@
+"""Packages built on this machine with CMake: their outputs equal those of `run`, in pools of exactly their sizes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.firmware_models import PROGRAMS, program
+
+_LIBRARY = Path(sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("LDLIBRARY") or "missing")
+_MISSING = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+pytestmark = [
+    pytest.mark.skipif(bool(_MISSING), reason=f"needs {' and '.join(_MISSING)}"),
+    pytest.mark.skipif(not _LIBRARY.exists(), reason="needs Python's library, to start Python in a program"),
+]
+
+SMALL = {"method": "METHOD_POOL_BYTES", "planned": "PLANNED_0_BYTES"}
+"""Pools that the variants of the program "floats" have 16 bytes less of."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Packages in one CMake project, which is configured once."""
+
+    folder: Path
+
+    def run(self, name: str) -> tuple[int, str]:
+        """Builds and runs the test of a package. Returns its exit code and what it prints."""
+        target = f"{name}_test"
+        built = subprocess.run(
+            ["cmake", "--build", "build", "--target", target],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert built.returncode == 0, built.stdout + built.stderr
+        ran = subprocess.run([self.folder / "build" / name / target], capture_output=True, text=True, check=False)
+        return ran.returncode, ran.stdout
+
+    def header(self, name: str) -> str:
+        return (self.folder / name / f"{name}_config.h").read_text()
+
+
+def _selected(request: pytest.FixtureRequest) -> list[str]:
+    """Returns the names of the packages that the selected tests use."""
+    used = [item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")]
+    return [name for name in PROGRAMS if name in used]
+
+
+@pytest.fixture(scope="session")
+def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    folder = tmp_path_factory.mktemp("firmware")
+    lines = ["cmake_minimum_required(VERSION 3.22)", "project(all C CXX ASM)", "enable_testing()"]
+    for name in _selected(request):
+        array = "incbin" if name == "two" else "auto"
+        program(name).package(folder / name, name=name, array=array)
+        lines.append(f"add_subdirectory({name})")
+    for pool, macro in SMALL.items():
+        name = f"small_{pool}"
+        program("floats").package(folder / name, name=name)
+        text = (folder / name / f"{name}_config.h").read_text()
+        found = re.search(rf"{macro} (\d+)u", text)
+        assert found is not None
+        lines.append(f"add_subdirectory({name})")
+        bytes_left = int(found[1]) - 16
+        lines.append(f"target_compile_definitions({name}_test PRIVATE {name.upper()}_{macro}={bytes_left}u)")
+    (folder / "CMakeLists.txt").write_text("\n".join(lines) + "\n")
+    command = ["cmake", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug"]
+    made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return Tree(folder)
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_outputs_equal_those_of_the_host_bit_for_bit(tree: Tree, name: str) -> None:
+    code, text = tree.run(name)
+    assert code == 0, text
+    lines = text.splitlines()
+    assert lines[0].startswith("The delegates of this program hold TFLite models, not microcode")
+    assert lines[-1] == f"PASS: {name}, 3 vectors, largest difference 0 LSB, allowed 1 LSB"
+    used, size = map(int, re.findall(r"method pool: (\d+) of (\d+)", text)[0])
+    assert size - 16 < used <= size
+
+
+@pytest.mark.parametrize("pool", sorted(SMALL))
+def test_a_pool_that_is_one_granule_smaller_is_named(tree: Tree, pool: str) -> None:
+    code, text = tree.run(f"small_{pool}")
+    assert code == 1
+    assert re.search(rf"FAIL: SMALL_{pool.upper()}_{SMALL[pool]} is \d+, which is too small", text), text
+
+
+def test_ctest_runs_the_test(tree: Tree) -> None:
+    tree.run("small_method")
+    found = subprocess.run(
+        ["ctest", "--test-dir", "build", "-R", "^small_method$"],
+        cwd=tree.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode != 0
+    assert "0% tests passed" in found.stdout

@@ -1,0 +1,240 @@
+"""The files of a package, and wrong input: typed errors that leave nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.firmware_models import IMAGE, PROGRAMS, program
+
+from openneutron.core import files as core_files
+from openneutron.errors import FormatError, InputError, OptionError, OutputError
+from openneutron.firmware import package
+from openneutron.formats import pte
+from openneutron.formats.bundled import BundledTensor, bundle
+
+NAMES = {
+    "CMakeLists.txt", "README.md", "host_backend.cpp", "host_backend.h", "kernels.cmake", "kernels.yaml", "main.cpp",
+    "manifest.json", "net.bpte", "net.c", "net.h", "net.pte", "net_config.h", "net_io.h", "python.cmake",
+    "test_vectors.bin", "test_vectors.c", "test_vectors.h",
+}  # fmt: skip
+
+
+def test_a_package_holds_the_program_and_describes_it(tmp_path: Path) -> None:
+    found = program("int8").package(tmp_path / "firmware", name="net", section=".flash")
+    folder = found.folder
+    assert set(found.files) == NAMES == {path.name for path in folder.iterdir()}
+    assert (found.kind, found.vectors) == ("portable", 3)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["inputs"][0]["dim_order"] == [0, 2, 3, 1]
+    assert manifest["inputs"][0]["scale"] == program("int8").inputs[0].scale
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    data = program("int8").buffer
+    assert (folder / "net.pte").read_bytes() == data
+    source = (folder / "net.c").read_text()
+    numbers = source[source.rindex("{") + 1 : source.rindex("}")].replace("\n", "").rstrip(",").split(",")
+    assert bytes(map(int, numbers)) == data
+    assert '#define NET_SECTION ".flash"' in source
+    assert hashlib.sha256(data).hexdigest() in (folder / "net.h").read_text()
+    left = [name for name in NAMES if re.search(rb"@\w+@", (folder / name).read_bytes()) and name != "net.pte"]
+    assert not left  # every place of the templates is filled
+
+
+def test_equal_programs_give_equal_packages(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        program("int8").package(tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_memory_is_that_of_the_program(tmp_path: Path) -> None:
+    found = program("floats").package(tmp_path / "firmware")
+    text = (found.folder / "model_config.h").read_text()
+    memory = program("floats").memory
+    host, device = re.findall(r"define MODEL_METHOD_POOL_BYTES \(?(\d+)u", text)
+    assert (int(host), int(device)) == (memory.host.method.pool_bytes, memory.device.method.pool_bytes)
+    assert re.findall(r"define MODEL_PLANNED_\d_BYTES (\d+)u", text) == [str(one.bytes) for one in memory.planned]
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_kernels_are_those_of_executorchs_own_tool(name: str, tmp_path: Path) -> None:
+    from executorch.codegen.tools import gen_oplist
+
+    found = program(name).package(tmp_path / "firmware")
+    gen_oplist.gen_oplist(tmp_path / "selected.yaml", model_file_path=str(found.folder / "model.pte"))
+    expected = (tmp_path / "selected.yaml").read_text().replace(str(found.folder / "model.pte"), "model.pte")
+    ours = (found.folder / "kernels.yaml").read_text()
+    # The tool writes keys in any order, and long ones on two lines.
+    assert sorted(set(ours.split())) == sorted(set(expected.split()))
+    cmake = (found.folder / "kernels.cmake").read_text()
+    operators = {call.name for call in pte.read(program(name).buffer).methods[0].calls if hasattr(call, "name")}
+    assert all(f'"{operator}"' in cmake for operator in operators)
+
+
+def test_a_bundled_program_is_read_by_executorch() -> None:
+    from executorch.devtools.bundled_program.serialize import deserialize_from_flatbuffer_to_bundled_program
+
+    tensor = BundledTensor(6, (1, 2), (0, 1), np.array([1, 2], np.float32).tobytes())
+    data = bundle(b"program", "forward", [([tensor, 3, 2.5, True], [tensor])] * 2)
+    found = deserialize_from_flatbuffer_to_bundled_program(data)
+    assert (found.program, found.version) == (b"program", 2)
+    suite = found.method_test_suites[0]
+    assert (suite.method_name, len(suite.test_cases)) == ("forward", 2)
+    values = [value.val for value in suite.test_cases[1].inputs]
+    assert (values[0].sizes, values[0].data, values[0].dim_order) == ([1, 2], tensor.data, [0, 1])
+    assert (values[1].int_val, values[2].double_val, values[3].bool_val) == (3, 2.5, True)
+
+
+def test_outputs_that_a_bundle_cannot_hold_give_none(tmp_path: Path) -> None:
+    found = program("nothing").package(tmp_path / "firmware")
+    assert "model.bpte" not in found.files
+
+
+def test_large_arrays_are_assembler_source(tmp_path: Path) -> None:
+    found = program("int8").package(tmp_path / "firmware", array="incbin")
+    assert {"model.S", "test_vectors.S"} < set(found.files)
+    assert '.incbin "model.pte"' in (found.folder / "model.S").read_text()
+    assert "LANGUAGES C CXX ASM" in (found.folder / "CMakeLists.txt").read_text()
+
+
+def test_samples_are_quantized_and_run_in_order(tmp_path: Path) -> None:
+    net = program("int8")
+    samples = [torch.randn(IMAGE).to(memory_format=torch.channels_last) for _ in range(2)]
+    found = net.package(tmp_path / "firmware", samples=samples)
+    data = np.frombuffer((found.folder / "test_vectors.bin").read_bytes(), np.int8).reshape(2, -1)
+    for row, sample in zip(data, samples, strict=True):
+        codes = net.inputs[0].quantize(sample)
+        assert row[:144].tolist() == codes.permute(0, 2, 3, 1).reshape(-1).tolist()
+        assert row[144:151].tolist() == net.run(codes).reshape(-1).tolist()
+
+
+def test_vectors_are_read_from_a_file(tmp_path: Path) -> None:
+    arrays = {"input0": np.zeros((2, *IMAGE), np.int8), "output0": np.full((2, 1, 7), 5, np.int8)}
+    np.savez(tmp_path / "vectors.npz", **arrays)
+    found = program("int8").package(tmp_path / "firmware", vectors=tmp_path / "vectors.npz")
+    assert found.vectors == 2
+    data = (found.folder / "test_vectors.bin").read_bytes()
+    assert data == (bytes(144) + bytes([5] * 7) + bytes(9)) * 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"input0": np.zeros((2, *IMAGE), np.int8)}, "lack the array 'output0'"),
+        ({"input0": np.zeros((2, 1), np.int8), "output0": np.zeros((2, 1, 7), np.int8)}, "'input0' has shape"),
+        ({"input0": np.zeros((2, *IMAGE)), "output0": np.zeros((2, 1, 7), np.int8)}, "dtype float64"),
+        ({"input0": np.zeros((2, *IMAGE), np.int8), "output0": np.zeros((1, 1, 7), np.int8)}, "one first dimension"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "vectors.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        program("int8").package(tmp_path / "firmware", vectors=tmp_path / "vectors.npz")
+    assert not (tmp_path / "firmware").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "1st"}, "must be an identifier of C"),
+        ({"name": "my-net"}, "must be an identifier of C"),
+        ({"name": "größe"}, "must be an identifier of C"),
+        ({"name": "a__b"}, "must be an identifier of C"),
+        ({"name": ""}, "must be an identifier of C"),
+        ({"name": "int"}, "is a keyword"),
+        ({"name": "class"}, "is a keyword"),
+        ({"name": "main"}, "a file of the package has this name"),
+        ({"name": "n" * 64}, "longer than"),
+        ({"vectors": 0}, "positive number of test vectors"),
+        ({"tolerance": -1}, "a number of LSBs"),
+        ({"tolerance": float("nan")}, "a number of LSBs"),
+        ({"section": 'a"b'}, "name of a section"),
+        ({"array": "hex"}, "one of auto, c, incbin"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        program("int8").package(tmp_path / "firmware", **options)
+    assert not (tmp_path / "firmware").exists()
+
+
+def test_a_folder_with_files_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="is not empty"):
+        program("int8").package(tmp_path)
+    with pytest.raises(OutputError, match="there is a file of this name"):
+        program("int8").package(tmp_path / "file")
+    with pytest.raises(OutputError, match="does not exist"):
+        program("int8").package(tmp_path / "no" / "firmware")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "firmware").mkdir()
+    assert program("int8").package(tmp_path / "firmware").files
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def write(path: Path, data: bytes) -> None:
+        written.append(path)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(core_files.Path, "write_bytes", write)
+    with pytest.raises(OutputError, match=r"No space left on device\. Free some space"):
+        program("int8").package(tmp_path / "firmware")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_of_another_version_is_named(tmp_path: Path) -> None:
+    data = program("int8").buffer
+    other = data[:4] + b"ET13" + data[8:]
+    with pytest.raises(FormatError, match="another version of ExecuTorch's runtime \\('ET13', not 'ET12'\\)"):
+        package(other, tmp_path / "firmware")
+    with pytest.raises(FormatError):
+        package(b"no program", tmp_path / "firmware")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    good = torch.zeros(IMAGE)
+    with pytest.raises(InputError, match=r"Test vector 1: .*shape"):
+        program("floats").package(tmp_path / "firmware", samples=[good, torch.zeros(1, 4, 5, 5)])
+    with pytest.raises(InputError, match="at least one test vector"):
+        program("floats").package(tmp_path / "firmware", samples=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_a_package_and_exits_with_2_for_wrong_input(tmp_path: Path) -> None:
+    program("floats").save(tmp_path / "model.pte")
+    np.save(tmp_path / "sample.npy", np.ones(IMAGE, np.float32))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "openneutron", "package", "model.pte", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    found = run("-o", "out", "--name", "kws", "--samples", "sample.npy", "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout) == {
+        "folder": "out", "files": sorted(os.listdir(tmp_path / "out")), "payload": "portable", "vectors": 1,
+    }  # fmt: skip
+    again = run("-o", "out")
+    assert (again.returncode, "is not empty" in again.stderr) == (2, True)
+
+
+def test_methods_other_than_forward_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pte, "read", lambda *_: pte.Program((), (), 0, 0))
+    with pytest.raises(FormatError, match="no method 'forward'"):
+        program("int8").package(tmp_path / "firmware")
