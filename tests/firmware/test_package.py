@@ -16,7 +16,6 @@ import pytest
 import torch
 from tests.firmware_models import IMAGE, PROGRAMS, program
 
-from openneutron.core import files as core_files
 from openneutron.errors import FormatError, InputError, OptionError, OutputError
 from openneutron.firmware import package
 from openneutron.formats import pte
@@ -119,7 +118,7 @@ def test_samples_are_quantized_and_run_in_order(tmp_path: Path) -> None:
 
 
 def test_vectors_are_read_from_a_file(tmp_path: Path) -> None:
-    arrays = {"input0": np.zeros((2, *IMAGE), np.int8), "output0": np.full((2, 1, 7), 5, np.int8)}
+    arrays: dict[str, Any] = {"input0": np.zeros((2, *IMAGE), np.int8), "output0": np.full((2, 1, 7), 5, np.int8)}
     np.savez(tmp_path / "vectors.npz", **arrays)
     found = program("int8").package(tmp_path / "firmware", vectors=tmp_path / "vectors.npz")
     assert found.vectors == 2
@@ -192,7 +191,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         if len(written) > 5:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(core_files.Path, "write_bytes", write)
+    monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OutputError, match=r"No space left on device\. Free some space"):
         program("int8").package(tmp_path / "firmware")
     assert list(tmp_path.iterdir()) == []

@@ -75,8 +75,11 @@ def computed_vectors(program: HostProgram, samples: Iterable[Any] | None, count:
     """
     rows = []
     for number, sample in enumerate(_random(program, count) if samples is None else samples):
-        values = _values(program, sample, number)
-        outputs = program.run(*values)
+        try:
+            values = _values(program, sample)
+            outputs = program.run(*values)
+        except InputError as error:
+            raise InputError(f"Test vector {number}: {error}") from error
         rows.append((values, outputs if isinstance(outputs, tuple) else (outputs,)))
     if not rows:
         raise InputError("A package needs at least one test vector, but the samples are empty.")
@@ -132,18 +135,14 @@ def largest_rank(ports: Sequence[Port]) -> int:
     return max([1, *(len(port.shape) for port in ports)])
 
 
-def _values(program: HostProgram, sample: Any, number: int) -> tuple[Any, ...]:
+def _values(program: HostProgram, sample: Any) -> tuple[Any, ...]:
     """Returns a value for each input of the program."""
     named = sample if isinstance(sample, Mapping) else {}
     args = sample if isinstance(sample, (tuple, list)) else () if named else (sample,)
-    try:
-        found = program.values_of(*args, **named)
-        return tuple(
-            info.quantize(torch.as_tensor(value)) if _is_float_for_codes(value, info) else _as_tensor(value)
-            for value, info in zip(found, program.inputs, strict=True)
-        )
-    except InputError as error:
-        raise InputError(f"Test vector {number}: {error}") from error
+    return tuple(
+        info.quantize(torch.as_tensor(value)) if _is_float_for_codes(value, info) else _as_tensor(value)
+        for value, info in zip(program.values_of(*args, **named), program.inputs, strict=True)
+    )
 
 
 def _as_tensor(value: Any) -> Any:
