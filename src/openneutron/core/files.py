@@ -14,8 +14,8 @@ from pathlib import Path
 from openneutron.errors import InputError, OutputError
 
 __all__ = [
-    "check_new_folder", "check_output", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of", "write_file",
-    "write_files", "write_folder",
+    "check_new_folder", "check_output", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of",
+    "write_file", "write_files", "write_folder",
 ]  # fmt: skip
 
 LONGEST_PREFIX = 100
