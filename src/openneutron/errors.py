@@ -45,7 +45,7 @@ class CalibrationError(OpenNeutronError):
 
 
 class InputError(OpenNeutronError, ValueError):
-    """Inputs do not match the inputs of the model or the program in number, name, shape or dtype."""
+    """Inputs do not match those of the model or the program in number, name, shape or dtype; indices out of range."""
 
 
 class OptionError(OpenNeutronError, ValueError):

@@ -52,7 +52,8 @@ def spectral_convolution(x: torch.Tensor) -> torch.Tensor:
     """Multiplies the lowest frequencies by weights, as a Fourier neural operator does."""
     out = torch.zeros(2, 9, dtype=torch.cfloat)
     out[:, :4] = x[:, :4] * MATRIX[0, :4]
-    return torch.fft.irfft(out, n=16)
+    values: torch.Tensor = torch.fft.irfft(out, n=16)
+    return values
 
 
 EXACT: dict[str, tuple[Call, tuple[int, ...]]] = {

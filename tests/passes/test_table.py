@@ -114,8 +114,8 @@ def test_a_model_is_dumped_on_its_whole_way(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv(DUMP_VARIABLE)
     lower(quantized, intermediates_dir=str(tmp_path))
     dumps = {path.name.split("_", 1)[1]: path for path in sorted((tmp_path / "variable").iterdir(), reverse=True)}
-    assert "aten.relu_.default(" in (dumps["prepare"] / "09_functionalize_before.txt").read_text()
-    assert "aten.relu_.default(" not in (dumps["prepare"] / "09_functionalize_after.txt").read_text()
+    assert "aten.relu_.default(" in (dumps["prepare"] / "10_functionalize_before.txt").read_text()
+    assert "aten.relu_.default(" not in (dumps["prepare"] / "10_functionalize_after.txt").read_text()
     assert "functionalize: write in-place" in (dumps["prepare"] / "passes.txt").read_text()
     lowered = {path.name.split("_", 1)[1]: path for path in (tmp_path / "passes").iterdir()}
     assert {"place", "ir_conv2d"} <= lowered.keys()

@@ -56,6 +56,36 @@ class TestErrors:
         module = train(prepare_qat_pt2e(static, NeutronQuantizer(is_qat=True)))
         assert lower_documented(convert_pt2e(module), (example,)).cpu == []
 
+    @pytest.mark.parametrize(
+        ("function", "op"),
+        [
+            (
+                lambda m, x: x.scatter_reduce(1, (m.c(x) > 0).long()[:, :4], x, "amax"),
+                "aten.scatter_reduce.two",
+            ),
+            (lambda m, x: m.c(x).sort(1)[0], "aten.sort.default"),
+        ],
+    )
+    def test_operators_without_a_kernel(self, function: Callable[[Any, torch.Tensor], torch.Tensor], op: str) -> None:
+        """With a dynamic batch and without."""
+        error = self.refuse(Model(function, c=conv()), "neither on the NPU nor on the CPU")
+        assert (error.op, error.source is None) == (op, False)
+        static = torch.export.export(Model(function, c=conv()).train(), (image(BATCH, 4, 8, 8),)).module()
+        with pytest.raises(ModelError, match="neither on the NPU nor on the CPU"):
+            prepare_qat_pt2e(static, NeutronQuantizer(is_qat=True))
+
+    def test_an_operator_on_parameters_needs_no_kernel(self) -> None:
+        class Sorted(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.offset = nn.Parameter(torch.rand(4, 1, 1))
+                self.conv = conv()
+
+            def forward(self, x: torch.Tensor) -> Any:
+                return self.conv(x) + self.offset.sort(0)[0]
+
+        prepared(Sorted())
+
     def test_writes(self) -> None:
         self.refuse(Model(lambda m, x: m.c(x[:1].add_(1)), c=conv()), "writes in place")
 

@@ -199,7 +199,8 @@ def _select_batches(
     wanted = options.batch_size
     if wanted is None and _unmergeable_types(observers):
         return SINGLE
-    batches = choose_batches(single, samples, wanted)
+    with typed_errors("Running the model on the calibration data", CalibrationError):
+        batches = choose_batches(single, samples, wanted)
     if wanted is not None and 1 < batches.size <= len(samples):
         reason = batching_failure(single, samples, batches)
         if reason is not None:

@@ -7,6 +7,7 @@ in a small program.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,14 @@ def _needs_check(node: Node) -> bool:
     if not is_operator(node) or note_of(node, _CHECKED) or not op_name(node).startswith("aten."):
         return False
     values = _tensors_of(node)
-    return bool(values) and all(isinstance(size, int) for value in values for size in value.shape)
+    return bool(values) and all(_example_size(size) is not None for value in values for size in value.shape)
+
+
+def _example_size(size: int | torch.SymInt) -> int | None:
+    """Returns a size, or the size in the example inputs of a dynamic one; None if it depends on values."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else None
 
 
 def _tensors_of(node: Node) -> list[torch.Tensor]:
@@ -191,7 +199,8 @@ class _Trial:
         return f"{kernel} does not support it ({cause or 'for ' + taken})."
 
     def _element_count(self) -> int:
-        return sum(value.numel() for node in self.nodes for value in _tensors_of(node))
+        sizes = (map(_example_size, value.shape) for node in self.nodes for value in _tensors_of(node))
+        return sum(math.prod(size or 0 for size in shape) for shape in sizes)
 
     def _trial_module(self) -> tuple[tuple[torch.Tensor, ...], torch.nn.Module]:
         operands = list(dict.fromkeys(value for node in self.nodes for value in node.all_input_nodes))
@@ -203,7 +212,7 @@ class _Trial:
 def _example_tensor(value: torch.Tensor) -> torch.Tensor:
     """Returns ones for a float tensor and zeros for an integer tensor, because 0 is a valid index of any dimension."""
     make = torch.ones if value.is_floating_point() else torch.zeros
-    return make(tuple(value.shape), dtype=value.dtype)
+    return make([_example_size(size) or 0 for size in value.shape], dtype=value.dtype)
 
 
 def _first_sentence(text: str) -> str:
@@ -219,8 +228,12 @@ class _Calls(torch.nn.Module):
 
     def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given: dict[Node, Any] = dict(zip(self._tensors, values, strict=True))
+
+        def read(value: Node) -> Any:
+            return given[value] if value in given else _example_size(value.meta["val"])
+
         results: list[torch.Tensor] = []
         for node in self._nodes:
-            leaves = tree_leaves(evaluate_call(node, given.__getitem__))
+            leaves = tree_leaves(evaluate_call(node, read))
             results += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return tuple(results)

@@ -75,6 +75,8 @@ def examples_of(given: Any, model: object) -> Examples:
             "example_inputs may contain tensors, numpy arrays, numbers, text and None, also in tuples, lists, dicts "
             f"and dataclasses; got {', '.join(wrong)}."
         )
+    if any(isinstance(leaf, Tensor) and leaf.layout is not torch.strided for leaf in leaves):
+        raise InputError("example_inputs have a sparse tensor. Programs take dense tensors: give to_dense() of it.")
     args, kwargs = pytree.tree_unflatten(_clone_repeated(map(to_tensors, leaves)), structure)
     return Examples(args, kwargs)
 

@@ -33,6 +33,8 @@ HANDLED = (
     ),
     HandledOperator("reshape with strides", ("aten._reshape_alias.default",), Facts(movement=Movement.RESHAPE)),
     HandledOperator("erf", ("aten.erf.default",)),
+    HandledOperator("product with a sparse matrix", ("aten._sparse_mm.default",)),
+    HandledOperator("conversion to a dense tensor", ("aten.to_dense.default", "aten._to_dense.default")),
     HandledOperator("assertion", ("aten._assert_tensor_metadata.default",)),
     HandledOperator("assertion of a number", ("aten._assert_scalar.default",)),
     HandledOperator("embedding", ("aten.embedding.default",)),

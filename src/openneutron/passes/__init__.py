@@ -10,6 +10,7 @@ from openneutron.passes.checks import check_is_static_eval, check_outputs, check
 from openneutron.passes.complex_to_real import complex_to_real
 from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
 from openneutron.passes.decompose import decompose
+from openneutron.passes.densify_constants import densify_constants
 from openneutron.passes.divide_after_sums import divide_after_sums
 from openneutron.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from openneutron.passes.eliminate_dead_code import eliminate_dead_code
@@ -48,6 +49,7 @@ __all__ = [
     "complex_to_real",
     "copy_returned_concatenations",
     "decompose",
+    "densify_constants",
     "divide_after_sums",
     "eliminate_common_subexpressions",
     "eliminate_dead_code",

@@ -1,4 +1,4 @@
-"""Adds checks of the model's inputs that raise `InputError` with the expected dtype and shape."""
+"""Adds checks of the model's inputs that raise `InputError` with the expected dtype, shape and indices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.errors import InputError
 from openneutron.model.data import size_advice
+from openneutron.ops.index_limits import IndexLimit, index_limit
 
 __all__ = ["GUARDS", "InputCheck", "add_input_guards", "check_inputs_before_observers"]
 
@@ -41,6 +42,21 @@ class _TensorInput:
     dtype: torch.dtype
     shape: tuple[int | None, ...]
     """None for a size that the model does not fix."""
+    limit: IndexLimit | None = None
+    """The limit of indices, for an input of integers that select values."""
+
+    def check_indices(self, value: torch.Tensor) -> None:
+        """Raises `InputError` if an index is out of range. A graph that is exported has no values to check."""
+        if self.limit is None or torch.compiler.is_compiling() or self.limit.accepts(value):
+            return
+        raise InputError(
+            f"Input '{self.name}' has indices from {int(value.min())} to {int(value.max())}, but this operator takes "
+            f"indices from {self.limit.first} to {self.limit.last}. Check the integers in the data, such as the token "
+            "of an unknown word or of padding.",
+            node=self.limit.node,
+            op=self.limit.op,
+            source=self.limit.source,
+        )
 
     def accepts(self, value: object) -> bool:
         """Returns whether `value` is a tensor of this dtype and shape."""
@@ -56,8 +72,9 @@ class _TensorInput:
 
 
 class InputCheck(torch.nn.Module):
-    """Raises `InputError` for an input of another shape or dtype, then calls `guards`, the check that torch.export
-    made.
+    """Raises `InputError` for an input of another shape or dtype, or for an index out of range.
+
+    Then calls `guards`, the check that torch.export made.
     """
 
     def __init__(self, expected: tuple[_TensorInput | _ConstantInput | None, ...], guards: torch.nn.Module) -> None:
@@ -73,6 +90,8 @@ class InputCheck(torch.nn.Module):
                 continue
             if not expected.accepts(value):
                 raise _input_error(value, expected)
+            if isinstance(expected, _TensorInput):
+                expected.check_indices(value)
         self.guards(*inputs)
 
 
@@ -103,15 +122,14 @@ def _input_error(value: object, expected: _TensorInput | _ConstantInput) -> Inpu
 
 def _expected_input(node: Node, value: object) -> _TensorInput | _ConstantInput | None:
     if isinstance(value, torch.Tensor):
-        return _TensorInput(
-            node.name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape)
-        )
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        return _TensorInput(node.name, value.dtype, shape, index_limit(node))
     is_constant = "val" in node.meta and isinstance(value, (int, float, str, type(None)))
     return _ConstantInput(node.name, value) if is_constant else None  # type: ignore[arg-type]
 
 
 def add_input_guards(module: GraphModule) -> bool:
-    """Rule: the check of input shapes that torch.export adds raises `InputError`, and also checks dtypes.
+    """Rule: the check of input shapes that torch.export adds raises `InputError`, and also checks dtypes and indices.
 
     A graph without that check is not changed. Linear in inputs.
     """

@@ -26,6 +26,7 @@ from openneutron.passes.clip_embeddings import clip_embeddings
 from openneutron.passes.complex_to_real import complex_to_real
 from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
 from openneutron.passes.decompose import decompose
+from openneutron.passes.densify_constants import densify_constants
 from openneutron.passes.divide_after_sums import divide_after_sums
 from openneutron.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from openneutron.passes.eliminate_dead_code import eliminate_dead_code
@@ -122,6 +123,7 @@ def remove_unused(module: GraphModule) -> bool:
 
 PASSES: tuple[Pass, ...] = (
     Pass(inline_regions, "inline the subgraphs that torch.export writes for no_grad, autocast and checkpoints"),
+    Pass(densify_constants, "write sparse constants as dense ones"),
     Pass(resolve_constant_shapes, "compute shapes that depend on constants alone, such as those of x[:, mask]"),
     Pass(check_is_static_eval, "refuse train mode, dynamic shapes and dtypes other than float32"),
     Pass(check_outputs, "refuse outputs that a program cannot return"),

@@ -163,13 +163,16 @@ class NeutronQuantizer(Quantizer):
         elif equalizes:
             equalize_channels(model, keeps_float=keeps_float)
         note_equalized(model, equalized=bool(was_equalized(model)))
-        if not self.is_qat:  # the trained graph differs from the graph that runs
-            self._check_float_operators(model)
+        self._check_float_operators(model)
         return model
 
     def _check_float_operators(self, model: GraphModule) -> None:
         """Raises `ModelError` for a float operator without a CPU kernel in ExecuTorch. Linear in nodes."""
-        operators = [node for node in model.graph.nodes if is_operator(node) and not is_size(node)]
+        # operators on parameters are constants of the program, although training keeps them
+        constants = computed_constants(model) if self.is_qat else set()
+        operators = [
+            node for node in model.graph.nodes if is_operator(node) and not is_size(node) and node not in constants
+        ]
         asked_for = {node: None for node in operators if self.layers.leave_in_float(node)}
         reasons = {node: quantizable_reason(node, self.target) for node in operators if node not in asked_for}
         check_cpu_kernels([(node, reason) for node, reason in reasons.items() if reason], trusts_table=False)

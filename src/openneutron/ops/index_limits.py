@@ -1,0 +1,104 @@
+"""The limits of the values of indices: what the operators that select by indices accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from openneutron.core.fx import arguments, op_name, shape_of, source_of
+from openneutron.ops.declared import facts_of
+
+__all__ = ["IndexLimit", "index_limit"]
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True)
+class IndexLimit:
+    """The indices `first` to `last` that an operator accepts: its node and name, and the user's source line."""
+
+    first: int
+    last: int
+    node: str
+    op: str
+    source: str | None
+
+    def accepts(self, values: torch.Tensor) -> bool:
+        """Returns whether all values are within the limits."""
+        return values.numel() == 0 or (int(values.min()) >= self.first and int(values.max()) <= self.last)
+
+
+def index_limit(value: Node) -> IndexLimit | None:
+    """Returns the narrowest limit of the operators that read `value` as indices, directly or moved; None if none does.
+
+    Linear in the readers of the moved values.
+    """
+    found: list[IndexLimit] = []
+    pending, seen = [value], {value}
+    while pending:
+        moved = pending.pop()
+        for reader in moved.users:
+            found += [
+                IndexLimit(first, last, reader.name, op_name(reader), source_of(reader))
+                for first, last in _limits(reader, moved)
+            ]
+            if reader not in seen and _moves(reader, moved):
+                seen.add(reader)
+                pending.append(reader)
+    return min(found, key=lambda limit: limit.last - limit.first, default=None)
+
+
+def _moves(reader: Node, value: Node) -> bool:
+    """Returns whether `reader` returns values of `value`, all integers as before."""
+    output = reader.meta.get("val")
+    is_integer = isinstance(output, torch.Tensor) and output.dtype in _INTEGERS
+    movement = facts_of(reader).movement
+    return is_integer and movement is not None and movement.is_view and reader.args[:1] == (value,)
+
+
+def _limits(reader: Node, value: Node) -> Iterator[tuple[int, int]]:
+    """Yields the first and the last index that `reader` accepts in each place where it reads `value` as indices."""
+    find = _READERS.get(op_name(reader))
+    if find is None or value.meta["val"].dtype not in _INTEGERS:
+        return
+    for indices, size, is_signed in find(arguments(reader)):
+        if indices is value and isinstance(size, int):
+            yield (-size if is_signed else 0), size - 1
+
+
+Reads = Iterator[tuple[object, object, bool]]
+
+
+def _rows(args: dict[str, Any]) -> Reads:
+    yield args["indices"], shape_of(args["weight"])[0], False
+
+
+def _along_dimension(args: dict[str, Any]) -> Reads:
+    shape = shape_of(args["self"])
+    if shape:
+        yield args["index"], shape[args["dim"]], False
+
+
+def _by_tensors(args: dict[str, Any]) -> Reads:
+    for index, size in zip(args["indices"], shape_of(args["self"]), strict=False):
+        yield index, size, True
+
+
+def _classes(args: dict[str, Any]) -> Reads:
+    if args["num_classes"] > 0:
+        yield args["self"], args["num_classes"], False
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], Reads]] = {
+    "aten.embedding.default": _rows,
+    "aten.embedding_bag.default": _rows,
+    "aten.embedding_bag.padding_idx": _rows,
+    "aten.gather.default": _along_dimension,
+    "aten.index_select.default": _along_dimension,
+    "aten.index.Tensor": _by_tensors,
+    "aten.one_hot.default": _classes,
+}
