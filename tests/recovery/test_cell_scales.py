@@ -12,6 +12,7 @@ from tests.flow_support import seeded
 from tests.oracle import Function
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.accuracy.analyze import analyze
@@ -97,24 +98,27 @@ SCALED: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "one layer": (lambda: Network(UNEQUAL), STEPS),
     "initial state": (lambda: FromInitialState(UNEQUAL), STEPS + 1),
     "both directions": (lambda: Network(UNEQUAL, bidirectional=True), 2 * STEPS),
-    "two layers": (lambda: Network(UNEQUAL, 2), STEPS),
+    "last cell state is read": (lambda: LastCell(UNEQUAL), STEPS),
+    "two layers": (lambda: Network(UNEQUAL, 2), 2 * STEPS),
 }
 UNCHANGED: dict[str, Callable[[], nn.Module]] = {
     "equal ranges": lambda: Network(torch.full((UNITS,), 2.0)),
-    "last cell state is read": lambda: LastCell(UNEQUAL),
     "cell": lambda: OneByOne(UNEQUAL),
     "no LSTM": lambda: Function(torch.tanh),
 }
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_outputs_do_not_change(name: str) -> None:
+def test_outputs_do_not_change(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cell_limits, "WORTHWHILE", 1.0)
+    monkeypatch.setattr(cell_limits, "NEGLIGIBLE", 0.0)
     build, count = SCALED[name]
     model, samples = seeded(build).eval(), samples_of(build)
     graph = selected(model, samples)
     assert scaled_cells(graph) == count
     for sample in samples:
-        assert torch.allclose(graph(*sample), model(*sample), atol=1e-5)
+        for found, wanted in zip(tree_leaves(graph(*sample)), tree_leaves(model(*sample)), strict=True):
+            assert torch.allclose(found, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", UNCHANGED)
@@ -132,25 +136,31 @@ def sqnr(wanted: Tensor, found: Tensor) -> float:
     return 10 * math.log10(float(wanted.square().sum() / (found - wanted).square().sum()))
 
 
-@pytest.mark.parametrize("name", ["one layer", "initial state"])
+def joined(model: Callable[..., Any], samples: list[Sample]) -> Tensor:
+    """Returns the first outputs for `samples`."""
+    return torch.cat([tree_leaves(model(*sample))[0].reshape(1, -1) for sample in samples])
+
+
+@pytest.mark.parametrize(
+    ("name", "gain"), [("one layer", 0.7), ("initial state", 0.7), ("last cell state is read", 0.1)]
+)
 @pytest.mark.parametrize("recover", ["fast", "auto"])
-def test_recipes_lose_less(name: str, recover: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_lose_less(name: str, gain: float, recover: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, _ = SCALED[name]
     model, samples, tests = seeded(build).eval(), samples_of(build), samples_of(build, 16, seed=1)
     with torch.no_grad():
-        wanted = torch.cat([model(*sample) for sample in tests])
+        wanted = joined(model, tests)
 
     def measured() -> tuple[float, Any]:
         quantized = quantize(model, samples[0], samples, recover=recover, progress=False)
-        return sqnr(wanted, torch.cat([quantized(*sample) for sample in tests])), quantized
+        return sqnr(wanted, joined(quantized, tests)), quantized
 
     with_ranges, quantized = measured()
     program = lower(quantized)
     assert {row.where for row in program.placement} == {"npu"}
-    found = torch.cat([program.run(*sample)[0].reshape(1, -1) for sample in tests[:4]])
-    assert sqnr(torch.cat([quantized(*sample) for sample in tests[:4]]), found) > 30
+    assert sqnr(joined(quantized, tests[:4]), joined(program.run, tests[:4])) > 30
     monkeypatch.setattr(cell_limits, "WORTHWHILE", 0.0)
-    assert with_ranges > measured()[0] + 0.7
+    assert with_ranges > measured()[0] + gain
 
 
 def test_without_recovery_the_graph_stays_as_it_is() -> None:

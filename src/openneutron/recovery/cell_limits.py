@@ -11,7 +11,7 @@ own in the same int8 tensor (see `cell_scales`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,9 +44,13 @@ CODES = 255  # number of steps of a range
 
 @dataclass
 class _Errors:
-    """The energy of the errors of a layer's hidden states, by limit of `REPLAYED` and unit; and that of the states."""
+    """The energy of the errors of a layer's hidden states, by limit of `REPLAYED` and unit; and that of the states.
 
-    of_units: torch.Tensor
+    The limits are those of `REPLAYED` times `factor`, which is not 1 for a layer without a limit.
+    """
+
+    factor: float = 1.0
+    of_units: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     energy: float = 0.0
 
     def add(self, error: torch.Tensor, hidden: torch.Tensor) -> None:
@@ -91,14 +95,17 @@ class _Replay(GraphRun):
         value = super().compute(node)
         if node in self.by_kept:
             step = self.by_kept[node]
+            factor = self.errors[step.layer].factor
             before = self.cells.pop(step.before, None)  # with each limit, [limits, ...]; None in the first step
             self.kept[node] = _rounded(
                 self.operand(step.forget_gate)
-                * (_rounded(self.operand(step.before)[None]) if before is None else before)
+                * (_rounded(self.operand(step.before)[None], factor) if before is None else before),
+                factor,
             )
         if node in self.by_cell:
             step = self.by_cell[node]
-            self.cells[node] = cell = _rounded(self.kept.pop(step.kept) + self.operand(step.written))
+            factor = self.errors[step.layer].factor
+            self.cells[node] = cell = _rounded(self.kept.pop(step.kept) + self.operand(step.written), factor)
             hidden, found = value.tanh(), cell.tanh()
             if step.output_gate is not None:
                 hidden, found = (each * self.operand(step.output_gate) for each in (hidden, found))
@@ -106,9 +113,9 @@ class _Replay(GraphRun):
         return value
 
 
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    """Rounds `values` [limits, ...] to int8 codes of a range from minus to plus each of `REPLAYED`."""
-    limits = torch.tensor(REPLAYED).reshape(-1, *[1] * (values.dim() - 1))
+def _rounded(values: torch.Tensor, factor: float) -> torch.Tensor:
+    """Rounds `values` [limits, ...] to int8 codes of a range from minus to plus each of `REPLAYED` times `factor`."""
+    limits = (torch.tensor(REPLAYED) * factor).reshape(-1, *[1] * (values.dim() - 1))
     step = 2 * limits / CODES
     return (torch.round(values / step) * step).clamp(-limits, limits)
 
@@ -117,31 +124,68 @@ def _rounded(values: torch.Tensor) -> torch.Tensor:
 def select_cell_limits(module: GraphModule, samples: Samples) -> None:
     """Selects the ranges of the cell states of the LSTMs in `module`, in place, by the least error on samples.
 
-    Sets their limits to one of `LIMITS`, or gives each unit a range of its own, if that is worthwhile. `module` is a
-    float graph from `NeutronQuantizer.prepare_graph`. Leaves cell states without a limit unchanged. Does nothing for a
-    graph without LSTMs. Linear in nodes and samples, of which it uses at most `MOST_SAMPLES`.
+    Sets their limits to one of `LIMITS`, or gives each unit a range of its own, if that is worthwhile. A cell state
+    without a limit, because the model reads the last one, gets no limit. `module` is a float graph from
+    `NeutronQuantizer.prepare_graph`. Does nothing for a graph without LSTMs. Linear in nodes and samples, of which it
+    uses at most `MOST_SAMPLES`.
     """
-    cells = [node for node in module.graph.nodes if is_cell_state(node)]
-    steps = [step for node in cells if _has_limit(node) and (step := _step_of(node)) is not None]
-    if not steps:
+    layers = _layers(module)
+    if not layers:
         return
-    errors = {step.layer: _Errors(torch.zeros((), dtype=torch.float64)) for step in steps}
-    for sample in evenly_spaced(samples, MOST_SAMPLES):
+    steps = [step for layer in layers.values() for step in layer.steps]
+    chosen = evenly_spaced(samples, MOST_SAMPLES)
+    largest = _largest_values(module, chosen, [step for step in steps if not _has_limit(step.cell)])
+    errors = {name: _Errors(largest.get(name, CELL_LIMIT) / CELL_LIMIT) for name in layers}
+    for sample in chosen:
         _Replay(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), steps, errors).run()
-    steps_of: dict[str, list[CellStep]] = {}
-    for step in steps:
-        steps_of.setdefault(step.layer, []).append(step)
-    cells_of: dict[str, list[Node]] = {}
-    for cell in cells:
-        cells_of.setdefault(layer_of(cell), []).append(cell)
-    for layer, of_layer in errors.items():
-        of_steps, of_cells = steps_of[layer], cells_of[layer]
-        ranges = of_layer.ranges_of_units()
-        limit = of_layer.limit if ranges is None else ranges[0]
-        for value in (*filter(_has_limit, of_cells), *(step.kept for step in of_steps)):
-            RANGE_LIMIT.write(value, Interval(-limit, limit))
+    for name, layer in layers.items():
+        ranges = errors[name].ranges_of_units()
+        if layer.is_limited:
+            limit = errors[name].limit if ranges is None else ranges[0]
+            for value in (*filter(_has_limit, layer.cells), *(step.kept for step in layer.steps)):
+                RANGE_LIMIT.write(value, Interval(-limit, limit))
         if ranges is not None:
-            scale_cells(module, of_steps, of_cells, ranges[1])
+            scale_cells(module, layer.steps, layer.cells, ranges[1])
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The steps of a layer, and all of its cell states, including those before the first step."""
+
+    steps: list[CellStep]
+    cells: list[Node]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the decomposition limits the cell states."""
+        return any(_has_limit(step.cell) for step in self.steps)
+
+
+def _layers(module: GraphModule) -> dict[str, _Layer]:
+    """Returns the layers of the LSTMs by name. Leaves out single steps without a limit, such as an `LSTMCell`."""
+    found: dict[str, _Layer] = {}
+    for node in filter(is_cell_state, module.graph.nodes):
+        layer = found.setdefault(layer_of(node), _Layer([], []))
+        layer.cells.append(node)
+        if (step := _step_of(node)) is not None:
+            layer.steps.append(step)
+    return {name: layer for name, layer in found.items() if len(layer.steps) > 1 or layer.is_limited}
+
+
+def _largest_values(module: GraphModule, samples: Samples, steps: Sequence[CellStep]) -> dict[str, float]:
+    """Returns the largest magnitude of the cell states of `steps`, by layer."""
+    layers, found = {step.cell: step.layer for step in steps}, dict[str, float]()
+
+    class Largest(GraphRun):
+        def compute(self, node: Node) -> Any:
+            value = super().compute(node)
+            if node in layers:
+                found[layers[node]] = max(found.get(layers[node], 0.0), float(value.abs().max()))
+            return value
+
+    for sample in samples if steps else ():
+        Largest(module, dict(zip(sample_nodes(module.graph), sample, strict=True))).run()
+    return {layer: value for layer, value in found.items() if value > 0}
 
 
 def _has_limit(cell: Node) -> bool:
@@ -150,10 +194,12 @@ def _has_limit(cell: Node) -> bool:
 
 
 def _step_of(cell: Node) -> CellStep | None:
-    """Returns the step that computes `cell`, a cell state with the limit of a decomposition; None if there is none."""
-    if not is_op(cell, "add"):
+    """Returns the step that computes `cell`; None for a cell state before the first step, or of another form."""
+    if not is_op(cell, "add") or len(cell.all_input_nodes) != 2:
         return None
     kept, written = cell.all_input_nodes
+    if not is_op(kept, "mul") or len(kept.all_input_nodes) != 2:
+        return None
     forget_gate, before = kept.all_input_nodes
     return CellStep(layer_of(cell), cell, kept, written, forget_gate, before, _output_gate(cell))
 
