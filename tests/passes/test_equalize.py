@@ -24,7 +24,9 @@ from openneutron.core.fx import arguments
 from openneutron.errors import OptionError
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
+from openneutron.passes import equalize as equalizing
 from openneutron.passes.equalize import equalize, was_equalized
+from openneutron.passes.scalable_channels import scaling_of
 from openneutron.recovery import recover_exported
 from openneutron.targets import NeutronTargetSpec
 
@@ -469,3 +471,25 @@ class TestDocumentedFlow:
     def test_what_is_no_answer_is_refused(self) -> None:
         with pytest.raises(OptionError, match="equalize takes True or False, not 'no'"):
             NeutronQuantizer(equalize="no")  # type: ignore[arg-type]
+
+
+def test_rounds_end_when_factors_have_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+    relative_ranges = equalizing._Tensors.relative_ranges
+
+    def counted(tensors: Any, logs: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal rounds
+        rounds += 1
+        return relative_ranges(tensors, logs)
+
+    monkeypatch.setattr(equalizing._Tensors, "relative_ranges", counted)
+    layers = [nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, groups=CHANNELS), nn.ReLU()]
+    model = seeded(lambda: nn.Sequential(*layers, nn.Conv2d(CHANNELS, CHANNELS, 1)).eval())
+    assert equalize(graph_of(model))
+    assert 5 < rounds < equalizing.ROUNDS
+
+
+def test_pinned_channels_are_represented_by_their_largest_weight() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval())
+    tensors = equalizing._Tensors.from_layers(scaling_of(graph_of(model, image(shape=(1, 2, 6, 6)))).layers, {})
+    assert [tuple(weight.shape) for weight in tensors.weights] == [(1, 8, 1), (1, 1, 8)]

@@ -65,3 +65,32 @@ def test_a_square_is_not_scaled() -> None:
     widen, narrow = layers_of(Squared())
     assert bool((widen.output_numbers == PINNED).all())
     assert bool((narrow.input_numbers == PINNED).all())
+
+
+class Residual(nn.Module):
+    """The outputs of two convolutions, which an addition joins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        sums: Tensor = self.third(y + self.second(y))
+        return sums
+
+
+@pytest.mark.parametrize("size", [2, 64])
+def test_channels_are_joined_once_for_images_of_any_size(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    torchs_unique, to_list = Tensor.unique, Tensor.tolist
+    monkeypatch.setattr(Tensor, "unique", lambda x: compared.append(x.numel()) or torchs_unique(x))
+    monkeypatch.setattr(Tensor, "tolist", lambda x: compared.append(x.numel()) or to_list(x))
+    exported = torch.export.export(Residual().eval(), (torch.zeros(1, 4, size, size),)).module()
+    assert isinstance(exported, GraphModule)
+    compared.clear()
+    first, second, third = scaling_of(exported).layers
+    assert max(compared) == 4
+    assert torch.equal(first.output_numbers, second.output_numbers)
+    assert torch.equal(first.output_numbers, third.input_numbers[0])
+    assert bool((first.output_numbers != PINNED).all())

@@ -10,7 +10,8 @@ concatenations and depthwise convolutions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
@@ -24,6 +25,8 @@ __all__ = ["equalize", "note_equalized", "was_equalized"]
 ROUNDS = 60
 # The factor on each step. A step of 1 would equalize one channel if no other channel were scaled in the same round.
 STEP = 0.5
+# The rounds end when no logarithm of a factor changes by more. Most networks need 10 to 20 rounds.
+CONVERGED_STEP = 1e-6
 LARGEST_FACTOR = 2.0**20
 # A channel counts as dead if its range divided by the largest range in its tensor is smaller than this.
 SMALLEST_SHARE = 2.0**-24
@@ -64,7 +67,7 @@ def equalize(
 
     The inputs, outputs and weights of operators for which `keeps_float` is true are not scaled.
 
-    Linear in nodes, and in weights for each of `ROUNDS` rounds.
+    Linear in nodes, and in weights for each of at most `ROUNDS` rounds.
     """
     note_equalized(module, equalized=True)
     scaling = scaling_of(module, keeps_float)
@@ -122,33 +125,98 @@ def _equalization_factors(
     highest: torch.Tensor,
 ) -> torch.Tensor:
     """Returns the divisor of each channel's values, [numbers]."""
-    weights = [layer.rows(layer.constants.weight).abs().amax(3).cpu() for layer in scaling.layers]
-    activations = [
-        torch.maximum(high, -low).clamp(min=0).cpu()
-        for low, high in (ranges[layer.node] for layer in scaling.layers if layer.node in ranges)
-    ]
-    observed = [layer.output_numbers for layer in scaling.layers if layer.node in ranges]
+    tensors = _Tensors.from_layers(scaling.layers, ranges)
     logs = torch.zeros(scaling.count)
     for _ in range(ROUNDS):
-        written, read = _MeanLogRange(scaling.count), _MeanLogRange(scaling.count)
-        for layer, weight in zip(scaling.layers, weights, strict=True):
-            groups, inputs = layer.input_numbers.shape
-            now = weight * (logs[layer.input_numbers].reshape(groups, 1, inputs)).exp()
-            now = _relative_ranges(now / logs[layer.output_numbers].reshape(groups, -1, 1).exp())
-            written.add(layer.output_numbers, now.amax(2).flatten())
-            read.add(layer.input_numbers.flatten(), now.amax(1).flatten())
-        for numbers, row in zip(observed, activations, strict=True):
-            written.add(numbers, _relative_ranges(row / logs[numbers].exp()))
+        rows, columns = tensors.relative_ranges(logs)
+        written = _MeanLogRange.from_ranges(tensors.written, rows, scaling.count)
+        read = _MeanLogRange.from_ranges(tensors.read, columns, scaling.count)
         known = written.seen & read.seen
-        logs += STEP / 2 * _center_by_group((written.value - read.value) * known, known, scaling.together)
-        logs = logs.clamp(lowest, highest)
+        steps = STEP / 2 * _center_by_group((written.value - read.value) * known, known, scaling.together)
+        before, logs = logs, (logs + steps).clamp(lowest, highest)
+        if float((logs - before).abs().max()) <= CONVERGED_STEP:
+            break
     return logs.exp()
 
 
-def _relative_ranges(ranges: torch.Tensor) -> torch.Tensor:
-    """Returns `ranges` as shares of the largest range, which sets the scale of their tensor. Dead channels get 0."""
-    largest = ranges.max()
-    shares = ranges / largest if largest > 0 else ranges
+@dataclass(frozen=True)
+class _Tensors:
+    """The largest magnitudes of the weights and of the observed activations of a graph.
+
+    The numbers of the channels that the tensors write and read are concatenated, so that each step on them is one
+    operator for all tensors.
+    """
+
+    weights: tuple[torch.Tensor, ...]
+    """The largest magnitude over the taps of each weight, [groups, outputs of a group, inputs of a group]."""
+    activations: torch.Tensor
+    """The largest magnitude of each channel of each observed activation."""
+    written: torch.Tensor
+    """The numbers of the outputs of all weights, then those of the activations."""
+    read: torch.Tensor
+    """The numbers of the inputs of all weights."""
+    writers: torch.Tensor
+    """The index of the tensor that each of `written` belongs to. The weights come first."""
+    readers: torch.Tensor
+    """The index of the weight that each of `read` belongs to."""
+
+    @classmethod
+    def from_layers(
+        cls, layers: Iterable[ScalableLayer], ranges: Mapping[Node, tuple[torch.Tensor, torch.Tensor]]
+    ) -> _Tensors:
+        """Returns the tensors of the layers that have a channel that may be scaled, and their outputs in `ranges`."""
+        layers = [layer for layer in layers if layer.output_numbers.any() or layer.input_numbers.any()]
+        weights, outputs, inputs = [], [], []
+        for layer in layers:
+            weight = layer.rows(layer.constants.weight).abs().amax(3).cpu()
+            output_numbers = layer.output_numbers.reshape(weight.shape[0], -1)
+            input_numbers = layer.input_numbers
+            # Pinned channels keep the factor 1, so their largest weight represents them.
+            if not output_numbers.any():
+                weight, output_numbers = weight.amax(1, keepdim=True), output_numbers[:, :1]
+            elif not input_numbers.any():
+                weight, input_numbers = weight.amax(2, keepdim=True), input_numbers[:, :1]
+            weights.append(weight)
+            outputs.append(output_numbers.flatten())
+            inputs.append(input_numbers.flatten())
+        observed = [layer for layer in layers if layer.node in ranges]
+        extremes = [ranges[layer.node] for layer in observed]
+        activations = [torch.maximum(high, -low).clamp(min=0).cpu() for low, high in extremes]
+        outputs += [layer.output_numbers for layer in observed]
+        return cls(
+            tuple(weights),
+            torch.cat([torch.empty(0), *activations]),
+            torch.cat(outputs),
+            torch.cat(inputs),
+            _part_indices(outputs),
+            _part_indices(inputs),
+        )
+
+    def relative_ranges(self, logs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the ranges of `written` and of `read`, for channels whose values are divided by exp(`logs`).
+
+        The ranges are shares of the largest range in their tensor, which sets its scale. Dead channels get 0.
+        """
+        divided, multiplied = (-logs).exp()[self.written], logs.exp()[self.read]
+        count = len(divided) - len(self.activations)
+        of_outputs = divided[:count].split([weight.shape[0] * weight.shape[1] for weight in self.weights])
+        of_inputs = multiplied.split([weight.shape[0] * weight.shape[2] for weight in self.weights])
+        rows, columns = [], []
+        for weight, outputs, inputs in zip(self.weights, of_outputs, of_inputs, strict=True):
+            rows.append((weight * inputs.view(len(weight), 1, -1)).amax(2).flatten())
+            columns.append((weight * outputs.view(len(weight), -1, 1)).amax(1).flatten())
+        written, read = torch.cat([*rows, self.activations]) * divided, torch.cat(columns) * multiplied
+        largest = torch.zeros(len(self.weights) + len(written)).scatter_reduce(0, self.writers, written, "amax")
+        return _shares(written, largest[self.writers]), _shares(read, largest[self.readers])
+
+
+def _part_indices(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the index of the part of each element of the concatenated `parts`."""
+    return torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+
+
+def _shares(ranges: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    shares = ranges / torch.where(largest > 0, largest, 1)
     return torch.where(shares < SMALLEST_SHARE, 0, shares)
 
 
@@ -162,24 +230,28 @@ def _center_by_group(steps: torch.Tensor, known: torch.Tensor, together: torch.T
     return steps - (total / count.clamp(min=1))[together] * known
 
 
+@dataclass(frozen=True)
 class _MeanLogRange:
-    """The mean logarithm of the ranges of each channel number."""
+    """The sum of the logarithms of the nonzero ranges of each channel number, and the count of these ranges."""
 
-    def __init__(self, count: int) -> None:
-        self.sum, self.count = torch.zeros(count), torch.zeros(count)
+    sum: torch.Tensor
+    count: torch.Tensor
 
-    def add(self, numbers: torch.Tensor, ranges: torch.Tensor) -> None:
-        """Adds the nonzero `ranges` to the means of their channel `numbers`."""
+    @classmethod
+    def from_ranges(cls, numbers: torch.Tensor, ranges: torch.Tensor, count: int) -> _MeanLogRange:
+        """Returns the sums for `ranges` of the channel `numbers`, which are below `count`."""
         some = ranges > 0
-        self.sum.index_add_(0, numbers[some], ranges[some].log())
-        self.count.index_add_(0, numbers[some], torch.ones(int(some.sum())))
+        logs = torch.where(some, ranges, 1).log()
+        return cls(*(torch.zeros(count).index_add_(0, numbers, values) for values in (logs, some.float())))
 
     @property
     def seen(self) -> torch.Tensor:
+        """Whether each channel number has a range."""
         return self.count > 0
 
     @property
     def value(self) -> torch.Tensor:
+        """The mean logarithm of each channel number, 0 without a range."""
         return self.sum / self.count.clamp(min=1)
 
 

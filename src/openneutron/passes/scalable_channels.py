@@ -97,14 +97,14 @@ class _ChannelNumbers:
 
     def join(self, first: torch.Tensor, second: torch.Tensor) -> None:
         """Merges the set of `first[i]` with the set of `second[i]` for each element i, after broadcasting."""
-        pairs = torch.stack([part.flatten() for part in torch.broadcast_tensors(first, second)], 1)
-        for one, other in torch.unique(pairs, dim=0).tolist():
+        parts = torch.broadcast_tensors(_without_repeats(first), _without_repeats(second))
+        for one, other in set(zip(*(part.flatten().tolist() for part in parts), strict=True)):
             low, high = sorted((self.find(one), self.find(other)))
             self.parent[high] = low
 
     def pin(self, numbers: torch.Tensor) -> None:
         """Excludes these numbers from scaling."""
-        self.join(numbers.unique(), torch.tensor(PINNED))
+        self.join(_without_repeats(numbers).unique(), torch.tensor(PINNED))
 
     def renumber(self) -> tuple[torch.Tensor, int]:
         """Returns, for each number, the index of its set (0 for the pinned set), and the count of sets."""
@@ -235,10 +235,21 @@ def _expand_channels(channels: torch.Tensor, node: Node) -> torch.Tensor:
     return channels.reshape(1, -1, *[1] * (len(shape) - 2)).expand(shape)
 
 
+def _without_repeats(numbers: torch.Tensor, keeps_dim: int | None = None) -> torch.Tensor:
+    """Returns `numbers` with one index of each dimension that repeats its values without memory (`expand`), except for
+    `keeps_dim`. So that the work is linear in channels, where all values of a channel have one number.
+    """
+    for dim, (stride, size) in enumerate(zip(numbers.stride(), numbers.shape, strict=True)):
+        if stride == 0 and size > 1 and dim != keeps_dim:
+            numbers = numbers.narrow(dim, 0, 1)
+    return numbers
+
+
 def _numbers_by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
     """Returns [channels] if the numbers are constant within each index of dimension 1, else None."""
     if numbers.dim() < 2 or not numbers.numel():
         return None
+    numbers = _without_repeats(numbers, keeps_dim=1)
     first = numbers.select(0, 0).flatten(1)[:, 0] if numbers.dim() > 2 else numbers[0]
     same = numbers == first.reshape(1, -1, *[1] * (numbers.dim() - 2))
     return first if bool(same.all()) else None
@@ -246,6 +257,7 @@ def _numbers_by_channel(numbers: torch.Tensor) -> torch.Tensor | None:
 
 def _numbers_by_last_dim(numbers: torch.Tensor) -> torch.Tensor | None:
     """Returns [channels] if the numbers are constant within each index of the last dimension, else None."""
+    numbers = _without_repeats(numbers, keeps_dim=numbers.dim() - 1)
     first = numbers.reshape(-1, numbers.shape[-1])[0]
     return first if bool((numbers == first).all()) else None
 
