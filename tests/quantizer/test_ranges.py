@@ -206,3 +206,27 @@ def test_former_names_of_rules_are_deprecated(former: str, rule: str) -> None:
         assert DistributionObserver(**options, range_by=former).range_by == rule
     with pytest.warns(DeprecationWarning, match=f"write range_by='{rule}'"):
         assert Recipe(range_by=former).range_by == rule
+
+
+def test_the_search_of_a_large_weight_ends_when_clipping_alone_costs_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = 0
+    rounding_errors = ranges._rounding_errors
+
+    def counted(scaled: Tensor, shares: Tensor, codes: Codes) -> Tensor:
+        nonlocal tried
+        tried += len(shares)
+        return rounding_errors(scaled, shares, codes)
+
+    monkeypatch.setattr(ranges, "_rounding_errors", counted)
+    values = random(1, 100_000)
+    bound = float(bounds_by_error(values, Codes(-127, 127, 0))[0])
+    assert tried <= len(ranges.SHARES) // 2
+    assert error(values[0], -bound, bound, Codes(-127, 127, 0)) <= 1.05 * brute_force(values[0], Codes(-127, 127, 0))
+
+
+@pytest.mark.parametrize("block", [64, 1 << 18])
+def test_bounds_do_not_depend_on_the_size_of_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random(5, 300) * torch.arange(1, 6)[:, None]
+    expected = bounds_by_error(rows, Codes(-127, 127, 0))
+    monkeypatch.setattr(ranges, "BLOCK", block)
+    torch.testing.assert_close(bounds_by_error(rows, Codes(-127, 127, 0)), expected)

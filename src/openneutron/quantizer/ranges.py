@@ -27,6 +27,9 @@ MEANS = 4096
 # range of less than 1/256 of the widest range is narrower than one int8 step of the widest range.
 SHARES = 256.0 ** -torch.linspace(0, 1, 81)
 FINE_STEPS = 8
+# The number of values that are quantized at once: the values that several shares give fit into a processor cache.
+BLOCK = 1 << 18
+SHARES_AT_ONCE = 9
 # Bins of the histogram whose divergence is computed, as in TensorRT's calibration.
 BINS = 2048
 # torchao's observers raise scales to float32's eps, so a search below that has no effect.
@@ -123,22 +126,45 @@ def bounds_by_error(values: Tensor, codes: Codes) -> Tensor:
     """Returns, for each row of finite `values` [C, N], the bound [C] of the symmetric range with the least squared
     error.
     """
+    rows_at_once = max(1, BLOCK // (SHARES_AT_ONCE * values.shape[1]))
+    return torch.cat([_bounds_of_rows(rows, codes) for rows in values.split(rows_at_once)])
+
+
+def _bounds_of_rows(values: Tensor, codes: Codes) -> Tensor:
     full = values.abs().amax(1)
     scaled = values / full.clamp(min=torch.finfo(values.dtype).tiny)[:, None]
-    zero, buffer = codes.zero or 0, torch.empty_like(values)
-
-    def errors(shares: Tensor) -> Tensor:
-        scale = (shares / (codes.steps / 2))[:, None]
-        torch.div(scaled, scale, out=buffer).round_().clamp_(codes.low - zero, codes.high - zero).mul_(scale)
-        return buffer.sub_(scaled).square_().sum(1)
-
-    def best_of(candidates: list[Tensor]) -> Tensor:
-        costs = torch.stack([errors(shares) for shares in candidates])
-        return torch.stack(candidates).gather(0, costs.argmin(0, keepdim=True))[0]
-
-    best = best_of([share.expand(len(values)) for share in SHARES.to(values)])
-    best = best_of([best, *(best * factor for factor in _fine_factors().to(values))])
+    candidates, costs = SHARES.to(values)[:0, None].expand(-1, len(values)), scaled[:, :0].T
+    for shares in SHARES.to(values)[:, None].expand(-1, len(values)).split(SHARES_AT_ONCE):
+        candidates, costs = torch.cat([candidates, shares]), torch.cat([costs, _rounding_errors(scaled, shares, codes)])
+        # Narrower ranges clip more, so their errors are at least the error by clipping of this range.
+        if bool((_clipping_errors(scaled, shares[-1]) > costs.amin(0)).all()):
+            break
+    best = _cheapest_of_rows(candidates, costs)
+    candidates = torch.cat([best[None], _fine_factors().to(values)[:, None] * best])
+    best = _cheapest_of_rows(candidates, _rounding_errors(scaled, candidates, codes))
     return torch.where(full > SMALLEST_SCALE * codes.steps, best.clamp(max=1.0) * full, full)
+
+
+def _cheapest_of_rows(candidates: Tensor, costs: Tensor) -> Tensor:
+    """Returns for each row the first of its `candidates` [K, C] with the lowest of `costs` [K, C], as [C]."""
+    return candidates.gather(0, costs.argmin(0, keepdim=True))[0]
+
+
+def _rounding_errors(scaled: Tensor, shares: Tensor, codes: Codes) -> Tensor:
+    """Returns the squared errors [K, C] of the rows of `scaled` [C, N], quantized with the bounds `shares` [K, C]."""
+    zero, scales = codes.zero or 0, (shares / (codes.steps / 2))[:, :, None]
+    errors = torch.zeros_like(shares)
+    for part in scaled.split(max(1, BLOCK // len(scales)), 1):
+        rounded = (part / scales).round_().clamp_(codes.low - zero, codes.high - zero)
+        errors += rounded.mul_(scales).sub_(part).square_().sum(2)
+    return errors
+
+
+def _clipping_errors(scaled: Tensor, shares: Tensor) -> Tensor:
+    """Returns the squared errors [C] of the rows of `scaled` [C, N], clipped to the bounds `shares` [C]."""
+    bounds = shares[:, None]
+    parts = scaled.split(BLOCK, 1)
+    return torch.stack([part.abs().sub_(bounds).clamp_(min=0).square_().sum(1) for part in parts]).sum(0)
 
 
 def _fine_factors() -> Tensor:
