@@ -127,15 +127,13 @@ def _interval_of_layer(layer: ConstantLayer, reads: _Interval) -> _Interval:
     """Returns the bounds of a convolution or linear. For the upper bound, positive weights are multiplied by the upper
     bounds of the inputs and negative weights by the lower bounds; for the lower bound, vice versa.
     """
-    weight, bias, groups = layer.weight, layer.bias, layer.groups
-    low, high = reads.low.clamp(max=0), reads.high.clamp(min=0)  # padding is zero
-    taps = weight.double().reshape(*weight.shape[:2], -1)
-    rising, falling = taps.clamp(min=0).sum(2), taps.clamp(max=0).sum(2)
-    low, high = (_inputs_of_each_output(end, groups, weight.shape).double() for end in (low, high))
-    shift = 0.0 if bias is None else bias.double()
-    upper = (rising * high + falling * low).sum(1) + shift
-    lower = (rising * low + falling * high).sum(1) + shift
-    return _Interval(lower.float(), upper.float())
+    low, high = reads.low.clamp(max=0).double(), reads.high.clamp(min=0).double()  # padding is zero
+    taps = layer.weight.reshape(layer.groups, layer.outputs // layer.groups, layer.weight.shape[1], -1)
+    rising, falling = (part.sum(3, dtype=torch.float64) for part in (taps.clamp(min=0), taps.clamp(max=0)))
+    ends = torch.stack([high, low], 1).reshape(layer.groups, -1, 2)
+    upper, lower = (rising @ ends + falling @ ends.flip(2)).reshape(-1, 2).unbind(1)
+    shift = 0.0 if layer.bias is None else layer.bias.double()
+    return _Interval((lower + shift).float(), (upper + shift).float())
 
 
 def _inputs_of_each_output(channels: torch.Tensor, groups: int, weight_shape: torch.Size) -> torch.Tensor:
