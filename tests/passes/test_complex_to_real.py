@@ -312,6 +312,27 @@ def test_what_is_refused(name: str, documented: bool) -> None:
     assert error.value.source is not None
 
 
+class Accumulates(nn.Module):
+    """Keeps a complex state."""
+
+    total: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 5, dtype=torch.cfloat))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.total.add_(torch.fft.rfft(x))
+        return self.total.abs()
+
+
+def test_a_complex_state_is_refused() -> None:
+    ((sample,),) = samples_of([(1, 8)], 1)
+    exported = torch.export.export(Accumulates().eval(), (sample,)).module()
+    with pytest.raises(ModelError, match=r"writes to the complex buffer 'total'.*view_as_real"):
+        prepare_pt2e(exported, NeutronQuantizer())
+
+
 def test_a_complex_input_is_refused() -> None:
     sample = torch.ones(ROW, dtype=torch.complex64)
     exported = torch.export.export(Function(torch.abs).eval(), (sample,)).module()

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.boundary import error_at
 from openneutron.core.constants import constant_of
-from openneutron.core.fx import output_node
+from openneutron.core.fx import is_state_write, output_node
 from openneutron.errors import ModelError
 from openneutron.ops.complex_numbers import ComplexRewriting, Pair
 from openneutron.ops.complex_rules import complex_rule
@@ -38,6 +38,12 @@ def complex_to_real(module: GraphModule, target: NeutronTarget) -> bool:
 def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict[Node, Pair]) -> None:
     if node.op in ("placeholder", "output"):
         raise _is_outside(node, pairs)
+    if is_state_write(node):
+        raise error_at(
+            node,
+            f"The model writes to the complex buffer '{node.args[0]}'. Programs keep real states: store "
+            "torch.view_as_real of its value, and read it with torch.view_as_complex.",
+        )
     rewriting = Rewriting(module, OpInstance(node, target))
     if (value := constant_of(module, node)) is not None:
         pairs[node] = Pair(*(rewriting.constant(part.float()) for part in (value.real, value.imag)))
