@@ -107,7 +107,7 @@ def test_memory_is_that_of_the_summary(page: Element, summary: Summary) -> None:
     assert shown["arena of intermediate tensors"] == count(memory.scratch_bytes)
     assert shown["largest sum of tensors alive"] == count(memory.peak_bytes)
     assert shown["planned by ExecuTorch, with inputs and outputs"] == count(memory.planned_bytes)
-    assert shown["method of ExecuTorch"] == count(memory.method_bytes)
+    assert shown["method allocator of ExecuTorch"] == count(memory.method_bytes)
     tensors = table(page, "memory", 1)[1:]
     assert tensors == [
         [

@@ -260,7 +260,7 @@ class TestRuntimeMemory:
         text = console.file.getvalue()  # type: ignore[attr-defined]
         for expected in (
             f"planned {memory.planned_bytes:,} (with inputs and outputs)",
-            f"method {memory.method_bytes:,}",
+            f"method allocator {memory.method_bytes:,}",
             f"does not fit: needs {report.estimate.fit.needed_bytes:,} of 524,288 bytes",
             f"int8_io=True would save about {memory.int8_io_saves:,} bytes",
             f"channels-last would save about {report.estimate.channels_last_saves:,} bytes",

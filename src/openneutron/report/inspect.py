@@ -225,8 +225,12 @@ def _estimate_of(method: pte.Method, delegates: Sequence[Delegate], target: Neut
     if len(portable) != 1 or not all(_only_converts(call) for call in method.calls if isinstance(call, pte.KernelCall)):
         return estimate  # other delegates or CPU operators may need the transposes
     operators = _graph_of(portable[0]).operators
-    temporary = estimate.memory.temporary_bytes if estimate.memory else 0
-    saved = temporary + estimate.scratch_bytes - scratch_in_channels_last(operators, target)
+    pools = estimate.memory.pools if estimate.memory else None
+    if pools is None:
+        return estimate
+    transposed = max((one.transposed_bytes for one in pools.delegates), default=0)
+    removable = transposed + estimate.scratch_bytes - scratch_in_channels_last(operators, target)
+    saved = min(removable, pools.device.temporary.used_bytes - pools.search_bytes)
     return replace(estimate, channels_last_saves=max(0, saved))
 
 

@@ -1,50 +1,40 @@
-"""Computes the memory that ExecuTorch's runtime allocates for a method, besides the NPU's scratch and weights.
-
-1. Planned memory is read from the program.
-2. The memory of loading a method is estimated from the sizes of ExecuTorch 1.5's classes on a 32-bit processor
-   (runtime/core/evalue.h, portable_type/tensor_impl.h, executor/method.cpp).
-3. Temporary memory consists of the buffers in which a delegate transposes inputs and outputs on the CPU.
-"""
+"""The memory of a method on the board, besides the NPU's scratch and weights, and what int8 inputs would save."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from openneutron.formats import pte
 from openneutron.formats.arena import Lifetime, plan
-from openneutron.formats.payload import PayloadHeader, parse
+from openneutron.runtime.memory import POOL_ALIGNMENT, MethodMemory, method_memory
 
 __all__ = ["RuntimeMemory", "runtime_memory"]
 
-# Bytes on a 32-bit processor.
-BYTES_OF_A_VALUE = 16
-BYTES_OF_A_TENSOR = 32
-BYTES_OF_A_STRIDE = 4
-BYTES_OF_A_CALL = 16
-BYTES_OF_AN_ARGUMENT = 4
-BYTES_OF_A_DELEGATE = 256  # its handle, and the configuration and pointers that NXP's delegate keeps
-ALIGNMENT = 16
-
-_NHWC = (0, 2, 3, 1)
 _QUANTIZES = "quantized_decomposed::quantize_per_tensor"
 _DEQUANTIZES = "quantized_decomposed::dequantize_per_tensor"
 
 
 @dataclass(frozen=True)
 class RuntimeMemory:
-    """Bytes that the runtime and the application allocate for a method."""
+    """Bytes that the runtime and the application allocate for a method on the board.
+
+    They are computed from the program for a 32-bit processor (see `openneutron.runtime.memory`). The NPU's scratch and
+    the weights that it fetches are in the temporary allocator, too, but not part of these numbers.
+    """
 
     planned_bytes: int = 0
-    """Memory planned in the program, for inputs and outputs of the program, of CPU operators and of delegates."""
+    """Planned buffers, for inputs and outputs of the program, of CPU operators and of delegates."""
     given_bytes: int = 0
     """Memory that the application provides, for inputs and outputs that are not planned."""
     method_bytes: int = 0
-    """Estimated memory that the runtime allocates when it loads the method."""
+    """The pool of the method allocator."""
     temporary_bytes: int = 0
-    """Estimated memory of the largest buffers in which a delegate transposes on the CPU."""
+    """The pool of the temporary allocator, without the NPU's scratch and weights."""
     int8_io_saves: int = 0
     """Planned bytes that `int8_io=True` would save."""
+    pools: MethodMemory | None = None
+    """The pools and their parts by name."""
 
     @property
     def total_bytes(self) -> int:
@@ -53,55 +43,17 @@ class RuntimeMemory:
 
 
 def runtime_memory(method: pte.Method) -> RuntimeMemory:
-    """Computes the memory of a method of a `.pte`. Linear in its values and calls, plus the time of `memory.plan`."""
-    ends = dict.fromkeys((*method.input_numbers, *method.output_numbers))
-    given = sum(method.slots[number].bytes for number in ends if not method.slots[number].is_planned)
-    temporary = max((_transposed_bytes(call) for call in method.delegates), default=0)
+    """Computes the memory of a method of a `.pte`. Linear in its values and calls, plus the time of `arena.plan`."""
+    memory = method_memory(method)
+    npu = max((one.scratch_bytes + (one.prefetch_bytes or 0) for one in memory.delegates), default=0)
     return RuntimeMemory(
-        planned_bytes=sum(method.planned_bytes),
-        given_bytes=given,
-        method_bytes=_method_bytes(method),
-        temporary_bytes=temporary,
+        planned_bytes=memory.planned_bytes,
+        given_bytes=sum(buffer.bytes for buffer in memory.given),
+        method_bytes=memory.device.method.pool_bytes,
+        temporary_bytes=max(0, memory.device.temporary.pool_bytes - npu),
         int8_io_saves=_saved_by_int8_io(method),
+        pools=memory,
     )
-
-
-def _method_bytes(method: pte.Method) -> int:
-    tensors = [slot.rank for slot in method.slots if slot.rank is not None]
-    arguments = sum(len(call.numbers) for call in method.calls)
-    return (
-        BYTES_OF_A_VALUE * len(method.slots)
-        + sum(BYTES_OF_A_TENSOR + BYTES_OF_A_STRIDE * rank for rank in tensors)
-        + BYTES_OF_A_CALL * len(method.calls)
-        + BYTES_OF_AN_ARGUMENT * arguments
-        + BYTES_OF_A_DELEGATE * len(method.delegates)
-    )
-
-
-def _transposed_bytes(call: pte.DelegateCall) -> int:
-    """Returns the bytes of the tensors that the device's runtime transposes for a call.
-
-    These are images of several channels in NCHW.
-    """
-    if call.backend != "NeutronBackend":
-        return 0
-    header = parse(call.payload).header
-    return sum(_value_bytes(value) for value in _transposed_values(call, header))
-
-
-def _transposed_values(call: pte.DelegateCall, header: PayloadHeader) -> Iterator[pte.ProgramValue]:
-    arguments = [*header.input_map, *(header.argument_count + index for index in header.output_map)]
-    for flag, number in zip((*header.input_formats, *header.output_formats), arguments, strict=True):
-        value = call.arguments[number] if number < len(call.arguments) else None
-        if flag and value is not None and len(value.shape) == 4 and value.shape[1] > 1 and value.dim_order != _NHWC:
-            yield value
-
-
-def _value_bytes(value: pte.ProgramValue) -> int:
-    elements = 1
-    for size in value.shape:
-        elements *= size
-    return elements * pte.ITEM_BYTES.get(value.dtype, 1)
 
 
 def _saved_by_int8_io(method: pte.Method) -> int:
@@ -137,7 +89,7 @@ def _plan_bytes(method: pte.Method, without: Iterable[int]) -> int:
         lives[number] = (min(step, lives.get(number, (step, step))[0]), step)
     skipped = set(without)
     planned = {
-        number: Lifetime(-(-method.slots[number].bytes // ALIGNMENT) * ALIGNMENT, first, last)
+        number: Lifetime(-(-method.slots[number].bytes // POOL_ALIGNMENT) * POOL_ALIGNMENT, first, last)
         for number, (first, last) in lives.items()
         if number not in skipped and method.slots[number].is_planned
     }

@@ -94,8 +94,8 @@ def _verdict_blocks(estimate: Estimate) -> Iterator[Any]:
     if memory := estimate.memory:
         given = f", given by the application {memory.given_bytes:,}" if memory.given_bytes else ""
         yield Text(
-            f"  bytes of ExecuTorch: planned {memory.planned_bytes:,} (with inputs and outputs){given}; estimated: "
-            f"method {memory.method_bytes:,}, temporary {memory.temporary_bytes:,}"
+            f"  bytes of ExecuTorch: planned {memory.planned_bytes:,} (with inputs and outputs){given}, "
+            f"method allocator {memory.method_bytes:,}, temporary allocator {memory.temporary_bytes:,} and the scratch"
         )
     yield Text(f"  {_fit_text(estimate.fit)}")
     if estimate.on_board is not None:

@@ -41,6 +41,7 @@ __all__ = [
     "Pools",
     "measure",
     "memory_of",
+    "method_memory",
     "run_in_pools",
 ]
 
@@ -151,8 +152,10 @@ class MethodMemory:
     """The calls of NXP's delegate, in order of execution."""
     measured: MeasuredPools | None = None
     """What was counted on this machine; None if nothing was run."""
-    given: tuple[PlannedBuffer, ...] = field(default=())
+    given: tuple[PlannedBuffer, ...] = ()
     """Inputs and outputs that the program does not plan, by the index of the value; the application provides them."""
+    search_bytes: int = 0
+    """Temporary memory on the board in which the runtime searches for a kernel at load."""
 
     @property
     def planned_bytes(self) -> int:
@@ -192,36 +195,40 @@ HOST64 = _Abi({
 """64-bit processors with the LP64 data model. The host's delegate allocates nothing from the runtime's pools."""
 
 
-def memory_of(
-    data: bytes | memoryview | pte.Program,
-    method: str = "forward",
-    *,
-    measured: MeasuredPools | None = None,
-) -> MethodMemory:
-    """Computes the memory of a method of a `.pte`. Linear in its values and calls.
+def memory_of(data: bytes, method: str = "forward", *, measured: MeasuredPools | None = None) -> MethodMemory:
+    """Computes the memory of a method of a `.pte`, as `method_memory` does.
+
+    Raises `FormatError` for a damaged file, `PayloadError` for a damaged payload, and `InputError` if there is no such
+    method.
+    """
+    methods = pte.read(data).methods
+    plan = next((one for one in methods if one.name == method), None)
+    if plan is None:
+        names = ", ".join(one.name for one in methods) or "none"
+        raise InputError(f"The program has no method '{method}'. Its methods are: {names}.")
+    return method_memory(plan, measured)
+
+
+def method_memory(plan: pte.Method, measured: MeasuredPools | None = None) -> MethodMemory:
+    """Computes the memory of a method. Linear in its values and calls, plus the time of `arena.plan`.
 
     The NPU's scratch is read from microcode; for a portable program, it is estimated. `measured` (see `measure`) gives
     the temporary memory of CPU kernels. Without it, they count as 0 bytes: of ExecuTorch's own kernels, only topk
     allocates any.
 
-    Raises `FormatError` for a damaged file, `PayloadError` for a damaged payload, and `InputError` if there is no such
-    method.
+    Raises `PayloadError` for a damaged payload, and `FormatError` if a payload does not match its call.
     """
-    program = data if isinstance(data, pte.Program) else pte.read(data)
-    plan = next((one for one in program.methods if one.name == method), None)
-    if plan is None:
-        names = ", ".join(one.name for one in program.methods) or "none"
-        raise InputError(f"The program has no method '{method}'. Its methods are: {names}.")
     calls = [call for call in plan.calls if isinstance(call, pte.DelegateCall) and call.backend == NEUTRON_BACKEND]
     delegates = tuple(map(_delegate_memory, calls))
     kernels = Pool((Part("CPU kernels", measured.run_bytes),) if measured and measured.run_bytes else ())
+    search = _search_pool(plan, ARM32)
     runs = [_run_pool(call, memory) for call, memory in zip(calls, delegates, strict=True)]
     ends = dict.fromkeys((*plan.input_numbers, *plan.output_numbers))
     return MethodMemory(
-        method=method,
+        method=plan.name,
         planned=tuple(PlannedBuffer(index, size) for index, size in enumerate(plan.planned_bytes)),
-        device=Pools(_load_pool(plan, ARM32), _largest([_lookup_pool(plan, ARM32), kernels, *runs])),
-        host=Pools(_load_pool(plan, HOST64), _largest([_lookup_pool(plan, HOST64), kernels])),
+        device=Pools(_load_pool(plan, ARM32), _largest([search, kernels, *runs])),
+        host=Pools(_load_pool(plan, HOST64), _largest([_search_pool(plan, HOST64), kernels])),
         delegates=delegates,
         measured=measured,
         given=tuple(
@@ -229,6 +236,7 @@ def memory_of(
             for number in ends
             if plan.slots[number].bytes and not plan.slots[number].is_planned
         ),
+        search_bytes=search.used_bytes,
     )
 
 
@@ -349,7 +357,7 @@ def _take_value(cursor: _Cursor, slot: pte.Slot) -> None:
         cursor.list("lists", "ArrayRef")
 
 
-def _lookup_pool(plan: pte.Method, abi: _Abi) -> Pool:
+def _search_pool(plan: pte.Method, abi: _Abi) -> Pool:
     """Computes the temporary memory with which the runtime searches for each kernel at load.
 
     With less, the runtime takes this memory from the method allocator instead, for each kernel anew.
