@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from openneutron.formats import pte
 from openneutron.formats.arena import Lifetime, plan
-from openneutron.runtime.memory import POOL_ALIGNMENT, MethodMemory, method_memory
+from openneutron.formats.method_memory import POOL_ALIGNMENT, MethodMemory, method_memory
 
 __all__ = ["RuntimeMemory", "runtime_memory"]
 
@@ -19,8 +19,8 @@ _DEQUANTIZES = "quantized_decomposed::dequantize_per_tensor"
 class RuntimeMemory:
     """Bytes that the runtime and the application allocate for a method on the board.
 
-    They are computed from the program for a 32-bit processor (see `openneutron.runtime.memory`). The NPU's scratch and
-    the weights that it fetches are in the temporary allocator, too, but not part of these numbers.
+    They are computed from the program for a 32-bit processor (see `openneutron.formats.method_memory`). The NPU's
+    scratch and the weights that it fetches are in the temporary allocator, too, but not part of these numbers.
     """
 
     planned_bytes: int = 0
