@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.accuracy.analyze import analyze
 from openneutron.core.fx import op_name
-from openneutron.recovery import cell_limits
+from openneutron.recovery import cell_limits, recover_exported
 from openneutron.recovery.cell_limits import select_cell_limits
 from openneutron.recovery.cell_scales import is_scaled_cell
 
@@ -169,6 +169,13 @@ def test_without_recovery_the_graph_stays_as_it_is() -> None:
     quantized = quantize(seeded(build).eval(), samples[0], samples, recover=None, progress=False)
     assert quantized.reference is not None
     assert scaled_cells(quantized.reference) == 0
+
+
+def test_documented_flow_with_recovery_as_a_function() -> None:
+    build, _ = SCALED["one layer"]
+    model, samples = seeded(build).eval(), samples_of(build)
+    exported = NeutronQuantizer().transform_for_annotation(torch.export.export(model, samples[0]).module())
+    assert scaled_cells(recover_exported(exported, samples)) == STEPS
 
 
 def test_analysis_does_not_advise_wide_states_for_scaled_ones() -> None:

@@ -110,7 +110,6 @@ def quantize_by_recipe(
     module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
-        select_cell_limits(module, samples)
     reference = copy.deepcopy(module)
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
@@ -131,6 +130,7 @@ def recover_exported(
     2. Zeroes inactive channels and absorbs high biases.
     3. Equalizes channels, if `equalizes` is set. A channel before a relu6 or another clamp is scaled only if its
        values on `samples` are below the upper limit of the clamp, and only so far that they do not exceed it.
+    4. Selects the ranges of the cell states of LSTMs.
 
     The outputs on `samples` do not change, except for float rounding. Without `trusts_samples`, or with fewer samples
     than `ENOUGH_SAMPLES`, the outputs on all inputs do not change: step 2 is skipped, and step 3 does not scale
@@ -144,6 +144,7 @@ def recover_exported(
         ranges = absorb_biases(module, ranges)
     if equalizes:
         equalize(module, ranges)
+    select_cell_limits(module, samples)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
