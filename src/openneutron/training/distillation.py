@@ -1,7 +1,7 @@
 """Training towards the outputs of the float model, which never ends with a larger loss than it began with.
 
 The rates are in int8 steps, so that one rate suits networks of any scale. The loss on held-out samples is measured
-several times. Parameters that increase it are taken back, and the rate is halved.
+several times. Parameters that increase it by more than 1 dB are taken back, and the rate is halved.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Outputs = Callable[[tuple[Any, ...]], object]
 """Returns the outputs for the leaves of the arguments."""
 
 CHECKS = 16
+# A loss above this multiple of the least one is taken back: 1 dB. Smaller increases are often by chance, or vanish when
+# the rate decreases.
+MUCH_WORSE = 1.25
 HELD_OUT_SHARE, MOST_HELD_OUT = 8, 64
 # Gradients are clipped to this multiple of the mean of earlier norms. Gradients through many steps have rare peaks.
 MOST_GRADIENT, MEMORY = 2.0, 0.9
@@ -128,8 +131,8 @@ def train_towards(
     `teacher` takes one sample, and `student` takes several, stacked in a new first dimension of each tensor. The loss
     is the mean over the outputs of noise energy / signal energy. Every eighth sample, up to 64, is held out. The rate
     decreases to 0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the
-    loss of held-out samples is measured; if it is not the least so far, training continues from the parameters with the
-    least loss and with half the rate. Ends with these parameters.
+    loss of held-out samples is measured; if it is more than `MUCH_WORSE` times the least so far, training continues
+    from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss.
     """
     count = min(max(len(samples) // HELD_OUT_SHARE, 1), MOST_HELD_OUT)
     stride = len(samples) // count
@@ -176,7 +179,7 @@ def train_towards(
             step += 1
             if done * CHECKS >= checks + 1:
                 checks += 1
-                if not kept.takes(held_out_loss()):
+                if not kept.takes(loss := held_out_loss()) and not loss <= MUCH_WORSE * kept.loss:
                     kept.restore()
                     share, clipping = share / 2, _Clipping()
                     optimizer.state.clear()
