@@ -7,7 +7,7 @@ import math
 import struct
 import zlib
 
-from openneutron.page import AccuracyRow, ChangedSample, Summary, ValidationRow
+from openneutron.page import AccuracyRow, SampleRow, Summary, ValidationRow, wilson_interval
 from openneutron.page.content import (
     AdviceRow,
     AnalysisRows,
@@ -39,6 +39,11 @@ def picture(size: int = 8) -> str:
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
 
 
+def percentage_row(name: str, value: float, samples: int, changed: tuple[SampleRow, ...] = ()) -> AccuracyRow:
+    """Returns the row of a percentage of `samples`, with Wilson's interval."""
+    return AccuracyRow(name, value, samples, wilson_interval(value, samples), changed, "top1")
+
+
 def small_summary() -> Summary:
     """All sections, with operators on the CPU and changed samples."""
     return large_summary(12)
@@ -49,9 +54,7 @@ def large_summary(layers: int, *, changed: int = 9, name: str = "block{0}.conv_{
     on_cpu = max(1, layers // 10)
     names = [name.format(number) for number in range(layers)]
     samples = tuple(
-        ChangedSample(
-            f"photos/cat/{i}.png", "cat", *(("cat", "dog") if i % 3 else ("dog", "cat")), i % 3 > 0, picture()
-        )
+        SampleRow(f"photos/cat/{i}.png", "cat", *(("cat", "dog") if i % 3 else ("dog", "cat")), i % 3 > 0, picture())
         for i in range(changed)
     )
     return Summary(
@@ -94,9 +97,9 @@ def large_summary(layers: int, *, changed: int = 9, name: str = "block{0}.conv_{
         inputs=("x: float32 1 x 3 x 8 x 8",),
         outputs=("output 0: float32 1 x 10",),
         accuracy=(
-            AccuracyRow.of_percentage("float", 91.25, 800),
-            AccuracyRow.of_percentage("int8", 90.5, 800, samples),
-            AccuracyRow.of_percentage(".pte", 90.5, 800, samples),
+            percentage_row("float", 91.25, 800),
+            percentage_row("int8", 90.5, 800, samples),
+            percentage_row(".pte", 90.5, 800, samples),
         ),
         validation=(
             ValidationRow("output 0", 31.25, 0.999_125, 0.0625, 3.0, "float", 16),

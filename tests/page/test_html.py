@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import vl_convert
 from tests.page.html_tree import Element, parsed
-from tests.page.summaries import large_summary, picture, small_summary
+from tests.page.summaries import large_summary, percentage_row, picture, small_summary
 
 from openneutron.errors import OptionError, OutputError
-from openneutron.page import AccuracyRow, ChangedSample, Summary, page_of, write_page
+from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_page
 from openneutron.page.content import Memory, PlacementRow
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
 from openneutron.page.summary import summarize
@@ -217,8 +217,8 @@ def test_only_pictures_are_embedded(summary: Summary) -> None:
     assert is_picture(picture())
     for uri in ("http://there/a.png", "data:text/html;base64,AAAA", "data:image/svg+xml;base64,AAAA", "javascript:1"):
         assert not is_picture(uri)
-        sample = ChangedSample("a", "cat", "cat", "dog", True, uri)
-        rows = (summary.accuracy[0], AccuracyRow.of_percentage(".pte", 80.0, 10, (sample,)))
+        sample = SampleRow("a", "cat", "cat", "dog", True, uri)
+        rows = (summary.accuracy[0], percentage_row(".pte", 80.0, 10, (sample,)))
         assert uri not in page_of(replace(summary, accuracy=rows))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tests.accuracy_models import images, net, quantized
+from tests.page.summaries import percentage_row
 
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import Analysis, analyze
@@ -22,7 +23,7 @@ from openneutron.core.sources import portable_trace, short_source
 from openneutron.errors import FormatError, InputError
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
-from openneutron.page import AccuracyRow, ChangedSample, Summary, ValidationRow, summarize, wilson_interval
+from openneutron.page import AccuracyRow, SampleRow, Summary, ValidationRow, summarize, wilson_interval
 from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import AdviceRow, AnalysisRows, PlacementRow
 from openneutron.page.verdict import mcnemar, verdict_of
@@ -48,7 +49,7 @@ def found(model: QuantizedModel, program: NeutronProgram) -> Analysis:
 def summary(model: QuantizedModel, program: NeutronProgram, found: Analysis) -> Summary:
     return summarize(
         "net", program, quantized=model, analysis=found, date="2026-01-02", options={"recover": None, "jobs": 2},
-        accuracy=[AccuracyRow.of_percentage("float", 90.0, 100), AccuracyRow.of_percentage(".pte", 89.0, 100)],
+        accuracy=[percentage_row("float", 90.0, 100), percentage_row(".pte", 89.0, 100)],
         validation=[ValidationRow("output 0", 40.5, 0.9999, 0.01, 2.0)], files={"model.pte": len(program.buffer)},
     )  # fmt: skip
 
@@ -265,11 +266,11 @@ def test_numbers_that_are_not_finite_are_refused_on_both_ways(summary: Summary) 
 
 
 def rows(lost: int, gained: int, samples: int = 200) -> list[AccuracyRow]:
-    changes = [ChangedSample(f"{i}.png", "cat", "cat", "dog", True) for i in range(lost)]
-    changes += [ChangedSample(f"{i}.jpg", "cat", "dog", "cat", False) for i in range(gained)]
+    changes = [SampleRow(f"{i}.png", "cat", "cat", "dog", True) for i in range(lost)]
+    changes += [SampleRow(f"{i}.jpg", "cat", "dog", "cat", False) for i in range(gained)]
     value = 90.0 - 100 * (lost - gained) / samples
-    before = AccuracyRow.of_percentage("float", 90.0, samples)
-    return [before, AccuracyRow.of_percentage(".pte", value, samples, tuple(changes))]
+    before = percentage_row("float", 90.0, samples)
+    return [before, percentage_row(".pte", value, samples, tuple(changes))]
 
 
 def on_cpu(cycles: int | None) -> PlacementRow:
@@ -295,12 +296,12 @@ NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
         ({"accuracy": rows(0, 20)}, "ready", "ready"),
         ({"accuracy": rows(20, 2)}, "check", r"\.pte loses 9\.00 points of top1 against float, which is beyond chance"),
         (
-            {"accuracy": [AccuracyRow.of_percentage("float", 90.0, 100), AccuracyRow.of_percentage(".pte", 89.0, 100)]},
+            {"accuracy": [percentage_row("float", 90.0, 100), percentage_row(".pte", 89.0, 100)]},
             "ready",
             "ready",
         ),
         (
-            {"accuracy": [AccuracyRow.of_percentage("float", 90.0, 100), AccuracyRow.of_percentage(".pte", 70.0, 100)]},
+            {"accuracy": [percentage_row("float", 90.0, 100), percentage_row(".pte", 70.0, 100)]},
             "check",
             "loses 20.0 points",
         ),

@@ -7,8 +7,8 @@ write_page("report.html", summary)
 
 from openneutron.page.content import (
     AccuracyRow,
-    ChangedSample,
     FileRow,
+    SampleRow,
     Summary,
     ValidationRow,
     Verdict,
@@ -18,6 +18,14 @@ from openneutron.page.html import page_of, write_page
 from openneutron.page.summary import summarize
 
 __all__ = [
-    "AccuracyRow", "ChangedSample", "FileRow", "Summary", "ValidationRow", "Verdict", "page_of", "summarize",
-    "wilson_interval", "write_page",
+    "AccuracyRow",
+    "FileRow",
+    "SampleRow",
+    "Summary",
+    "ValidationRow",
+    "Verdict",
+    "page_of",
+    "summarize",
+    "wilson_interval",
+    "write_page",
 ]  # fmt: skip

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openneutron.core.messages import printable
 from openneutron.data.images import thumbnail
-from openneutron.page.content import AccuracyRow, ChangedSample, finite
+from openneutron.page.content import AccuracyRow, SampleRow, finite
 
 if TYPE_CHECKING:
     from openneutron.accuracy.side_by_side import RunScores, SideBySide
@@ -41,7 +42,7 @@ def _accuracy_row(results: SideBySide, run: RunScores, *, shows: bool) -> Accura
     )
 
 
-def _changed(results: SideBySide, run: RunScores, *, shows: bool) -> tuple[ChangedSample, ...]:
+def _changed(results: SideBySide, run: RunScores, *, shows: bool) -> tuple[SampleRow, ...]:
     if run is results.runs[0] or results.labels is None:
         return ()
     changed = results.changed(run.name)
@@ -50,11 +51,11 @@ def _changed(results: SideBySide, run: RunScores, *, shows: bool) -> tuple[Chang
     pictures = {one.index: thumbnail(results.inputs_of(one.index) if has_data else one.path) for one in first}
     root = _common_folder(results.paths or ())
     return tuple(
-        ChangedSample(
-            name=one.name if root is None or one.name != str(one.path) else _relative(one.path, root),
-            label=results.class_name(one.label),
-            before=results.class_name(one.before),
-            after=results.class_name(one.after),
+        SampleRow(
+            name=printable(one.name if root is None or one.name != str(one.path) else _relative(one.path, root)),
+            label=printable(results.class_name(one.label)),
+            before=printable(results.class_name(one.before)),
+            after=printable(results.class_name(one.after)),
             is_lost=one.is_lost,
             picture=pictures.get(one.index),
         )

@@ -9,9 +9,25 @@ from dataclasses import dataclass, field
 from openneutron.page import codec
 
 __all__ = [
-    "AccuracyRow", "AdviceRow", "AnalysisRows", "ChangedSample", "FileRow", "GainRow", "Histogram", "LayerAccuracyRow",
-    "LayerRow", "Memory", "PlacementRow", "RecurrentRow", "Summary", "TargetRow", "TensorRow", "ValidationRow",
-    "Verdict", "finite", "wilson_interval",
+    "AccuracyRow",
+    "AdviceRow",
+    "AnalysisRows",
+    "FileRow",
+    "GainRow",
+    "Histogram",
+    "LayerAccuracyRow",
+    "LayerRow",
+    "Memory",
+    "PlacementRow",
+    "RecurrentRow",
+    "SampleRow",
+    "Summary",
+    "TargetRow",
+    "TensorRow",
+    "ValidationRow",
+    "Verdict",
+    "finite",
+    "wilson_interval",
 ]  # fmt: skip
 
 READY, CHECK, BLOCKED = "ready", "check", "blocked"
@@ -38,7 +54,7 @@ def wilson_interval(percentage: float, samples: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class ChangedSample:
+class SampleRow:
     """A sample that the float model classifies correctly and another model does not, or the other way round."""
 
     name: str
@@ -65,18 +81,11 @@ class AccuracyRow:
     samples: int
     interval: tuple[float, float] | None = None
     """The 95 % interval of `value`; None if it is unknown."""
-    changed: tuple[ChangedSample, ...] = ()
+    changed: tuple[SampleRow, ...] = ()
     """The samples that changed sides against the first row: from right to wrong, or from wrong to right."""
     metric: str = "top1"
     unit: str = "%"
     higher_is_better: bool = True
-
-    @classmethod
-    def of_percentage(
-        cls, name: str, value: float, samples: int, changed: tuple[ChangedSample, ...] = (), metric: str = "top1"
-    ) -> AccuracyRow:
-        """Returns the row of a percentage of `samples`, with Wilson's interval."""
-        return cls(name, value, samples, wilson_interval(value, samples), changed, metric)
 
     @property
     def lost(self) -> int:

@@ -14,7 +14,7 @@ from openneutron.core.files import write_file
 from openneutron.errors import OptionError
 from openneutron.page import charts, differences, headings, units
 from openneutron.page.accuracy import MOST_PICTURES
-from openneutron.page.content import AnalysisRows, ChangedSample, LayerRow, PlacementRow, Summary
+from openneutron.page.content import AnalysisRows, LayerRow, PlacementRow, SampleRow, Summary
 from openneutron.page.verdict import cpu_share, is_beyond_chance, mcnemar
 
 __all__ = ["MOST_BYTES", "analysis_page", "check_page_packages", "page_of", "write_page"]
@@ -51,7 +51,7 @@ def write_page(
 
     Raises `OutputError` if the file cannot be written, and `OptionError` if an optional package is not installed.
     """
-    write_file(path, page_of(summary, other, compared).encode())
+    write_file(path, page_of(summary, other, compared).encode(errors="backslashreplace"))
 
 
 def page_of(summary: Summary, other: Summary | None = None, compared: tuple[Summary, Summary] | None = None) -> str:
@@ -150,13 +150,13 @@ def _most_cycles(layers: Sequence[LayerRow]) -> list[tuple[int, LayerRow]]:
     return sorted(enumerate(layers), key=lambda item: -item[1].cycles)[:TOP_LAYERS]
 
 
-def _lost_first(changed: Sequence[ChangedSample]) -> list[ChangedSample]:
+def _lost_first(changed: Sequence[SampleRow]) -> list[SampleRow]:
     return sorted(changed, key=lambda one: not one.is_lost)
 
 
-def _pictures(changed: Sequence[ChangedSample]) -> list[ChangedSample]:
+def _pictures(changed: Sequence[SampleRow]) -> list[SampleRow]:
     """Returns the samples whose pictures fit into the page, lost ones first."""
-    chosen: list[ChangedSample] = []
+    chosen: list[SampleRow] = []
     size = 0
     for one in _lost_first(changed):
         size += len(one.picture or "")

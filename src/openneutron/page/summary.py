@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import openneutron
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import read_file
+from openneutron.core.messages import printable
 from openneutron.core.sources import short_source
 from openneutron.errors import InputError
 from openneutron.formats import pte
@@ -118,7 +119,7 @@ def summarize(
         layers = _layers(estimated, lowered.origins, {row.node: row for row in placement})
     rows, failures = (validation, ()) if isinstance(validation, Sequence) else _validation_rows(validation)
     without_verdict = Summary(
-        model=model,
+        model=printable(model),
         target=_target_row(properties),
         payload=_payload_kind(actual),
         verdict=Verdict("", ""),
@@ -131,7 +132,7 @@ def summarize(
         date=date,
         versions=_versions(),
         flavor=_flavor_of(method),
-        options={name: _text(value) for name, value in (options or {}).items()},
+        options={name: printable(_text(value)) for name, value in (options or {}).items()},
         recipe=_recipe(quantized),
         inputs=tuple(map(_edge, estimated.inputs)) if lowered is None else _named(estimated.inputs, lowered),
         outputs=tuple(map(_edge, estimated.outputs)),
