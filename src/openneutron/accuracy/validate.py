@@ -19,6 +19,7 @@ from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.accuracy.statistics import Noise
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import is_dequantize, output_node
+from openneutron.core.progress import phase_bar
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.model.arguments import Leaf
@@ -123,14 +124,17 @@ def validate(
     references, streams = _references(host, model, quantized, data, samples=samples, transform=transform)
     scales = _scales(host, references.get(CONVERTED))
     differences = {name: [Difference(name, i, scale) for i, scale in enumerate(scales)] for name in references}
-    for steps in streams:
-        host.reset()
-        fresh = {name: _reset_copy(one) if has_state(one) else one for name, one in references.items()}
-        for inputs in steps:
-            outputs = dequantized_outputs(run_program(host, inputs), host)
-            for name, module in fresh.items():
-                for one, value, wanted in zip(differences[name], outputs, _expected(module, inputs, host), strict=True):
-                    one.add(value, wanted)
+    with phase_bar("Comparing outputs", [1] * sum(map(len, streams))) as end_phase:
+        for steps in streams:
+            host.reset()
+            fresh = {name: _reset_copy(one) if has_state(one) else one for name, one in references.items()}
+            for inputs in steps:
+                outputs = dequantized_outputs(run_program(host, inputs), host)
+                for name, module in fresh.items():
+                    expected = _expected(module, inputs, host)
+                    for one, value, wanted in zip(differences[name], outputs, expected, strict=True):
+                        one.add(value, wanted)
+                end_phase()
     host.reset()
     rows = tuple(one.row() for found in differences.values() for one in found)
     layers = None

@@ -158,12 +158,11 @@ def operators(
     """List the operators that run on the NPU, with their limits."""
     from dataclasses import asdict
 
-    from rich.table import Table
-
+    from openneutron.cli.fitting_table import FittingTable
     from openneutron.ops.support import supported_operators
 
     found = supported_operators(search, target=target, flavor=flavor)
-    table = Table("operator", "ATen", "becomes", "limits", "LSB", show_lines=True)
+    table = FittingTable("operator", "ATen", "becomes", "limits", "LSB", show_lines=True)
     for row in found:
         table.add_row(row.name, "\n".join(row.aten), row.becomes, "\n".join(row.limits), str(row.tolerance))
     terminal.show(table, {"operators": [asdict(row) for row in found]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # torch's threads wait actively by default. If other processes use the cores, or a container has fewer cores than
     # threads, active waiting makes small networks slower by a factor of a hundred and more.
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and boxes of tables may have other characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(args=None if arguments is None else list(arguments))
     except OpenNeutronError as error:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
+
+from openneutron.cli.fitting_table import FittingTable
 
 if TYPE_CHECKING:
     from openneutron.accuracy.validate import OutputDifference
@@ -47,7 +48,7 @@ def _blocks(summary: Summary, folder: Path) -> Iterator[RenderableType]:
 
 def table_of_accuracy(rows: Sequence[AccuracyRow]) -> Group:
     """Returns a table of the accuracy of each model, and the first samples that changed sides."""
-    table = Table("model", rows[0].metric, "95 % interval", "samples", "lost", "gained")
+    table = FittingTable("model", rows[0].metric, "95 % interval", "samples", "lost", "gained")
     for row in rows:
         value = "unknown" if row.value is None else f"{row.value:.2f} {row.unit}".rstrip()
         interval = "" if row.interval is None else f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"
@@ -75,13 +76,13 @@ def _run(run: FileRun) -> Iterator[RenderableType]:
     time = "" if run.seconds is None else f": {1000 * run.seconds:.3f} ms on this machine (median)"
     yield Text(f"{run.name}{time}")
     if run.classes is not None:
-        table = Table("class", "name", "score")
+        table = FittingTable("class", "name", "score")
         for row in run.classes:
             for one in row:
                 table.add_row(str(one.index), one.name, f"{one.score:.4g}")
         yield table
         return
-    table = Table("output", "dtype", "shape", "minimum", "mean", "maximum", "first values")
+    table = FittingTable("output", "dtype", "shape", "minimum", "mean", "maximum", "first values")
     for output in run.outputs:
         numbers = (_number(value, ".4g") for value in (output.minimum, output.mean, output.maximum))
         first = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in output.first)
@@ -93,21 +94,21 @@ def table_of_differences(
     numbers: Sequence[Difference], moves: Sequence[Move], outputs: Sequence[OutputDifference]
 ) -> Group:
     """Returns the differences of two programs: numbers, operators that run elsewhere, and outputs."""
-    table = Table("", "first", "second", "change")
+    table = FittingTable("", "first", "second", "change")
     for row in numbers:
         both = (_number(value, "," if isinstance(value, int) else ",.6g") for value in (row.other, row.this))
         table.add_row(row.name, *both, row.text)
     lines = [Text(f"{move.node} ({move.op}): {move.other} -> {move.this}") for move in moves[:_SHOWN]]
     more = [Text(f"and {len(moves) - _SHOWN} operators more")] if len(moves) > _SHOWN else []
-    found = Table("output", "SQNR dB", "cosine", "largest difference", "LSB")
+    found = FittingTable("output", "SQNR dB", "cosine", "largest difference", "LSB")
     for one in outputs:
         cells = (_number(one.cosine, ".6f"), _number(one.largest, ".4g"), _number(one.lsb, ".3g"))
         found.add_row(f"output {one.output}", "equal" if one.largest == 0 else f"{one.sqnr_db:.1f}", *cells)
     return Group(table, *lines, *more, found)
 
 
-def _validation(summary: Summary) -> Table:
-    table = Table("output", "against", "SQNR dB", "cosine", "largest difference", "LSB")
+def _validation(summary: Summary) -> FittingTable:
+    table = FittingTable("output", "against", "SQNR dB", "cosine", "largest difference", "LSB")
     for row in summary.validation:
         sqnr = "equal" if row.max_error == 0 else _number(row.sqnr_db, ".1f")
         cells = (sqnr, _number(row.cosine, ".6f"), _number(row.max_error, ".4g"))
@@ -119,10 +120,10 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _resources(summary: Summary) -> Table:
+def _resources(summary: Summary) -> FittingTable:
     memory, target = summary.memory, summary.target
     sram = "unknown" if target.sram_bytes is None else f"{target.sram_bytes:,}"
-    table = Table(show_header=False)
+    table = FittingTable(show_header=False)
     on_npu = len(summary.placement) - len(summary.on_cpu)
     delegates = len({row.partition for row in summary.placement} - {None})
     parts = f"{delegates} delegate{'s' * (delegates != 1)}"

@@ -12,8 +12,7 @@ from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from openneutron.cli.fitting_table import FittingTable
     from openneutron.targets import Board, NeutronTarget
 
 __all__ = ["add_verbs"]
@@ -51,17 +50,17 @@ def targets(
 
 def _list(terminal: Terminal) -> None:
     from rich.console import Group
-    from rich.table import Table
 
+    from openneutron.cli.fitting_table import FittingTable
     from openneutron.targets import TARGETS, boards
     from openneutron.vendor import sdk
 
-    table = Table("target", "SoC", "NPU", "class", "MACs/cycle", "clock MHz", "SRAM bytes", "flash bytes")
+    table = FittingTable("target", "SoC", "NPU", "class", "MACs/cycle", "clock MHz", "SRAM bytes", "flash bytes")
     for target in TARGETS.values():
         clock = None if target.clock_hz is None else target.clock_hz // 1_000_000
         cells = (target.npu, target.neutron_class, target.macs_per_cycle, clock, target.sram_bytes, target.flash_bytes)
         table.add_row(target.name, target.soc, *map(_cell, cells))
-    sold = Table("board", "sold as", "target", "memory")
+    sold = FittingTable("board", "sold as", "target", "memory")
     for board in boards().values():
         memory = ", ".join(f"{one.name} {_size(one.bytes)}" for one in board.regions)
         sold.add_row(board.name, board.title, board.chip, memory)
@@ -140,12 +139,11 @@ def _blocks(target: NeutronTarget) -> list[Any]:
     return [Text("\n".join(lines)), _region_table(board), Text("\n".join(["Sources:", *sources]))]
 
 
-def _region_table(board: Board) -> Table:
-    from rich.table import Table
-
+def _region_table(board: Board) -> FittingTable:
+    from openneutron.cli.fitting_table import FittingTable
     from openneutron.targets import ROLES
 
-    table = Table("region", "kind", "size", "reserved", "address", "NPU reads", "may hold")
+    table = FittingTable("region", "kind", "size", "reserved", "address", "NPU reads", "may hold")
     for one in board.regions:
         held = [role for role in ROLES if one in board.may_hold(role)]
         table.add_row(

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["counting_bar", "phase_bar", "progress_bar", "shown_step"]
 
-_WIDTH_OF_TEXTS = 44
+_WIDTH_OF_TEXTS = 46
 _BAR_WIDTHS = (5, 40)
+_NARROW = 60
 _STEP: ContextVar[tuple[Progress, int] | None] = ContextVar("openneutron step", default=None)
 """The display of the step that runs in this context, and the task of the step itself. Two displays on one terminal
 would draw over each other, so that bars within a step are rows of its display."""
@@ -104,18 +105,23 @@ def _row(progress: Progress, step: int, title: str) -> Iterator[Callable[[int, i
 
 
 def _display(console: Console, *, is_shown: bool, is_transient: bool) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    class Count(TextColumn):
+        """The numbers of completed and of all steps, if these are known."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
+
+    class Remaining(TimeRemainingColumn):
+        """The expected time, if the number of all steps is known."""
+
+        def render(self, task: Task) -> Text:
+            return Text("") if task.total is None else Text.assemble(super().render(task), " left")
+
+    from rich.text import Text
 
     width = max(_BAR_WIDTHS[0], min(_BAR_WIDTHS[1], console.width - _WIDTH_OF_TEXTS))
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(width), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    return Progress(*columns, console=console, disable=not is_shown, transient=is_transient)
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(width), Count("")]
+    columns += [TimeElapsedColumn()] if console.width > _NARROW else []
+    return Progress(*columns, Remaining(compact=True), console=console, disable=not is_shown, transient=is_transient)

@@ -18,7 +18,7 @@ from openneutron.accuracy.validate import Validation, validate
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import write_files
 from openneutron.core.messages import did_you_mean
-from openneutron.core.progress import counting_bar
+from openneutron.core.progress import counting_bar, phase_bar
 from openneutron.errors import OptionError, OutputError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.model.data import Data
@@ -38,6 +38,8 @@ __all__ = [
     "write_build",
 ]
 
+WRITING_SHARES = (4, 2, 1)
+"""The shares of the time for the file of the quantized model, for the page, and for the disk."""
 SAMPLES = 16
 """The largest number of calibration inputs for the validation and the analysis."""
 
@@ -198,12 +200,18 @@ def write_build(
 
     No file is replaced before all contents are made and on the disk. Raises `OutputError` otherwise.
     """
-    files = {
-        **built.program.files(folder / PROGRAM),
-        folder / QUANTIZED: built.quantized.as_file(source_root),
-        folder / SUMMARY: built.summary.as_json().encode(),
-        folder / PAGE: page_of(built.summary).encode(),
-        **{folder / name: content for name, content in (others or {}).items()},
-    }
-    write_files(files)
+    with phase_bar("Writing", WRITING_SHARES) as end_phase:
+        quantized = built.quantized.as_file(source_root)
+        end_phase()
+        page = page_of(built.summary).encode()
+        end_phase()
+        write_files(
+            {
+                **built.program.files(folder / PROGRAM),
+                folder / QUANTIZED: quantized,
+                folder / SUMMARY: built.summary.as_json().encode(),
+                folder / PAGE: page,
+                **{folder / name: content for name, content in (others or {}).items()},
+            }
+        )
     return replace(built, folder=folder)
