@@ -6,6 +6,7 @@ packages of the page, as in a build; the second does not. The limit is 3 seconds
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def main(size: int = SIZE) -> None:
         summary = measured(
             f"{run} summary", lambda: summarize("MobileNetV2", program, quantized=quantized, analysis=found)
         )
-        page = measured(f"{run} page", lambda one=summary: page_of(one))
+        page = measured(f"{run} page", functools.partial(page_of, summary))
     print(f"{len(page.encode()):,} bytes")
 
 
