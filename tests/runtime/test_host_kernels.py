@@ -168,7 +168,7 @@ class TestEqualToTorchs:
         program = HostProgram.from_bytes(bytes(to_edge(exported).to_executorch().buffer))
         for count in (9, 2, 4):
             x = torch.arange(count * 7, dtype=torch.float32).reshape(count, 7) / 2
-            assert torch.equal(program._method.call([x])[0], x)
+            assert torch.equal(program._session.call([x])[0], x)
 
 
 # Inputs that end the process in ExecuTorch's kernels make a run of the host's kernels fail, which shows which one ran.

@@ -354,10 +354,10 @@ class TestEngineFailures:
         program = HostProgram.from_bytes(doubling)
         inputs = [blank(SHAPE)]
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(program._method.call, inputs)  # after the lock of run()
+            first = pool.submit(program._session.call, inputs)  # after the lock of run()
             assert entered.wait(30)
             with pytest.raises(RuntimeError):
-                program._method.call(inputs)
+                program._session.call(inputs)
             assert _host.last_error() == "the program is running in another thread"
             leave.set()
             assert_equal(first.result()[0], [np.ones(SHAPE, np.int8)])

@@ -10,20 +10,17 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from executorch.extension.pybindings import _C
 
 from openneutron.core.files import reason_of
-from openneutron.cpu.registry import cause_in, missing_kernels, native_log
-from openneutron.cpu.signatures import signature_of
 from openneutron.errors import FormatError, HostError, InputError
-from openneutron.formats import pte, pte_check
+from openneutron.formats import pte
 from openneutron.model.arguments import (
     MISSING,
     Leaf,
@@ -33,12 +30,13 @@ from openneutron.model.arguments import (
     leaves_from_text,
     paths_from_tree,
 )
+from openneutron.runtime.child import ChildSession
 from openneutron.runtime.memory import MethodMemory, measure, memory_of
-from openneutron.runtime.native import is_installed, native_module
+from openneutron.runtime.native import is_installed
+from openneutron.runtime.session import METHOD, Session
 
 __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
 
-METHOD = "forward"
 INPUT_NAMES = "input_names"
 """Name of the method of a `.pte` that returns, as text, the path of each input in the arguments of `forward`."""
 
@@ -97,44 +95,46 @@ class HostProgram:
     outputs: tuple[Any, ...]
 
     def __init__(
-        self, data: bytes, name: str = "the program", *, leaves: Sequence[Leaf] | None = None, loads: bool = True
+        self,
+        data: bytes,
+        name: str = "the program",
+        *,
+        leaves: Sequence[Leaf] | None = None,
+        loads: bool = True,
+        isolated: bool = False,
     ) -> None:
         """Loads the bytes of a `.pte`. Error messages call the program `name`.
 
         Without `loads`, only its inputs and outputs are read, and it cannot run. `leaves` give the path of each input
-        in the arguments of `forward`; by default, they are read from the `.pte`.
+        in the arguments of `forward`; by default, they are read from the `.pte`. `isolated` is described at `load`.
         Raises HostError if the program cannot run on this machine.
         """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
             raise HostError(f"{name} is not an ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
         self._name = name
-        self._data = data  # the runtime reads constants from these bytes, so they must outlive it
+        self._data = data
         self._lock = threading.Lock()
-        has_delegate = is_installed()
-        if has_delegate:
-            native_module().clear_error()
         try:
-            contents = pte.read(data, name)
-            pte_check.check(data, signature_of, name)
-            program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
-            self._program = program
-            self._method: Any = program.load_method(METHOD) if has_delegate and loads else None
-            method = next(method for method in contents.methods if method.name == METHOD)
-            self.has_state = method.has_state
-            constants = _Constants(program)
-            self._leaves = _leaves(constants, len(method.inputs)) if leaves is None else tuple(leaves)
-            inputs = [_read_info(value, constants, f"input{i}") for i, value in enumerate(method.inputs)]
-            self._names_are_known = self._leaves is not None
-            self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
-            self.inputs = tuple(itertools.starmap(self._with_string_constant, enumerate(inputs)))
-            self.outputs = tuple(_read_info(value, constants, f"output{i}") for i, value in enumerate(method.outputs))
-            # None stands for the default order, so that run() need not compare dimensions.
-            orders = [value.dim_order for value in method.inputs]
-            self._dim_orders = tuple(None if order == tuple(range(len(order))) else order for order in orders)
-        except MemoryError as error:
-            raise HostError(f"{name} cannot be loaded: this machine has too little memory for its tensors") from error
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise _failure_error(f"{name} cannot be loaded", _missing_kernels(data) or error) from error
+            method = next((method for method in pte.read(data, name).methods if method.name == METHOD), None)
+        except FormatError as error:
+            raise HostError(f"{name} cannot be loaded: {error}") from error
+        if method is None:
+            raise HostError(f"{name} cannot be loaded: it has no method '{METHOD}'")
+        self._session = ChildSession(data, name) if isolated else Session(data, name, loads=loads)
+        try:
+            constant = self._session.constant
+            self._leaves = _leaves(constant, len(method.inputs)) if leaves is None else tuple(leaves)
+            inputs = [_read_info(value, constant, f"input{i}") for i, value in enumerate(method.inputs)]
+            self.outputs = tuple(_read_info(value, constant, f"output{i}") for i, value in enumerate(method.outputs))
+        except ValueError as error:
+            raise HostError(f"{name} cannot be loaded: {error}") from error
+        self.has_state = method.has_state
+        self._names_are_known = self._leaves is not None
+        self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
+        self.inputs = tuple(itertools.starmap(self._with_string_constant, enumerate(inputs)))
+        # None stands for the default order, so that run() need not compare dimensions.
+        orders = [value.dim_order for value in method.inputs]
+        self._dim_orders = tuple(None if order == tuple(range(len(order))) else order for order in orders)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> HostProgram:
@@ -165,22 +165,19 @@ class HostProgram:
     def memory(self) -> MethodMemory:
         """The memory of `forward` on the board and on this machine (see `MethodMemory`).
 
-        The method is loaded and run once more, to count; without the native module, this is left out.
+        The method is loaded and run once more, to count. Without the native module, and for an isolated program, this
+        is left out.
         """
-        return memory_of(self._data, METHOD, measured=measure(self._data, METHOD) if is_installed() else None)
+        is_measured = is_installed() and isinstance(self._session, Session)
+        return memory_of(self._data, METHOD, measured=measure(self._data, METHOD) if is_measured else None)
 
     def reset(self) -> None:
         """Restores the initial state of the program.
 
         Raises HostError if the program cannot be loaded again.
         """
-        native = native_module()
         with self._lock:
-            native.clear_error()
-            try:
-                self._method = self._program.load_method(METHOD)
-            except RuntimeError as error:
-                raise _failure_error(f"{self._name} cannot be loaded", error) from error
+            self._session.start()
 
     def run(self, *inputs: Any, **named: Any) -> Any:
         """Runs `forward`. Returns its output, or a tuple of outputs if there are several: tensors, numbers and None.
@@ -195,7 +192,6 @@ class HostProgram:
 
         Raises InputError if an input has another shape or dtype than the program's, and HostError if the program fails.
         """
-        native = native_module()
         values = self.values_of(*inputs, **named)
         tensors = [
             _to_dim_order(_to_tensor(i, value, info), order)
@@ -204,14 +200,7 @@ class HostProgram:
             for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
         ]
         with self._lock:
-            native.clear_error()
-            try:
-                outputs = self._method.call(tensors, clone_outputs=True)
-            except RuntimeError as error:
-                failure = _failure_error(f"{self._name} failed", error)
-                if native.last_error() or isinstance(failure, KeyboardInterrupt):
-                    raise failure from error
-                raise HostError(f"{self._name} failed: {self._find_cause(tensors) or error}") from error
+            outputs = self._session.call(tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def values_of(self, *inputs: Any, **named: Any) -> Sequence[Any]:
@@ -254,20 +243,6 @@ class HostProgram:
             values[index] = info.value
         return values
 
-    def _find_cause(self, tensors: Sequence[Any]) -> str | None:
-        """Runs the program again and reads the runtime's log, to find the CPU kernel that failed and the reason.
-
-        Returns None if the log names no kernel.
-        """
-        with native_log() as log:
-            try:
-                self._method.call(tensors, clone_outputs=True)
-            except RuntimeError:
-                kernel, cause = cause_in(log())
-                reason = cause or "for an unknown reason"
-                return f"the CPU kernel {kernel} rejects its inputs ({reason})" if kernel else None
-        return None
-
     def _describe_inputs(self) -> str:
         """Returns the names, dtypes and shapes of the inputs, as part of an error message."""
         names = [leaf.name for leaf in self._leaves or ()] or [f"input {i}" for i in range(len(self.inputs))]
@@ -283,21 +258,26 @@ class HostProgram:
         return ConstantInfo(leaf.constant) if leaf is not None and isinstance(leaf.constant, str) else info
 
 
-def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> HostProgram:
+def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, isolated: bool = False) -> HostProgram:
     """Loads a `.pte` from its path or its bytes.
+
+    The contents are checked before ExecuTorch's runtime gets them. The check does not cover the values that CPU kernels
+    compute with, nor the TFLite models in the delegates, whose checksum is checked. With `isolated`, the program runs
+    in a process of its own, so a file that ends this process raises HostError. Use it for files of unknown origin. The
+    start of the process takes a few seconds, and each run copies its inputs and outputs.
 
     Raises HostError if the file cannot be read, is not a `.pte`, or cannot run on this machine. Without the native
     module, the `inputs` and `outputs` of the result can be read, but `run` and `reset` raise `NativeModuleError`.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return HostProgram(bytes(source))
+        return HostProgram(bytes(source), isolated=isolated)
     if not isinstance(source, (str, os.PathLike)):
         raise HostError(f"load() takes the path or the bytes of a .pte, not a {type(source).__name__}")
     try:
         data = Path(source).read_bytes()
     except OSError as error:
         raise HostError(f"{os.fspath(source)} cannot be read: {reason_of(error)}") from error
-    return HostProgram(data, os.fspath(source))
+    return HostProgram(data, os.fspath(source), isolated=isolated)
 
 
 def _is_nested(value: object) -> bool:
@@ -319,21 +299,9 @@ def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | fl
     return None if isinstance(info.value, str) else info.value
 
 
-class _Constants:
-    """The methods of a program that return one number, such as those that ExecuTorch's I/O passes write."""
-
-    def __init__(self, program: Any) -> None:
-        self._program = program
-        self._names = {program.get_method_name(i) for i in range(program.num_methods())}
-
-    def get(self, name: str) -> Any:
-        """Returns the result of the method `name`; None if there is no such method."""
-        return self._program.load_method(name).call(())[0] if name in self._names else None
-
-
-def _leaves(constants: _Constants, inputs: int) -> tuple[Leaf, ...] | None:
+def _leaves(constant: Callable[[str], Any], inputs: int) -> tuple[Leaf, ...] | None:
     """Returns the path of each input from the `.pte`; None for a `.pte` without paths."""
-    text = constants.get(INPUT_NAMES)
+    text = constant(INPUT_NAMES)
     leaves = None if text is None else leaves_from_text(str(text))
     if leaves is not None and len(leaves) != inputs:
         raise ValueError(f"it has {inputs} inputs, but names for {len(leaves)}")
@@ -357,14 +325,12 @@ def _unnamed_leaves(tree: str | None, inputs: Sequence[TensorInfo | ConstantInfo
     )
 
 
-def _read_info(value: pte.ProgramValue, constants: _Constants, name: str) -> TensorInfo | ConstantInfo:
+def _read_info(value: pte.ProgramValue, constant: Callable[[str], Any], name: str) -> TensorInfo | ConstantInfo:
     if value.dtype == "none" or value.constant is not None:  # a tensor may be of dtype bool, too
         return ConstantInfo(value.constant)
     if value.dtype not in pte.SCALAR_TYPES.values():
         raise ValueError(f"{name} has ExecuTorch's dtype {value.dtype}, which the host does not support")
-    return TensorInfo(
-        value.shape, getattr(torch, value.dtype), constants.get(f"{name}_scale"), constants.get(f"{name}_zp")
-    )
+    return TensorInfo(value.shape, getattr(torch, value.dtype), constant(f"{name}_scale"), constant(f"{name}_zp"))
 
 
 def _to_tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
@@ -398,23 +364,3 @@ def _to_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> to
         return tensor if tensor.is_contiguous() else tensor.contiguous()
     packed = tensor.permute(dim_order).contiguous()
     return packed.permute(tuple(dim_order.index(dim) for dim in range(tensor.dim())))
-
-
-def _missing_kernels(data: bytes) -> str | None:
-    """Returns a message that names the missing kernels; None if none is missing, and for a damaged file."""
-    try:
-        missing = missing_kernels(data)
-    except FormatError:
-        return None
-    return f"it calls CPU kernels that this ExecuTorch lacks: {', '.join(missing)}" if missing else None
-
-
-def _failure_error(what: str, error: Exception | str) -> HostError | KeyboardInterrupt:
-    """Returns the exception to raise for `error`, with the delegate's message if the delegate failed.
-
-    Returns a KeyboardInterrupt after a Ctrl-C while a delegate ran, which the runtime reports as an error.
-    """
-    if not is_installed():
-        return HostError(f"{what}: {error}")
-    native = native_module()
-    return KeyboardInterrupt() if native.interrupted() else HostError(f"{what}: {native.last_error() or error}")
