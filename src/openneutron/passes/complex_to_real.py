@@ -41,8 +41,8 @@ def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict
     if is_state_write(node):
         raise error_at(
             node,
-            f"The model writes to the complex buffer '{node.args[0]}'. Programs keep real states: store "
-            "torch.view_as_real of its value, and read it with torch.view_as_complex.",
+            f"The model writes to the complex buffer '{node.args[0]}', but programs keep real states. Write "
+            "torch.view_as_real of the value to a real buffer, and read it with torch.view_as_complex.",
         )
     rewriting = Rewriting(module, OpInstance(node, target))
     if (value := constant_of(module, node)) is not None:
