@@ -132,6 +132,17 @@ def test_wide_cell_states_keep_their_two_tensors() -> None:
     assert scaled_cells(selected(seeded(build).eval(), samples_of(build), wide=[nn.LSTM])) == 0
 
 
+@pytest.mark.parametrize("name", ["one layer", "last cell state is read"])
+def test_a_second_selection_changes_nothing(name: str) -> None:
+    build, count = SCALED[name]
+    samples = samples_of(build)
+    graph = selected(seeded(build).eval(), samples)
+    nodes = len(graph.graph.nodes)
+    select_cell_limits(graph, samples)
+    assert scaled_cells(graph) == count
+    assert len(graph.graph.nodes) == nodes
+
+
 def sqnr(wanted: Tensor, found: Tensor) -> float:
     return 10 * math.log10(float(wanted.square().sum() / (found - wanted).square().sum()))
 

@@ -23,7 +23,7 @@ from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import RANGE_LIMIT
 from openneutron.ops.intervals import Interval
 from openneutron.ops.recurrent import CELL_LIMIT, is_cell_state
-from openneutron.recovery.cell_scales import CellStep, layer_of, scale_cells
+from openneutron.recovery.cell_scales import CellStep, is_scaled_cell, layer_of, scale_cells
 from openneutron.recovery.layerwise import Samples, evenly_spaced
 
 __all__ = ["LIMITS", "select_cell_limits"]
@@ -160,16 +160,25 @@ class _Layer:
         """Whether the decomposition limits the cell states."""
         return any(_has_limit(step.cell) for step in self.steps)
 
+    @property
+    def has_unlimited_steps(self) -> bool:
+        """Whether these are several steps, and neither a decomposition nor a selection gave them ranges."""
+        given = any(RANGE_LIMIT.read(cell).has_limit or is_scaled_cell(cell) for cell in self.cells)
+        return len(self.steps) > 1 and not given
+
 
 def _layers(module: GraphModule) -> dict[str, _Layer]:
-    """Returns the layers of the LSTMs by name. Leaves out single steps without a limit, such as an `LSTMCell`."""
+    """Returns the layers of the LSTMs by name.
+
+    Leaves out single steps without a limit, such as an `LSTMCell`, and layers whose ranges are selected already.
+    """
     found: dict[str, _Layer] = {}
     for node in filter(is_cell_state, module.graph.nodes):
         layer = found.setdefault(layer_of(node), _Layer([], []))
         layer.cells.append(node)
         if (step := _step_of(node)) is not None:
             layer.steps.append(step)
-    return {name: layer for name, layer in found.items() if len(layer.steps) > 1 or layer.is_limited}
+    return {name: layer for name, layer in found.items() if layer.is_limited or layer.has_unlimited_steps}
 
 
 def _largest_values(module: GraphModule, samples: Samples, steps: Sequence[CellStep]) -> dict[str, float]:
