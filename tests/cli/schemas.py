@@ -11,8 +11,9 @@ from typing import Any
 from openneutron.accuracy.validate import OutputDifference, Validation
 from openneutron.ops.support import SupportedOperator
 from openneutron.page import AccuracyRow, Summary
-from openneutron.page.content import AnalysisRows
+from openneutron.page.content import AnalysisRows, ProfileRows
 from openneutron.page.differences import Difference, Move
+from openneutron.profiling import CostFit
 from openneutron.report.inspect import Report
 from openneutron.targets import Board, NeutronTarget
 from openneutron.workflow.runs import FileRun
@@ -93,6 +94,8 @@ SCHEMAS: dict[str, Schema] = {
         "outputs": a_list(schema_of(OutputDifference)),
     }),
     "inspect": _report(),
+    "profile": an_object({**schema_of(ProfileRows)["properties"], "cycles": NUMBER, "estimated": NUMBER}),
+    "fit-costs": an_object({"file": TEXT, **schema_of(CostFit)["properties"]}),
     "extract": an_object({"files": a_list(TEXT)}),
     "operators": an_object({"operators": a_list(schema_of(SupportedOperator))}),
     "targets": an_object({

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import openneutron
-from openneutron.cli import build_verbs, check_verbs, file_verbs, target_verb
+from openneutron.cli import build_verbs, check_verbs, file_verbs, profile_verbs, target_verb
 from openneutron.cli.terminal import print_error
 from openneutron.cli.verbs import WRONG_USE, app
 from openneutron.errors import OpenNeutronError
@@ -24,6 +24,7 @@ WAIT_POLICY = "OMP_WAIT_POLICY"
 build_verbs.add_verbs()
 check_verbs.add_verbs()
 file_verbs.add_verbs()
+profile_verbs.add_verbs()
 target_verb.add_verbs()
 
 

@@ -14,12 +14,14 @@ from openneutron.cli.fitting_table import FittingTable
 if TYPE_CHECKING:
     from openneutron.accuracy.validate import OutputDifference
     from openneutron.page import AccuracyRow, Summary
+    from openneutron.page.content import ProfileRow, ProfileRows
     from openneutron.page.differences import Difference, Move
     from openneutron.workflow.runs import FileRun
 
-__all__ = ["table_of_accuracy", "table_of_differences", "table_of_runs", "table_of_summary"]
+__all__ = ["blocks_of_profile", "table_of_accuracy", "table_of_differences", "table_of_runs", "table_of_summary"]
 
 _SHOWN = 6
+_SHOWN_OPERATORS = 12
 
 
 def table_of_summary(summary: Summary, folder: Path) -> Group:
@@ -142,3 +144,38 @@ def _next_steps(summary: Summary, folder: Path) -> Iterator[str]:
         yield "give labelled data (--evaluate DATA) to measure the accuracy"
     if summary.payload == "portable":
         yield f"openneutron compile {folder / 'model.pte'} -o device.pte, where NXP's converter is installed"
+
+
+def blocks_of_profile(profile: ProfileRows) -> Group:
+    """Returns the measured cycles beside the estimates: the operators with most cycles, and the wrong estimates."""
+    return Group(*_profile_blocks(profile))
+
+
+def _profile_blocks(profile: ProfileRows) -> Iterator[RenderableType]:
+    yield Text(
+        f"{profile.cycles:,} cycles measured on the NPU (median of {profile.runs} runs), {profile.estimated:,} "
+        "estimated",
+        style="bold",
+    )
+    if profile.rows:
+        most = sorted(profile.rows, key=lambda row: -row.cycles)
+        yield Text("operators with most cycles:")
+        yield _profile_table(most, profile)
+        yield Text("where the estimate is wrong:")
+        yield _profile_table(profile.worst, profile)
+    if profile.cpu:
+        table = FittingTable("call on the CPU", "ticks")
+        for one in sorted(profile.cpu, key=lambda one: -one.ticks)[:_SHOWN_OPERATORS]:
+            table.add_row(one.name, f"{one.ticks:,}")
+        yield table
+    yield from (Text(f"note: {note}") for note in profile.notes)
+
+
+def _profile_table(rows: Sequence[ProfileRow], profile: ProfileRows) -> FittingTable:
+    table = FittingTable("operator", "node", "source", "cycles", "of all", "estimated", "measured/estimated")
+    for row in rows[:_SHOWN_OPERATORS]:
+        share = f"{100 * row.cycles / max(1, profile.cycles):.1f} %"
+        ratio = f"{row.cycles / row.estimated:.2f}" if row.estimated else "-"
+        where = row.source or row.module or ""
+        table.add_row(row.operator, row.name, where, f"{row.cycles:,}", share, _number(row.estimated, ","), ratio)
+    return table

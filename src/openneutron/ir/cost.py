@@ -98,12 +98,15 @@ class Cost:
     """Cycles in total: computation, transfer and start."""
     utilization: float
     """Average share of busy multipliers during these cycles, 0 to 1."""
+    formula_cycles: int
+    """Cycles of computation by the formula alone, without a measured factor of `Costs.compute`."""
 
 
 def cost_of(op: Op, target: NeutronTarget) -> Cost:
     """Returns the estimate for one operator of the IR. Reads shapes, dtypes and attributes only."""
     array, costs = array_of(target), target.costs
-    compute = round(_compute_cycles(op, array) * costs.compute_factor(op.kind.work.name.lower()))
+    formula = _compute_cycles(op, array)
+    compute = round(formula * costs.compute_factor(op.kind.work.name.lower()))
     macs = _compute_cycles(op, MacArray(1, 1, moves_while_computing=False))
     weights = sum(tensor.size * tensor.dtype.itemsize for tensor in op.inputs if tensor.data is not None)
     activations = _activation_bytes(op)
@@ -111,7 +114,7 @@ def cost_of(op: Op, target: NeutronTarget) -> Cost:
     busy = max(compute, transfer) if array.moves_while_computing else compute + transfer
     cycles = busy + round(costs.operator_cycles)
     utilization = min(1.0, macs / max(1, cycles * array.macs_per_cycle))
-    return Cost(macs, compute, weights, activations, cycles, utilization)
+    return Cost(macs, compute, weights, activations, cycles, utilization, formula)
 
 
 def cycles_of(ops: Iterable[Op], target: NeutronTarget) -> int:

@@ -173,6 +173,84 @@ class LayerRow:
     """The node of the quantized graph that it comes from; None if unknown."""
     module: str | None = None
     source: str | None = None
+    work: str = ""
+    """What the cost model counts: a name of `openneutron.ir.kinds.Work`, in lower case; empty if unknown."""
+    formula_cycles: int = 0
+    """Cycles of computation by the formula of the cost model, before measured factors."""
+    moved_bytes: int = 0
+    """Bytes of all tensors that it reads and writes."""
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """A kernel of the NPU, which the converter named with `use_profiling`."""
+
+    delegate: int
+    number: int
+    """Its position in the profile of the delegate."""
+    name: str
+    nodes: tuple[str, ...]
+    """The nodes of the quantized graph that it computes."""
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """The measured cycles of operators that the same kernels compute."""
+
+    name: str
+    """The nodes or tensors of the operators."""
+    operator: str
+    """The TFLite names of the operators; the names of the kernels if no operator is known."""
+    delegate: int
+    kernels: tuple[int, ...]
+    cycles: int
+    """The median of all runs."""
+    low: int
+    high: int
+    """The least and the largest cycles of a run."""
+    estimated: int | None
+    """None if the operators are unknown."""
+    layers: tuple[int, ...] = ()
+    """Positions of the operators in the summary's `layers`."""
+    module: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class CpuTimeRow:
+    """The measured time of a call on the CPU, in ticks of the board's clock for ExecuTorch."""
+
+    name: str
+    ticks: int
+
+
+@dataclass(frozen=True)
+class ProfileRows:
+    """The profile of a board, joined with the program."""
+
+    runs: int
+    rows: tuple[ProfileRow, ...]
+    """In order of execution."""
+    end_cycles: int
+    """Cycles after the last kernels of all delegates, in which the NPU writes the profile."""
+    cpu: tuple[CpuTimeRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cycles(self) -> int:
+        """The measured cycles of all kernels."""
+        return sum(row.cycles for row in self.rows)
+
+    @property
+    def estimated(self) -> int:
+        """The estimated cycles of the operators whose kernels are known."""
+        return sum(row.estimated or 0 for row in self.rows)
+
+    @property
+    def worst(self) -> tuple[ProfileRow, ...]:
+        """The rows with an estimate, those with the largest difference in cycles first."""
+        known = [row for row in self.rows if row.estimated is not None]
+        return tuple(sorted(known, key=lambda row: -abs(row.cycles - (row.estimated or 0))))
 
 
 @dataclass(frozen=True)
@@ -369,6 +447,9 @@ class Summary:
     """Sections of the `.pte`."""
     files: tuple[FileRow, ...] = ()
     """Files of the build."""
+    kernels: tuple[KernelRow, ...] = ()
+    """The NPU's kernels of a device program that was lowered with `use_profiling`."""
+    profile: ProfileRows | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Time of each step. Leave it empty for a summary that is compared byte by byte."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from openneutron.page.content import AnalysisRows, Summary
+from openneutron.page.content import AnalysisRows, ProfileRows, Summary
 from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
 
 __all__ = [
     "accuracy_heading", "analysis_heading", "changed_heading", "cycles_heading", "memory_heading", "placement_heading",
-    "validation_heading",
+    "profile_heading", "validation_heading",
 ]  # fmt: skip
 
 
@@ -99,3 +99,12 @@ def changed_heading(summary: Summary) -> str:
         return f"No sample changed sides between {first} and {row.name}."
     verb = "sample is" if row.lost == 1 else "samples are"
     return f"{row.lost:,} {verb} right only in {first}, and {row.gained:,} only in {row.name}."
+
+
+def profile_heading(profile: ProfileRows) -> str:
+    """Returns the measured cycles as a multiple of the estimate."""
+    if not profile.rows:
+        return "The profile has no kernels of the NPU."
+    if not profile.estimated:
+        return f"The board took {profile.cycles:,} cycles on the NPU."
+    return f"The board took {number_text(profile.cycles / profile.estimated)} times the estimated cycles on the NPU."

@@ -14,7 +14,7 @@ from openneutron.core.files import write_file
 from openneutron.errors import OptionError
 from openneutron.page import charts, differences, headings, units
 from openneutron.page.accuracy import MOST_PICTURES
-from openneutron.page.content import AnalysisRows, LayerRow, PlacementRow, SampleRow, Summary
+from openneutron.page.content import AnalysisRows, LayerRow, PlacementRow, ProfileRow, SampleRow, Summary
 from openneutron.page.verdict import cpu_share, is_beyond_chance, mcnemar
 
 __all__ = ["MOST_BYTES", "analysis_page", "check_page_packages", "page_of", "write_page"]
@@ -83,6 +83,7 @@ def page_of(summary: Summary, other: Summary | None = None, compared: tuple[Summ
         beyond_chance=[is_beyond_chance(row, summary.accuracy[0]) for row in summary.accuracy],
         chance=None if not changed else mcnemar(summary.accuracy[-1].lost, summary.accuracy[-1].gained),
         other=other,
+        measured=_measured(summary),
         **_of_analysis(summary.analysis),
         **_of_other(compared or (None if other is None else (summary, other))),
     )
@@ -148,6 +149,13 @@ def _cpu_first(rows: Sequence[PlacementRow]) -> list[tuple[int, PlacementRow]]:
 
 def _most_cycles(layers: Sequence[LayerRow]) -> list[tuple[int, LayerRow]]:
     return sorted(enumerate(layers), key=lambda item: -item[1].cycles)[:TOP_LAYERS]
+
+
+def _measured(summary: Summary) -> list[ProfileRow]:
+    """Returns the rows of a profile, those whose estimates are most wrong first."""
+    if summary.profile is None:
+        return []
+    return [*summary.profile.worst, *(row for row in summary.profile.rows if row.estimated is None)]
 
 
 def _lost_first(changed: Sequence[SampleRow]) -> list[SampleRow]:

@@ -26,6 +26,7 @@ from openneutron.page.content import (
     FileRow,
     GainRow,
     Histogram,
+    KernelRow,
     LayerAccuracyRow,
     LayerRow,
     Memory,
@@ -142,6 +143,7 @@ def summarize(
         analysis=None if analysis is None else analysis_rows(analysis, source_root),
         sections=tuple(FileRow(section.name, section.bytes) for section in actual.sections),
         files=tuple(FileRow(name, size) for name, size in (files or {}).items()),
+        kernels=_kernels(lowered),
         seconds=dict(seconds or {}),
     )
     return replace(without_verdict, verdict=verdict_of(without_verdict))
@@ -309,6 +311,18 @@ def _layer(layer: LayerEstimate, delegate: int, node: str | None, row: Placement
         node=None if row is None else node,  # a transpose at an end of a delegate comes from no operator
         module=None if row is None else row.module,
         source=None if row is None else row.source,
+        work=layer.work,
+        formula_cycles=layer.formula_cycles,
+        moved_bytes=layer.moved_bytes,
+    )
+
+
+def _kernels(program: NeutronProgram | None) -> tuple[KernelRow, ...]:
+    """Returns the kernels of all delegates. A delegate without profiling has none."""
+    return tuple(
+        KernelRow(delegate, number, kernel.name, kernel.nodes)
+        for delegate, kernels in enumerate(() if program is None else program.kernels)
+        for number, kernel in enumerate(kernels)
     )
 
 

@@ -53,6 +53,12 @@ class LayerEstimate:
     """Bytes of the constants in the NPU's format."""
     live_bytes: int
     """Bytes of the intermediate tensors that must be in memory while the operator runs."""
+    work: str = ""
+    """What the cost model counts: a name of `Work`, in lower case."""
+    formula_cycles: int = 0
+    """Cycles of computation by the formula of the cost model, before measured factors."""
+    moved_bytes: int = 0
+    """Bytes of all tensors that it reads and writes."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +224,9 @@ def _layer_estimate(op: Op, target: NeutronTarget, live: int) -> LayerEstimate:
     cost = cost_of(op, target)
     weights = stored_bytes(op, target)
     return LayerEstimate(
-        op.kind.name, op.origin, op.output.shape, cost.macs, cost.cycles, cost.utilization, weights, live
-    )
+        op.kind.name, op.origin, op.output.shape, cost.macs, cost.cycles, cost.utilization, weights, live,
+        op.kind.work.name.lower(), cost.formula_cycles, cost.weight_bytes + cost.activation_bytes,
+    )  # fmt: skip
 
 
 def fit_of(layers: Sequence[LayerEstimate], scratch: int, outside_bytes: int, target: NeutronTarget) -> Fit:

@@ -1,0 +1,84 @@
+"""Reads ETDumps, the files of ExecuTorch's event tracer (`devtools/etdump/etdump_schema_flatcc.fbs`).
+
+An event of a kernel on the NPU has the number of the kernel as its delegate debug identifier, and the index of the
+delegate call among the instructions of the program. The runtime for NXP gives the number after the last kernel to the
+write of the profile. An event of a kernel on the CPU has a name that begins with "native_call_".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from openneutron.errors import FormatError
+from openneutron.formats.flatbuffer import Source, Table, root
+from openneutron.profiling.recorded import BoardProfile, CpuCall, DelegateTimes
+
+__all__ = ["ETDUMP_IDENTIFIER", "is_etdump", "profile_of_etdump"]
+
+ETDUMP_IDENTIFIER = b"ED00"
+_SIZE_PREFIX = 4
+_CPU_PREFIX = "native_call_"
+_NONE = -1
+_WRAP = 1 << 32
+
+
+@dataclass(frozen=True)
+class _Event:
+    name: str
+    instruction: int
+    kernel: int
+    """The delegate debug identifier; -1 for an event that is not of a kernel on the NPU."""
+    duration: int
+
+
+def is_etdump(data: bytes) -> bool:
+    """Whether bytes are an ETDump, with or without the size in front that the runtime writes."""
+    return ETDUMP_IDENTIFIER in (data[4:8], data[8:12])
+
+
+def profile_of_etdump(data: bytes, name: str) -> BoardProfile:
+    """Returns the times in an ETDump.
+
+    Raises `FormatError` for a damaged file, and for a delegate whose kernels are not numbered from 0 on or have
+    different numbers of runs. The result is empty for an ETDump without events of kernels.
+    """
+    if data[4:8] != ETDUMP_IDENTIFIER:
+        data = data[_SIZE_PREFIX:]
+    kernels: dict[int, dict[int, list[int]]] = {}
+    calls: dict[int, tuple[str, list[int]]] = {}
+    for event in _events(root(Source(data, name), (ETDUMP_IDENTIFIER,))):
+        if event.kernel != _NONE:
+            kernels.setdefault(event.instruction, {}).setdefault(event.kernel, []).append(event.duration)
+        elif event.name.startswith(_CPU_PREFIX):
+            known = calls.setdefault(event.instruction, (event.name.removeprefix(_CPU_PREFIX), []))
+            known[1].append(event.duration)
+    return BoardProfile(
+        tuple(_times(kernels[number], f"{name}, instruction {number}") for number in sorted(kernels)),
+        tuple(CpuCall(calls[number][0], tuple(calls[number][1])) for number in sorted(calls)),
+    )
+
+
+def _events(dump: Table) -> Iterator[_Event]:
+    for run in dump.tables(1):
+        for entry in run.tables(3):
+            event = entry.table(0)
+            if event is None:
+                continue
+            start, end = event.integer(6, "Q"), event.integer(7, "Q")
+            kernel = event.integer(3, "i", _NONE)
+            # The NPU's counter has 32 bits, and may begin anew during a kernel.
+            duration = (end - start) % _WRAP if kernel != _NONE and end < start else max(0, end - start)
+            yield _Event(event.text(0) or "", event.integer(2, "i", _NONE), kernel, duration)
+
+
+def _times(kernels: dict[int, list[int]], name: str) -> DelegateTimes:
+    numbers = sorted(kernels)
+    if numbers != list(range(len(numbers))):
+        missing = min(set(range(len(numbers) + 1)) - set(numbers))
+        raise FormatError(f"{name} lacks the kernel {missing}. Increase the buffer of the ETDump on the board.")
+    counts = {len(times) for times in kernels.values()}
+    if len(counts) > 1:
+        raise FormatError(f"{name} does not have all kernels of the last run. Increase the buffer of the ETDump.")
+    *found, end = (tuple(kernels[number]) for number in numbers)
+    return DelegateTimes(tuple(found), end)

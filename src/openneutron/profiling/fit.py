@@ -1,0 +1,186 @@
+"""Fits the coefficients of the cost model to profiles of a board.
+
+The cost model is linear in the cycles of an operator's start, in the cycles of a byte, and in a factor of each kind of
+computation. Where transfers and computations overlap (Neutron-S), each operator is assigned to the longer of the two,
+and the assignment is repeated with the fitted coefficients. The fit minimizes relative errors, with coefficients that
+are not negative; weights of Huber limit the influence of a few operators with large errors. Coefficients that the
+profiles do not determine stay near those of the target.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from openneutron.errors import InputError
+from openneutron.page.content import LayerRow, Summary
+from openneutron.profiling.join import layer_cycles
+from openneutron.targets import COMPUTE_KINDS, Costs
+
+__all__ = ["LEAST_ROWS", "CostFit", "fit_costs"]
+
+LEAST_ROWS = 8
+"""The least number of rows of profiles to which three coefficients are fitted."""
+_ROWS_OF_A_KIND = 4
+"""The least number of rows for a factor of a kind of computation of its own."""
+_LEAST_SHARE = 0.2
+"""A row counts for a kind if its computation takes this share of the measured cycles."""
+_PRIOR = 0.003
+"""The weight of the target's coefficients, relative to that of all rows."""
+_LEAST_SCALE = 0.02
+"""Relative errors below this are never weighted down, so that exact rows do not outweigh all others."""
+_ROUNDS = 30
+_HUBER = 1.5
+_LARGEST_BANDWIDTH = 4096.0  # bytes per cycle; of a board whose transfers take no time that can be measured
+_LEAST_FACTOR = 0.01
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CostFit:
+    """Coefficients that were fitted to profiles."""
+
+    costs: Costs
+    rows: int
+    """The rows of the profiles that were used."""
+    kinds: tuple[str, ...]
+    """The kinds of computation that got a factor of their own; the others share one."""
+    error_before: float
+    """The median relative error of the estimated cycles of a row with the target's coefficients."""
+    error_after: float
+    """The same with the fitted coefficients."""
+
+    def __str__(self) -> str:
+        factors = ", ".join(f"{kind} {factor:.3g}" for kind, factor in self.costs.compute)
+        return (
+            f"{self.rows} rows; median relative error of the estimates {100 * self.error_before:.1f} % before, "
+            f"{100 * self.error_after:.1f} % after\n"
+            f"  start of an operator: {self.costs.operator_cycles:.4g} cycles\n"
+            f"  bytes per cycle: {self.costs.bytes_per_cycle:.4g}\n"
+            f"  factors of computation: {factors or 'none'}"
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    layers: tuple[LayerRow, ...]
+    cycles: int
+
+
+def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> CostFit:
+    """Fits coefficients to summaries with profiles. `base` are the target's coefficients, where the fit begins.
+
+    Raises `InputError` for profiles of boards with different NPUs, and for fewer than `LEAST_ROWS` rows whose operators
+    are known.
+    """
+    classes = {summary.target.neutron_class for summary in summaries}
+    arrays = {summary.target.macs_per_cycle for summary in summaries}
+    if len(classes) > 1 or len(arrays) > 1:
+        names = ", ".join(sorted({summary.target.name for summary in summaries}))
+        raise InputError(f"The programs are for targets with different NPUs: {names}. Give profiles of one board.")
+    rows = [row for summary in summaries for row in _rows(summary)]
+    if len(rows) < LEAST_ROWS:
+        raise InputError(
+            f"The profiles have {len(rows)} rows with known operators, and a fit needs at least {LEAST_ROWS}. Give "
+            "profiles of larger programs or of several, lowered with use_profiling."
+        )
+    moves = classes == {"Neutron-S"}
+    common = _fitted(rows, (), base, moves=moves)
+    kinds = _kinds_with_rows(rows)
+    single = _fitted(rows, kinds, base, moves=moves) if kinds and len(rows) >= LEAST_ROWS + len(kinds) else common
+    chosen, own = (single, kinds) if _error(rows, single, moves) < 0.95 * _error(rows, common, moves) else (common, ())
+    return CostFit(
+        replace(chosen, source=source), len(rows), own, _error(rows, base, moves), _error(rows, chosen, moves)
+    )
+
+
+def _rows(summary: Summary) -> list[_Row]:
+    if summary.profile is None:
+        return []
+    found = [_Row(tuple(summary.layers[at] for at in row.layers), row.cycles) for row in summary.profile.rows]
+    return [row for row in found if row.cycles > 0 and row.layers and all(layer.work for layer in row.layers)]
+
+
+def _kinds_with_rows(rows: Sequence[_Row]) -> tuple[str, ...]:
+    counts = dict.fromkeys(COMPUTE_KINDS, 0)
+    for row in rows:
+        for kind in {layer.work for layer in row.layers} & set(counts):
+            cycles = sum(layer.formula_cycles for layer in row.layers if layer.work == kind)
+            counts[kind] += cycles >= _LEAST_SHARE * row.cycles
+    return tuple(kind for kind, count in counts.items() if count >= _ROWS_OF_A_KIND)
+
+
+def _error(rows: Sequence[_Row], costs: Costs, moves: bool) -> float:
+    return statistics.median(abs(_estimate(row, costs, moves) - row.cycles) / row.cycles for row in rows)
+
+
+def _estimate(row: _Row, costs: Costs, moves: bool) -> float:
+    return sum(layer_cycles(layer, costs, moves_while_computing=moves) for layer in row.layers)
+
+
+def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves: bool) -> Costs:
+    """Returns coefficients: the start, the cycles of a byte, a factor for each of `kinds`, and one for all others."""
+    start = np.array(
+        [base.operator_cycles, 1 / base.bytes_per_cycle, *(base.compute_factor(kind) for kind in kinds), 1.0]
+    )
+    found, weights = start, np.ones(len(rows))
+    measured = np.array([row.cycles for row in rows], np.float64)
+    for _ in range(_ROUNDS):
+        matrix = np.stack([_features(row, kinds, _costs(found, kinds, base), moves) for row in rows])
+        relative = matrix / measured[:, None]
+        previous = found
+        found = _bounded(relative, weights, start)
+        errors = np.abs(relative @ found - 1)
+        scale = max(float(np.median(errors)) / 0.6745, _LEAST_SCALE)
+        weights = np.minimum(1.0, _HUBER * scale / np.maximum(errors, 1e-12))
+        if np.allclose(found, previous, rtol=1e-6):
+            break
+    return _costs(found, kinds, base)
+
+
+def _features(row: _Row, kinds: tuple[str, ...], costs: Costs, moves: bool) -> Numbers:
+    """Returns what each coefficient multiplies, summed over the operators of a row."""
+    found = np.zeros(len(kinds) + 3)
+    columns = {kind: 2 + number for number, kind in enumerate(kinds)}
+    for layer in row.layers:
+        found[0] += 1
+        compute = layer.formula_cycles * costs.compute_factor(layer.work)
+        is_bound_by_transfer = layer.moved_bytes / costs.bytes_per_cycle > compute
+        if not moves or is_bound_by_transfer:
+            found[1] += layer.moved_bytes
+        if not moves or not is_bound_by_transfer:
+            found[columns.get(layer.work, -1)] += layer.formula_cycles
+    return found
+
+
+def _bounded(matrix: Numbers, weights: Numbers, start: Numbers) -> Numbers:
+    """Returns the weighted least-squares solution of matrix @ x = 1 with x >= 0, and a weak pull towards `start`.
+
+    Removes the most negative coefficient until none is negative; few coefficients make that cheap.
+    """
+    scale = np.maximum(start, 1e-6)
+    root = np.sqrt(weights)
+    pull = np.eye(len(start)) * _PRIOR * np.sqrt(len(weights))
+    left = np.concatenate([matrix * scale * root[:, None], pull])
+    right = np.concatenate([root, pull.sum(1)])
+    free = np.ones(len(start), bool)
+    while free.any():
+        solution = np.zeros(len(start))
+        solution[free] = np.linalg.lstsq(left[:, free], right, rcond=None)[0]
+        if (solution >= 0).all():
+            return solution * scale
+        free[int(solution.argmin())] = False
+    return np.zeros(len(start))
+
+
+def _costs(values: Numbers, kinds: tuple[str, ...], base: Costs) -> Costs:
+    start, byte, *factors = map(float, values)
+    known = dict(zip(kinds, factors, strict=False))
+    compute = tuple(sorted((kind, max(_LEAST_FACTOR, known.get(kind, factors[-1]))) for kind in COMPUTE_KINDS))
+    bandwidth = min(_LARGEST_BANDWIDTH, 1 / byte) if byte > 0 else _LARGEST_BANDWIDTH
+    return replace(base, operator_cycles=start, bytes_per_cycle=bandwidth, compute=compute)

@@ -1,0 +1,101 @@
+"""Reads the NPU's profile records, as the firmware gets them in the profile buffer of a delegate.
+
+A record has 16 bytes, little-endian: twice an event of {u8 event, u8 opcode, u8 function, u8 timestamp code, u32 time},
+first the start, then the stop. A record whose stop has the opcode 6 ends a kernel; the kernel begins with the first
+record after the previous kernel. After the last kernel, the NPU writes the profile. This is the rule of ExecuTorch's
+runtime for NXP (`backends/nxp/runtime/NeutronBackend.cpp`).
+
+As text, the bytes of the buffer stand in lines of the form
+
+    PROFILE <delegate> <byte offset> <hex bytes>
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from openneutron.errors import FormatError, InputError
+from openneutron.profiling.recorded import BoardProfile, DelegateTimes
+
+__all__ = ["FORM", "RECORD_BYTES", "profile_of_log", "profile_of_records"]
+
+FORM = "PROFILE <delegate> <byte offset> <hex bytes>"
+RECORD_BYTES = 16
+_RECORD = struct.Struct("<BBBBIBBBBI")
+_KERNEL_ENDS = 6
+_LINE = re.compile(r"\bPROFILE\s+(\d{1,6})\s+(\d{1,9})\s+([0-9a-fA-F][0-9a-fA-F\s]*)")
+_LARGEST_BUFFER = 1 << 24
+_WRAP = 1 << 32
+
+
+def profile_of_log(text: str, name: str) -> BoardProfile | None:
+    """Returns the profile in a log of the serial line; None for a log without lines of records.
+
+    A line with offset 0 begins a new run of its delegate. Raises `InputError` for a delegate of which bytes are
+    missing, and `FormatError` for records that cannot be read.
+    """
+    runs: dict[int, list[bytearray]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _LINE.search(line)
+        if match is None:
+            continue
+        delegate, start, digits = int(match[1]), int(match[2]), "".join(match[3].split())
+        if len(digits) % 2:
+            raise InputError(f"Line {number} of {name} is damaged: it has an odd number of hexadecimal digits.")
+        known = runs.setdefault(delegate, [])
+        if start == 0:
+            known.append(bytearray())
+        if not known or start != len(known[-1]) or start > _LARGEST_BUFFER:
+            at = len(known[-1]) if known else 0
+            raise InputError(
+                f"Line {number} of {name} begins at byte {start} of delegate {delegate}, but bytes from {at} on are "
+                f"missing. Give a log in which no line of the form '{FORM}' is lost."
+            )
+        known[-1] += bytes.fromhex(digits)
+    if not runs:
+        return None
+    delegates = [
+        [times_of(bytes(run), f"{name}, delegate {number}") for run in runs[number]] for number in sorted(runs)
+    ]
+    return BoardProfile(tuple(_merged(found, name) for found in delegates))
+
+
+def profile_of_records(data: bytes, name: str) -> BoardProfile:
+    """Returns the profile of one run of one delegate, from the bytes of its buffer. Raises `FormatError` as above."""
+    return BoardProfile((_merged([times_of(data, name)], name),))
+
+
+def times_of(data: bytes, name: str) -> tuple[list[int], int]:
+    """Returns the cycles of each kernel, and those after the last one.
+
+    Raises `FormatError` for a size that is no multiple of 16, and for a buffer without a kernel.
+    """
+    if not data or len(data) % RECORD_BYTES:
+        raise FormatError(f"{name} has {len(data)} bytes, which are no records of {RECORD_BYTES} bytes.")
+    kernels: list[int] = []
+    first: int | None = None
+    last = 0
+    for *_, start, _, stop_code, _, _, stop in _RECORD.iter_unpack(data):
+        if not start and not stop:
+            continue  # the rest of the buffer is not written
+        first = start if first is None else first
+        last = (stop - start) % _WRAP
+        if stop_code == _KERNEL_ENDS:
+            kernels.append((stop - first) % _WRAP)
+            first = None
+    if not kernels:
+        raise FormatError(
+            f"{name} has no record of a kernel (a stop event with opcode {_KERNEL_ENDS}). Lower with use_profiling, "
+            "and give the profile buffer after a run."
+        )
+    return kernels, last if first is not None else 0
+
+
+def _merged(runs: list[tuple[list[int], int]], name: str) -> DelegateTimes:
+    """Returns the times of all runs of a delegate. Raises `InputError` for runs of different numbers of kernels."""
+    counts = {len(kernels) for kernels, _ in runs}
+    if len(counts) > 1:
+        shown = ", ".join(map(str, sorted(counts)))
+        raise InputError(f"The runs in {name} have different numbers of kernels: {shown}. Give runs of one program.")
+    return DelegateTimes(tuple(zip(*(kernels for kernels, _ in runs), strict=True)), tuple(end for _, end in runs))

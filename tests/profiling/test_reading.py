@@ -1,0 +1,162 @@
+"""Profiles as ExecuTorch writes them, and as the NPU's records."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from executorch.devtools.etdump.schema_flatcc import ETDumpFlatCC, Event, ProfileEvent, RunData
+from executorch.devtools.etdump.serialize import serialize_to_etdump_flatcc
+
+from openneutron.errors import FormatError, InputError
+from openneutron.profiling import BoardProfile, CpuCall, DelegateTimes, read_profile
+from openneutron.profiling.records import profile_of_records
+
+KERNEL_ENDS, OTHER = 6, 2
+
+
+def event(name: str | None, instruction: int, kernel: int, start: int, end: int) -> Event:
+    found = ProfileEvent(
+        name=name, chain_index=0, instruction_id=instruction, delegate_debug_id_int=kernel, delegate_debug_id_str=None,
+        delegate_debug_metadata=None, start_time=start, end_time=end,
+    )  # fmt: skip
+    return Event(profile_event=found, allocation_event=None, debug_event=None)
+
+
+def etdump(runs: Sequence[Sequence[Event]]) -> bytes:
+    data = [RunData(name="run", bundled_input_index=-1, allocators=[], events=list(events)) for events in runs]
+    return serialize_to_etdump_flatcc(ETDumpFlatCC(version=0, run_data=data))
+
+
+def a_run(scale: int) -> list[Event]:
+    """Returns a run of two kernels on the NPU between two calls on the CPU."""
+    return [
+        event("Method::execute", -1, -1, 0, 9000 * scale),
+        event("native_call_quantize_per_tensor.out", 0, -1, 10, 10 + 5 * scale),
+        event("DELEGATE_CALL", 1, -1, 20, 20 + 700 * scale),
+        event(None, 1, 0, 100, 100 + 300 * scale),
+        event(None, 1, 1, 2**32 - 50, 2**32 - 50 + 50 + 150 * scale),
+        event(None, 1, 2, 5, 12),
+        event("native_call_dequantize_per_tensor.out", 2, -1, 0, 7 * scale),
+    ]
+
+
+EXPECTED = BoardProfile(
+    (DelegateTimes(((300, 600), (200, 350)), (7, 7)),),
+    (CpuCall("quantize_per_tensor.out", (5, 10)), CpuCall("dequantize_per_tensor.out", (7, 14))),
+)
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_etdump_of_executorch_s_writer(tmp_path: Path, prefixed: bool) -> None:
+    """The runtime writes the size of the file in front."""
+    file = tmp_path / "run.etdp"
+    data = etdump([a_run(1), a_run(2)])
+    file.write_bytes(struct.pack("<I", len(data)) + data if prefixed else data)
+    assert read_profile(file) == EXPECTED
+    assert read_profile(file).runs == 2
+
+
+def test_wrapped_counter(tmp_path: Path) -> None:
+    file = tmp_path / "run.etdp"
+    file.write_bytes(etdump([[event(None, 1, 0, 2**32 - 10, 30), event(None, 1, 1, 30, 31)]]))
+    assert read_profile(file).delegates[0].kernels == ((40,),)
+
+
+def test_delegates_are_in_the_order_of_their_instructions(tmp_path: Path) -> None:
+    file = tmp_path / "run.etdp"
+    events = [event(None, at, kernel, 0, cycles) for at, kernel, cycles in ((7, 0, 1), (7, 1, 2), (3, 0, 4), (3, 1, 5))]
+    file.write_bytes(etdump([events]))
+    assert [one.kernels for one in read_profile(file).delegates] == [((4,),), ((1,),)]
+
+
+@pytest.mark.parametrize("kernels", [(0, 2), (1, 2)])
+def test_lost_kernel(tmp_path: Path, kernels: tuple[int, ...]) -> None:
+    file = tmp_path / "run.etdp"
+    file.write_bytes(etdump([[event(None, 1, kernel, 0, 5) for kernel in kernels]]))
+    with pytest.raises(FormatError, match="lacks the kernel"):
+        read_profile(file)
+
+
+def test_cut_off_last_run(tmp_path: Path) -> None:
+    file = tmp_path / "run.etdp"
+    file.write_bytes(etdump([a_run(1), a_run(1)[:4]]))
+    with pytest.raises(FormatError, match="all kernels of the last run"):
+        read_profile(file)
+
+
+def test_damaged_etdump(tmp_path: Path) -> None:
+    file = tmp_path / "run.etdp"
+    data = etdump([a_run(1)])
+    for size in range(12, len(data), 7):
+        file.write_bytes(data[:size])
+        try:
+            read_profile(file)
+        except (FormatError, InputError):
+            continue
+
+
+def records(kernels: Sequence[int], first: int = 1000) -> bytes:
+    """Returns records of kernels, each with a record of another kind in front, and of the write of the profile."""
+    found, at = b"", first
+    for cycles in kernels:
+        found += record(at, at + 3, OTHER) + record(at + 4, at + cycles, KERNEL_ENDS)
+        at += cycles
+    return found + record(at, at + 9, OTHER)
+
+
+def record(start: int, stop: int, opcode: int) -> bytes:
+    return struct.pack("<BBBBIBBBBI", 1, opcode, 0, 0, start % 2**32, 2, opcode, 0, 0, stop % 2**32)
+
+
+class TestRecords:
+    def test_bytes_of_the_buffer(self, tmp_path: Path) -> None:
+        file = tmp_path / "profile.bin"
+        file.write_bytes(records((500, 700)) + bytes(64))
+        assert read_profile(file) == BoardProfile((DelegateTimes(((500,), (700,)), (9,)),))
+
+    def test_counter_that_begins_anew(self) -> None:
+        found = profile_of_records(records((500, 700), 2**32 - 600), "p")
+        assert found.delegates[0].kernels == ((500,), (700,))
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_log(self, tmp_path: Path, end: str) -> None:
+        lines = ["boot"]
+        for run in (0, 1):
+            for delegate in (0, 1):
+                data = records((100 + run, 200 + delegate))
+                lines += [
+                    f"[{run}.1] PROFILE {delegate} {at} {data[at : at + 32].hex()}" for at in range(0, len(data), 32)
+                ]
+        file = tmp_path / "board.log"
+        file.write_text(end.join([*lines, "PASS"]))
+        found = read_profile(file)
+        assert [one.kernels for one in found.delegates] == [((100, 101), (200, 200)), ((100, 101), (201, 201))]
+
+    def test_lost_line(self, tmp_path: Path) -> None:
+        data = records((100, 200))
+        file = tmp_path / "board.log"
+        file.write_text(f"PROFILE 0 0 {data[:16].hex()}\nPROFILE 0 32 {data[32:].hex()}")
+        with pytest.raises(InputError, match="bytes from 16 on are missing"):
+            read_profile(file)
+
+    def test_different_runs(self, tmp_path: Path) -> None:
+        file = tmp_path / "board.log"
+        file.write_text("\n".join(f"PROFILE 0 0 {records(one).hex()}" for one in ((1, 2), (1, 2, 3))))
+        with pytest.raises(InputError, match="different numbers of kernels: 2, 3"):
+            read_profile(file)
+
+    def test_no_kernel(self, tmp_path: Path) -> None:
+        file = tmp_path / "profile.bin"
+        file.write_bytes(record(1, 2, OTHER))
+        with pytest.raises(FormatError, match="no record of a kernel"):
+            read_profile(file)
+
+    @pytest.mark.parametrize("data", [b"", b"hello world 1234", b"\x01\x02\x03"])
+    def test_no_profile(self, tmp_path: Path, data: bytes) -> None:
+        file = tmp_path / "profile.bin"
+        file.write_bytes(data)
+        with pytest.raises(FormatError, match="is no profile"):
+            read_profile(file)
