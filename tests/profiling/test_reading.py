@@ -27,7 +27,7 @@ def event(name: str | None, instruction: int, kernel: int, start: int, end: int)
 
 def etdump(runs: Sequence[Sequence[Event]]) -> bytes:
     data = [RunData(name="run", bundled_input_index=-1, allocators=[], events=list(events)) for events in runs]
-    return serialize_to_etdump_flatcc(ETDumpFlatCC(version=0, run_data=data))
+    return bytes(serialize_to_etdump_flatcc(ETDumpFlatCC(version=0, run_data=data)))
 
 
 def a_run(scale: int) -> list[Event]:

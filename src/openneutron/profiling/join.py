@@ -121,9 +121,9 @@ def _mapped_rows(
     for kernel in kernels:
         groups.setdefault(find_root(parent, f"kernel {kernel.number}"), ([], []))[0].append(kernel.number)
     for at, layer in layers:
-        node = layer.node or node_of(layer.tensor)
-        root = find_root(parent, f"node {node}")
-        if node is not None and root in groups:
+        named = layer.node or node_of(layer.tensor)
+        root = find_root(parent, f"node {named}")
+        if named is not None and root in groups:
             groups[root][1].append((at, layer))
     names = {kernel.number: kernel.name for kernel in kernels}
     return [
