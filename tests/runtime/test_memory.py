@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge, to_edge_transform_and_lower
 from torch import nn
 
 from openneutron import NeutronProgram, load, lower, quantize
 from openneutron.errors import HostError, InputError, PoolError
 from openneutron.formats import pte
-from openneutron.runtime.memory import POOL_ALIGNMENT, measure, memory_of, run_in_pools
+from openneutron.formats.payload import MICROCODE_MAGIC, PayloadHeader, pack_device, parse
+from openneutron.runtime.memory import POOL_ALIGNMENT, Part, measure, memory_of, run_in_pools
 
 
 class Counter(nn.Module):
@@ -171,3 +174,102 @@ class TestPools:
             run_in_pools(data, raw_inputs(data), **{**sizes, "planned_bytes": []})
         with pytest.raises(HostError, match="not an ExecuTorch program"):
             run_in_pools(b"ET12" * 9, [], **sizes)
+
+
+def compiled(program: NeutronProgram, version: int, **words: int) -> bytes:
+    """Returns the program with payloads whose microcode states these sizes. Nothing runs it."""
+    (method,) = (one for one in pte.read(program.portable).methods if one.name == "forward")
+    payloads = {}
+    for call in method.delegates:
+        old = parse(call.payload).header
+        header = PayloadHeader(
+            old.input_formats, old.output_formats, old.input_map, old.output_map, old.argument_count, version
+        )
+        counts = (len(header.input_formats), len(header.output_formats))
+        code = [0] * 16
+        code[0], code[6], code[9] = MICROCODE_MAGIC, 64, words["scratch"]
+        code[10:15] = (
+            (words["prefetch"], *counts, 0, 0)
+            if version == 0
+            else (words["profile"] | 1 << 31, words["debug"], words["prefetch"], *counts)
+        )
+        assert call.segment is not None
+        payloads[call.segment] = pack_device(header, b"".join(word.to_bytes(4, "little") for word in code), b"", b"")
+    return pte.replace_payloads(program.portable, payloads)
+
+
+class TestBoard:
+    """What NXP's delegate allocates, by the order of its source."""
+
+    def test_microcode_states_the_sizes(self, programs: dict[str, NeutronProgram]) -> None:
+        program = programs["one delegate of int8"]
+        memory = memory_of(compiled(program, 1, scratch=1001, profile=32, debug=5, prefetch=100))
+        (one,) = memory.delegates
+        assert (one.scratch_bytes, one.profile_bytes, one.debug_bytes, one.prefetch_bytes) == (1001, 32, 5, 100)
+        assert (one.is_estimated, one.context_bytes, memory.device.temporary.unknown) == (False, None, ())
+        # 1 + 1 + 3 pointers, then each buffer at a multiple of 16
+        assert memory.device.temporary.parts == (
+            Part("pointers of the delegate", 20),
+            Part("scratch of the NPU", 12 + 1001),
+            Part("profile of the NPU", 7 + 32),
+            Part("debug buffer of the NPU", 5),
+            Part("prefetched weights", 11 + 100),
+        )
+        assert memory.device.temporary.pool_bytes == 1200
+        assert memory.device.method == program.memory.device.method
+
+    def test_old_microcode_has_neither_profile_nor_debug_buffer(self, programs: dict[str, NeutronProgram]) -> None:
+        (one,) = memory_of(compiled(programs["one delegate"], 0, scratch=64, prefetch=0)).delegates
+        assert (one.scratch_bytes, one.profile_bytes, one.debug_bytes, one.prefetch_bytes) == (64, 0, 0, 0)
+
+    def test_delegates_share_the_temporary_allocator(self, programs: dict[str, NeutronProgram]) -> None:
+        program = programs["several delegates"]
+        memory, loaded = program.memory, dict(memory_parts(program))
+        assert len(memory.delegates) == 2
+        assert memory.device.temporary.used_bytes >= max(one.scratch_bytes for one in memory.delegates)
+        assert memory.device.temporary.used_bytes < sum(one.scratch_bytes for one in memory.delegates) + 400
+        assert loaded["delegates"] > 2 * (40 + 80)
+
+    def test_transposed_tensors_count_where_the_cpu_transposes(self, programs: dict[str, NeutronProgram]) -> None:
+        (transposed,) = programs["transposed on the CPU"].memory.delegates
+        (straight,) = programs["one delegate"].memory.delegates
+        assert (transposed.transposed_bytes, straight.transposed_bytes) == (3 * 12 * 12, 0)
+
+    def test_sizes_that_only_the_converter_knows_are_unknown(self) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(1, 8)
+        quantized = quantize(nn.Linear(8, 8).eval(), (x,), [(x,)], "mcxn94x", recover=None)
+        program = lower(quantized, target="mcxn94x", use_profiling=True, fetch_constants_to_sram=True)
+        assert program.memory.device.temporary.unknown == (
+            "profile of the NPU",
+            "debug buffer of the NPU",
+            "prefetched weights",
+        )
+
+
+def memory_parts(program: NeutronProgram) -> list[tuple[str, int]]:
+    return [(part.name, part.bytes) for part in program.memory.device.method.parts]
+
+
+class Free(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.topk(torch.cat([x, x * 2], 1), 2, dim=1).values
+
+
+def test_dynamic_shapes_count_with_their_upper_bound() -> None:
+    batch = torch.export.Dim("batch", min=1, max=9)
+    exported = torch.export.export(Free(), (torch.randn(2, 4),), dynamic_shapes=({0: batch},))
+    data = bytes(to_edge(exported).to_executorch().buffer)
+    memory, measured = memory_of(data), measure(data)
+    assert memory.host.method.used_bytes == measured.method_bytes
+    assert measured.run_bytes > 0  # topk
+    assert memory.planned_bytes >= 9 * 4 * 4
+    assert any(slot.is_resizable for slot in pte.read(data).methods[0].slots)
+
+
+def test_the_memory_of_other_delegates_is_unknown() -> None:
+    exported = torch.export.export(nn.Linear(4, 4).eval(), (torch.randn(1, 4),))
+    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    memory = memory_of(bytes(program.buffer))
+    assert memory.device.method.unknown == memory.device.temporary.unknown == ("memory of XnnpackBackend",)
+    assert memory.delegates == ()

@@ -282,7 +282,13 @@ def _load_pool(plan: pte.Method, abi: _Abi) -> Pool:
         for instruction in chain:
             if instruction.kind in ("kernel", "delegate"):
                 cursor.list("instructions", "pointer", len(instruction.arguments))
-    return cursor.pool()
+    return cursor.pool(_foreign_backends(plan))
+
+
+def _foreign_backends(plan: pte.Method) -> Iterator[str]:
+    """Returns the memory of other delegates than NXP's, whose allocations are not known here."""
+    names = dict.fromkeys(backend.name for backend in plan.backends if backend.name != NEUTRON_BACKEND)
+    return (f"memory of {name}" for name in names)
 
 
 def _take_value(cursor: _Cursor, slot: pte.Slot) -> None:
@@ -312,7 +318,8 @@ def _search_pool(plan: pte.Method, abi: _Abi) -> Pool:
     """
     counts = (len(one.arguments) for chain in plan.chains for one in chain if one.kind == "kernel")
     most = max(counts, default=0)
-    return Pool((Part("search for kernels", most * (abi["TensorMeta"][0] + _MOST_DIMENSIONS)),) if most else ())
+    parts = (Part("search for kernels", most * (abi["TensorMeta"][0] + _MOST_DIMENSIONS)),) if most else ()
+    return Pool(parts, tuple(_foreign_backends(plan)))
 
 
 def _run_pool(call: pte.DelegateCall, memory: DelegateMemory) -> Pool:
