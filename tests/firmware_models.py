@@ -68,6 +68,34 @@ def _index_output() -> NeutronProgram:
     return _lowered(Model(lambda m, x: (m.a(x), m.a(x).argmax(1)), a=conv()), (IMAGE,))
 
 
+def _on_the_cpu() -> NeutronProgram:
+    torch.manual_seed(0)
+    names = ["aten::convolution", "aten::conv2d", "aten::relu"]
+    return _lowered(nn.Sequential(conv(), nn.ReLU()), (IMAGE,), operators_not_to_delegate=names)
+
+
+class _Arguments(nn.Module):
+    """Takes tensors, a number, a truth value and None, by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = conv()
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, scale: float, on: bool, none: None) -> Any:
+        found = self.a(x) * scale
+        return {"image": torch.where(mask, found, 0.0) if on and none is None else found, "mask": mask}
+
+
+def _arguments() -> NeutronProgram:
+    torch.manual_seed(0)
+    samples = [
+        {"x": torch.randn(IMAGE), "mask": torch.rand(IMAGE) < 0.5, "scale": 0.5, "on": True, "none": None}
+        for _ in range(4)
+    ]
+    return lower(quantize(_Arguments().eval(), samples[0], samples, recover=None), payload="portable")
+
+
 PROGRAMS: dict[str, Callable[[], NeutronProgram]] = {
     "int8": lambda: _images(int8_io=True, last=True),
     "floats": _images,
@@ -77,6 +105,8 @@ PROGRAMS: dict[str, Callable[[], NeutronProgram]] = {
     "delegates": _two_delegates,
     "nothing": _none_output,
     "indices": _index_output,
+    "cpu": _on_the_cpu,
+    "arguments": _arguments,
 }
 """Programs by a short name, which is an identifier of C."""
 

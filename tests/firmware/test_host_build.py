@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not _LIBRARY.exists(), reason="needs Python's library, to start Python in a program"),
 ]
 
-SMALL = {"method": "METHOD_POOL_BYTES", "planned": "PLANNED_0_BYTES"}
+SMALL = {"method": "METHOD_POOL_BYTES", "planned": "PLANNED_0_BYTES", "temporary": "TEMPORARY_POOL_BYTES"}
 """Pools that the variants of the program "floats" have 16 bytes less of."""
 
 
@@ -82,7 +82,8 @@ def test_outputs_equal_those_of_the_host_bit_for_bit(tree: Tree, name: str) -> N
     code, text = tree.run(name)
     assert code == 0, text
     lines = text.splitlines()
-    assert lines[0].startswith("The delegates of this program hold TFLite models, not microcode")
+    is_portable = lines[0].startswith("The delegates of this program hold TFLite models, not microcode")
+    assert is_portable is (name != "cpu")
     assert lines[-1] == f"PASS: {name}, 3 vectors, largest difference 0 LSB, allowed 1 LSB"
     used, size = map(int, re.findall(r"method pool: (\d+) of (\d+)", text)[0])
     assert size - 16 < used <= size
@@ -92,7 +93,8 @@ def test_outputs_equal_those_of_the_host_bit_for_bit(tree: Tree, name: str) -> N
 def test_a_pool_that_is_one_granule_smaller_is_named(tree: Tree, pool: str) -> None:
     code, text = tree.run(f"small_{pool}")
     assert code == 1
-    assert re.search(rf"FAIL: SMALL_{pool.upper()}_{SMALL[pool]} is \d+, which is too small", text), text
+    # With less temporary memory, the runtime searches for kernels in the method pool, which has no room for that.
+    assert re.search(rf"FAIL: .*SMALL_{pool.upper()}_{SMALL[pool]} is \d+.* too small", text), text
 
 
 def test_ctest_runs_the_test(tree: Tree) -> None:
