@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from openneutron.firmware.ports import Port
 from openneutron.firmware.templates import filled
 from openneutron.runtime.memory import CONTEXT_FUNCTION
@@ -46,8 +48,6 @@ def config_header(title: str, name: str, pools: Pools, inputs: Sequence[Port], o
 
 def c_float(value: float) -> str:
     """Returns the float32 nearest to the value, as a literal of C that is read back without error."""
-    import numpy as np
-
     text = str(np.float32(value))
     return f"{text}f" if any(mark in text for mark in ".en") else f"{text}.0f"
 

@@ -21,7 +21,8 @@ def operators_of(method: pte.Method) -> tuple[str, ...]:
 def kernels_cmake(name: str, operators: tuple[str, ...]) -> str:
     """Returns the text of `kernels.cmake`."""
     if not operators:
-        return f'# The program "{name}" calls no CPU kernels: the delegates compute everything.\n'
+        text = f'# The program "{name}" calls no CPU kernels: the delegates compute everything.'
+        return f"{text}\nadd_library({name}_kernels INTERFACE)\n"
     names = "\n".join(f'  "{one}"' for one in operators)
     return filled("kernels.cmake", name=name, NAME=name.upper(), operators=f"{names})")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import check_new_folder, write_folder
+from openneutron.core.json_values import without_infinite_numbers
 from openneutron.errors import FormatError, InputError, OptionError
 from openneutron.firmware.arrays import array_source, uses_assembler
 from openneutron.firmware.config import Pools, config_header
@@ -327,7 +328,7 @@ def _manifest(made: _Files, files: Mapping[str, bytes], recipe: Mapping[str, Any
         "outputs": [_described(port) for port in made.outputs],
         "files": {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())},
     }
-    return json.dumps(content, indent=2, default=str).encode() + b"\n"
+    return json.dumps(without_infinite_numbers(content), indent=2, default=str, allow_nan=False).encode() + b"\n"
 
 
 def _described(port: Port) -> dict[str, Any]:

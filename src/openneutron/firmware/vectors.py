@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,12 +208,19 @@ def _row(port: Port, offset: int, step: float) -> str:
     if port.dtype is None:
         constant = port.constant
         kind = _KINDS.get(type(constant), _NONE)
-        value = repr(float(constant)) if isinstance(constant, (int, float)) else "0"
+        value = _double(float(constant)) if isinstance(constant, (int, float)) else "0"
         return f"  {{{kind}, 0, 0, {{0}}, {{0}}, 0, 0, {value}, 0.0f}},"
     order = ", ".join(map(str, port.dim_order)) or "0"
     shape = ", ".join(map(str, port.shape)) or "0"
     fields = f"{len(port.shape)}, {{{order}}}, {{{shape}}}, {offset}, {port.bytes}, 0, {c_float(step)}"
     return f"  {{0, {port.code}, {fields}}},"
+
+
+def _double(value: float) -> str:
+    """Returns a literal of C. math.h defines the names of infinity and NaN."""
+    if math.isnan(value):
+        return "NAN"
+    return repr(value) if math.isfinite(value) else "HUGE_VAL" if value > 0 else "-HUGE_VAL"
 
 
 def _offsets(ports: Sequence[Port]) -> list[int]:
