@@ -36,7 +36,8 @@ PYTHON_PACKAGES = tuple(
     name
     for name in (
         "openneutron", "openneutron.accuracy", "openneutron.data", "openneutron.recovery", "openneutron.runtime",
-        "openneutron.quantizer", "openneutron.page", "openneutron.errors", "openneutron.targets",
+        "openneutron.quantizer", "openneutron.firmware", "openneutron.page", "openneutron.errors",
+        "openneutron.targets",
     )
     if name == "openneutron" or any(PACKAGE.glob(f"{name.split('.')[1]}*"))
 )  # fmt: skip
