@@ -38,6 +38,7 @@ from openneutron.model.exporting import (
     saved_program,
     target_of_file,
 )
+from openneutron.model.lifting import lifted_program
 from openneutron.model.state import reset, samples_of
 from openneutron.partition import quantized_io
 from openneutron.partition.placing import Placed, Placement
@@ -546,8 +547,9 @@ def lower(
     board = spec if spec.board else None
     options = CompileOptions(spec.name, blocked, **compile_options)
     with phase_bar("Lowering", LOWERING_SHARES) as end_phase, typed_errors("Lowering the model"):
-        exported = export(module, examples)
-        leaves = leaves_of(exported.module())
+        lifted = lifted_program(module, examples)
+        exported = lifted or export(module, examples)
+        leaves = leaves_of(module if lifted else exported.module())
         end_phase()
         methods: dict[str, Any] = quantized_io.int8_io(exported) if int8_io else {}
         placed = place(exported, replace(options, payload="portable"))

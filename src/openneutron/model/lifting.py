@@ -1,0 +1,186 @@
+"""Makes the exported program of a converted module without tracing it again.
+
+A converted module has the operators of a graph of torch.export, and quantize and dequantize operators. Tracing it
+again takes most of the time of lowering, and gives the same operators. Here, constants become inputs of the program
+(they are lifted), and the metadata of each operator is inferred once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._export.verifier import TrainingIRVerifier
+from torch._subclasses import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ConstantArgument,
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+from openneutron.core.constants import attribute
+from openneutron.core.evaluation import infer_meta
+from openneutron.core.fx import output_node, placeholders
+from openneutron.model.examples import Examples
+
+__all__ = ["lifted_program"]
+
+_GUARDS = "_guards_fn"
+# Other metadata of a node describes the trace from which the node came.
+_KEPT = ("custom", "from_node", "nn_module_stack", "stack_trace", "torch_fn")
+_PREFIXES = {InputKind.PARAMETER: "p", InputKind.BUFFER: "b", InputKind.CONSTANT_TENSOR: "c"}
+
+
+@torch.no_grad()
+def lifted_program(module: nn.Module, examples: Examples) -> ExportedProgram | None:
+    """Returns the exported program of `module`, or None if only torch.export can make it.
+
+    `module` must be a graph of torch.export, `examples` must have the structure, shapes and dtypes of its inputs, and
+    no operator may write to its operands or draw random numbers. Linear in nodes.
+    """
+    if not isinstance(module, GraphModule) or not _takes(module, examples):
+        return None
+    if not all(map(_can_be_copied, module.graph.nodes)):
+        return None
+    constants = _constants_of(module)
+    if constants is None:
+        return None
+    graph, copies = Graph(), dict[Node, Node]()
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
+    inputs = [*_lift_constants(module, graph, copies, constants, mode)]
+    for node, leaf in zip(placeholders(module.graph), examples.leaves, strict=True):
+        inputs.append(_copy_input(graph, copies, node, mode.from_tensor(leaf, static_shapes=True)))
+    with mode:
+        for node in module.graph.nodes:
+            if node.op == "call_function":
+                _copy_call(graph, copies, node)
+    returned = output_node(module.graph).args[0]
+    leaves = pytree.tree_leaves(returned)
+    graph.output(tuple(copies[leaf] if isinstance(leaf, Node) else leaf for leaf in leaves)).meta.update(
+        {"val": tuple(copies[leaf].meta["val"] if isinstance(leaf, Node) else leaf for leaf in leaves)}
+    )
+    graph.eliminate_dead_code()
+    outputs = [OutputSpec(OutputKind.USER_OUTPUT, _argument_of(copies.get(leaf), leaf), None) for leaf in leaves]
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    signature = ModuleCallSignature([], [], info.in_spec, info.out_spec, list(info.orig_args))
+    return ExportedProgram(
+        root=nn.Module(),
+        graph=graph,
+        graph_signature=ExportGraphSignature(inputs, outputs),
+        state_dict={
+            name: value
+            for name, (kind, value) in constants.items()
+            if kind is InputKind.PARAMETER or (kind is InputKind.BUFFER and _is_persistent(module, name))
+        },
+        range_constraints={},
+        module_call_graph=[ModuleCallEntry("", signature)],
+        example_inputs=(examples.args, dict(examples.kwargs)),
+        constants={
+            name: value
+            for name, (kind, value) in constants.items()
+            if kind is InputKind.CONSTANT_TENSOR or (name in buffers and not _is_persistent(module, name))
+        },
+        verifiers=[TrainingIRVerifier],
+    )
+
+
+def _takes(module: GraphModule, examples: Examples) -> bool:
+    """Whether a graph of torch.export takes tensors of the static shapes and the dtypes of `examples`."""
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    leaves, structure = pytree.tree_flatten((examples.args, dict(examples.kwargs)))
+    values = [node.meta.get("val") for node in placeholders(module.graph)]
+    if info is None or structure != info.in_spec or len(leaves) != len(values) or not leaves:
+        return False
+    return all(map(_is_input_like, values, leaves))
+
+
+def _is_input_like(value: Any, leaf: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or type(leaf) is not torch.Tensor:
+        return False
+    is_static = all(isinstance(size, int) for size in value.shape)
+    return is_static and (value.shape, value.dtype, value.device) == (leaf.shape, leaf.dtype, leaf.device)
+
+
+def _can_be_copied(node: Node) -> bool:
+    """Whether a node can be copied to the program: an input, a constant, or an operator that writes to no operand."""
+    if node.op == "call_module":
+        return node.target == _GUARDS and not node.users
+    if node.op != "call_function":
+        return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        return not node.target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _constants_of(module: GraphModule) -> dict[str, tuple[InputKind, torch.Tensor]] | None:
+    """Returns kind and value of the constants that the graph reads, in torch.export's order, or None for others."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    read = dict.fromkeys(str(node.target) for node in module.graph.nodes if node.op == "get_attr" and node.users)
+    found: dict[str, tuple[InputKind, torch.Tensor]] = {}
+    for kind, known in ((InputKind.PARAMETER, parameters), (InputKind.BUFFER, buffers)):
+        found.update({name: (kind, value) for name, value in known.items() if name in read})
+    for name in read:
+        if name not in found:
+            value = attribute(module, name)
+            if type(value) is not torch.Tensor:
+                return None
+            found[name] = InputKind.CONSTANT_TENSOR, value
+    is_repeated = len({id(value) for _, value in found.values()}) < len(found)
+    return None if is_repeated else found
+
+
+def _is_persistent(module: GraphModule, name: str) -> bool:
+    owner, _, last = name.rpartition(".")
+    return last not in module.get_submodule(owner)._non_persistent_buffers_set
+
+
+def _lift_constants(
+    module: GraphModule,
+    graph: Graph,
+    copies: dict[Node, Node],
+    constants: dict[str, tuple[InputKind, torch.Tensor]],
+    mode: FakeTensorMode,
+) -> Iterator[InputSpec]:
+    lifted: dict[str, Node] = {}
+    for name, (kind, value) in constants.items():
+        node = lifted[name] = graph.placeholder(f"{_PREFIXES[kind]}_{name.replace('.', '_')}")
+        node.meta["val"] = mode.from_tensor(value, static_shapes=True)
+        persistent = _is_persistent(module, name) if kind is InputKind.BUFFER else None
+        yield InputSpec(kind, TensorArgument(node.name), name, persistent)
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and str(node.target) in lifted:
+            copies[node] = lifted[str(node.target)]
+
+
+def _copy_input(graph: Graph, copies: dict[Node, Node], node: Node, value: torch.Tensor) -> InputSpec:
+    copies[node] = copy = graph.placeholder(str(node.target))
+    copy.name = str(node.target)  # torch.fx changes names of builtins such as "input", and torch.export does not
+    copy.meta["val"] = value
+    return InputSpec(InputKind.USER_INPUT, TensorArgument(copy.name), None)
+
+
+def _copy_call(graph: Graph, copies: dict[Node, Node], node: Node) -> None:
+    """Copies a call under the name that torch.export would give, and infers its value."""
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+    assert callable(node.target)
+    packet = getattr(node.target, "overloadpacket", node.target)
+    copies[node] = copy = graph.create_node("call_function", node.target, args, kwargs, name=packet.__name__)
+    copy.meta = {key: node.meta[key] for key in _KEPT if key in node.meta}
+    copy.meta["val"] = infer_meta(copy)
+
+
+def _argument_of(node: Node | None, leaf: Any) -> TensorArgument | ConstantArgument:
+    return ConstantArgument("", leaf) if node is None else TensorArgument(node.name)
