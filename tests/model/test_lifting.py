@@ -42,6 +42,8 @@ class Branches(nn.Module):
 
 
 class Stateful(nn.Module):
+    last: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
