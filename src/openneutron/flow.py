@@ -92,7 +92,8 @@ class QuantizedModel:
     parameters: frozenset[str] = field(default=frozenset(), repr=False)
     """Digests of the float model's parameters. `analyze` compares them with those of the model that it gets."""
     board: NeutronTargetSpec | None = field(default=None, repr=False)
-    """The board, if `quantize` was given one. `lower` gives it to the program; `save` does not store it."""
+    """The board, if `quantize` was given one. `lower` gives it to the program. `save` stores the name of a
+    board that OpenNeutron has a file of, but not a board file."""
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Runs the converted module on tensors or numpy arrays. Returns tensors. State is kept between calls."""
@@ -124,12 +125,14 @@ class QuantizedModel:
 
     def as_file(self, source_root: str | os.PathLike[str] | None = None) -> bytes:
         """Returns the content of the file that `save` writes."""
-        return saved_program(export(self.module, self.examples), self.target, source_root)
+        target = self.target if self.board is None else self.board.known_name
+        return saved_program(export(self.module, self.examples), target, source_root)
 
     def save(self, path: str | os.PathLike[str], *, source_root: str | os.PathLike[str] | None = None) -> None:
         """Exports the converted module and writes it to `path`, a file of torch.export (.pt2) that `lower` takes.
 
-        The file holds the name of the target, too. It does not hold the float model, so `analyze` needs that again.
+        The file holds the name of the chip, or of a board that OpenNeutron has a file of. It does not hold a board
+        file: give that to `lower` again. Nor does it hold the float model, which `analyze` needs again.
         The user's source lines in it are relative to `source_root`, by default the current folder.
         Raises `OutputError` if the file cannot be written, and `OptionError` for another suffix than .pt2.
         """
@@ -519,8 +522,8 @@ def lower(
     - `example_inputs`: the inputs for export, in the forms that `quantize` accepts. Required for a result of
       `convert_pt2e`; the other forms contain their own.
     - `target`: the name of a chip or of a board, or a board file. By default, the target that the model was quantized
-      for, if `quantized` is a result of `quantize` or its file (which holds the chip only), else "imxrt700". The bytes
-      of the program depend on the chip only.
+      for, if `quantized` is a result of `quantize` or its file (which does not hold a board file), else "imxrt700".
+      The bytes of the program depend on the chip only.
     - `int8_io`: whether the program takes and returns int8. Inputs and outputs that are not quantized remain float32;
       a `FloatIOWarning` lists them.
     - `compile_options`: options of `generate_neutron_compile_spec`. `payload` ("auto", "portable" or "device") selects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,23 @@ class TestTaken:
         assert summarize("net", program, quantized=model).target.board == "board"
         model.save(board_file.with_name("model.pt2"))
         assert openneutron.lower(board_file.with_name("model.pt2")).board is None
+
+    @pytest.mark.parametrize(
+        ("target", "board"),
+        [("mimxrt700_evk", "mimxrt700_evk"), ("imxrt700", None), ("other/mimxrt700_evk.toml", None)],
+    )
+    def test_a_file_of_a_quantized_model_keeps_the_name_of_a_board(
+        self, quantized: openneutron.QuantizedModel, target: str, board: str | None, tmp_path: Path
+    ) -> None:
+        """A board file of the same name as a known board is not that board."""
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "mimxrt700_evk.toml").write_text(SMALL)
+        chosen = NeutronTargetSpec(tmp_path / target if target.endswith(".toml") else target)
+        replace(quantized, board=chosen).save(tmp_path / "model.pt2")
+        program = openneutron.lower(tmp_path / "model.pt2")
+        found = None if program.board is None or program.board.board is None else program.board.board.name
+        assert (program.target, found) == ("imxrt700", board)
+        assert program.buffer == openneutron.lower(quantized).buffer
 
     def test_costs_change_estimates(self, quantized: openneutron.QuantizedModel, board_file: Path) -> None:
         program = openneutron.lower(quantized)

@@ -110,6 +110,11 @@ class NeutronTargetSpec:
         """The chip without its board. The compiler uses only the chip."""
         return NeutronTargetSpec(self.name)
 
+    @property
+    def known_name(self) -> str:
+        """The name of the board, if OpenNeutron has its file; else that of the chip."""
+        return self.board.name if self.board is not None and boards().get(self.board.name) == self.board else self.name
+
     def is_subsystem(self) -> bool:
         """Whether the NPU has a controller of its own (Neutron-S)."""
         return self.neutron_target.neutron_class == "Neutron-S"
