@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from openneutron.page import codec
+from openneutron.report.regions import BoardFit
 
 __all__ = [
     "AccuracyRow",
@@ -287,6 +288,8 @@ class Memory:
     channels_last_saves: int
     blame: tuple[str, ...] = ()
     tensors: tuple[TensorRow, ...] = ()
+    on_board: BoardFit | None = None
+    """What lies in which region of the board, and what would make it fit; None for a chip without a board."""
 
     @property
     def runtime_bytes(self) -> int:

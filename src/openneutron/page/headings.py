@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from openneutron.page.content import AnalysisRows, ProfileRows, Summary
+from openneutron.page.content import AnalysisRows, Memory, ProfileRows, Summary
 from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
+from openneutron.report.regions import BoardFit
 
 __all__ = [
-    "accuracy_heading", "analysis_heading", "changed_heading", "cycles_heading", "memory_heading", "placement_heading",
-    "profile_heading", "validation_heading",
+    "accuracy_heading", "analysis_heading", "board_heading", "changed_heading", "cycles_heading", "memory_heading",
+    "placement_heading", "profile_heading", "resident_label", "validation_heading",
 ]  # fmt: skip
 
 
@@ -67,6 +68,28 @@ def memory_heading(summary: Summary) -> str:
     if memory.verdict == "does not fit":
         return f"{text}: it does not fit, {bytes_text(memory.missing_bytes)} are missing."
     return f"{text}."
+
+
+def board_heading(found: BoardFit) -> str:
+    """Returns the verdict on the regions of a board."""
+    if found.verdict == "fits":
+        return f"Memory on the board {found.board}: each part has room."
+    if found.verdict == "fits with fetch_constants_to_sram":
+        return f"Memory on the board {found.board}: with fetch_constants_to_sram, each part has room."
+    if found.verdict == "unknown":
+        return f"Memory on the board {found.board}: the size of a region is unknown."
+    return f"Memory on the board {found.board}: {bytes_text(found.missing_bytes)} are missing."
+
+
+def resident_label(memory: Memory) -> str:
+    """Returns the name of the needed bytes that are neither the arena nor ExecuTorch's: weights, or the program."""
+    if memory.verdict == "fits with fetch_constants_to_sram":
+        return "weights of two layers"
+    if memory.on_board is None:
+        return "weights of two layers" if memory.verdict == "does not fit" else "weights"
+    flash = {region.name for region in memory.on_board.regions if region.kind == "flash"}
+    in_flash = any(part.role == "program" and part.region in flash for part in memory.on_board.parts)
+    return "weights of two layers" if in_flash else "program"
 
 
 def cycles_heading(summary: Summary) -> str:

@@ -344,6 +344,7 @@ def _memory(estimated: Report, actual: Report) -> Memory:
         int8_io_saves=max(0, runtime.int8_io_saves),
         channels_last_saves=estimate.channels_last_saves,
         blame=fit.blame,
+        on_board=actual.estimate.on_board,
         tensors=tuple(
             TensorRow(one.name, one.shape, one.bytes, one.first, one.last, one.offset) for one in estimate.scratch
         ),

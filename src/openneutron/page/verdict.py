@@ -35,7 +35,9 @@ def verdict_of(summary: Summary) -> Verdict:
 
 def _blocked(summary: Summary) -> Iterator[str]:
     memory, target = summary.memory, summary.target
-    if memory.verdict == "does not fit":
+    if memory.verdict == "does not fit" and memory.on_board is not None:
+        yield f"its parts need {bytes_text(memory.missing_bytes)} more than the regions of the board have room for"
+    elif memory.verdict == "does not fit":
         yield (
             f"it needs {bytes_text(memory.needed_bytes)} of SRAM, {bytes_text(memory.missing_bytes)} more than there is"
             if memory.needed_bytes > (target.sram_bytes or 0)
