@@ -1,4 +1,4 @@
-"""Bytes as a constant array: as C source, or as assembler source that includes a file."""
+"""Writes bytes as a constant array, in C or in an assembler source that includes a file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from openneutron.settings.declaration import ARRAY_FORMS
 __all__ = ["array_source", "uses_assembler"]
 
 LARGEST_C_ARRAY = 256 * 1024
-"""Bytes up to which "auto" writes C. A compiler takes about 0.3 s for them, and much memory for large arrays."""
+"""The largest number of bytes that "auto" writes as C. A compiler takes about 0.3 s for this size, and
+needs much memory for larger arrays."""
 _BYTES_IN_A_ROW = 20
 
 
 def uses_assembler(form: str, size: int) -> bool:
-    """Whether an array of this size is assembler source. Raises `OptionError` for an unknown form."""
+    """Whether an array of this size is written in assembler. Raises `OptionError` for an unknown `form`."""
     if form not in ARRAY_FORMS:
         raise OptionError(f"'array' is one of {', '.join(ARRAY_FORMS)}, not {form!r}.")
     return form == "incbin" or (form == "auto" and size > LARGEST_C_ARRAY)
@@ -23,8 +24,9 @@ def uses_assembler(form: str, size: int) -> bool:
 def array_source(data: bytes, symbol: str, section: str, title: str, *, default: str | None, file: str | None) -> str:
     """Returns the source of the array `symbol`, aligned to 16 bytes.
 
-    `section` is the macro for the section of the array, `default` its value unless the compiler's options set it.
-    `file` is the name of the file to include; None writes the bytes as C.
+    `section` is the name of the macro for the section of the array. `default` is the value of this macro if no compiler
+    option defines it; with None, constants go to their usual section.
+    The assembler source includes `file`. If `file` is None, the array is C.
     """
     values = {
         "title": title,

@@ -16,18 +16,18 @@ __all__ = ["Pools", "c_float", "config_header"]
 
 @dataclass(frozen=True)
 class Pools:
-    """Bytes of memory that a program needs. A pair holds those of this host and those of a 32-bit processor."""
+    """Bytes of memory that a program needs. A pair has the bytes on this host and on a 32-bit processor."""
 
     planned: tuple[int, ...]
     """Bytes of each planned buffer."""
     method: tuple[int, int]
-    """Bytes that loading the program takes from the method allocator."""
+    """Bytes that are allocated from the method allocator when the program is loaded."""
     temporary: tuple[int, int]
-    """Bytes that an instruction takes at most from the temporary allocator."""
+    """The most bytes that an instruction allocates from the temporary allocator."""
     delegates: int = 0
     """The number of NPU delegates, each of which has a context of the driver."""
     unknown: tuple[str, ...] = ()
-    """What the temporary allocator provides on the board besides, of unknown size."""
+    """Names of allocations on the board whose size is unknown, so that the pairs do not contain them."""
 
 
 def config_header(title: str, name: str, pools: Pools, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -47,7 +47,7 @@ def config_header(title: str, name: str, pools: Pools, inputs: Sequence[Port], o
 
 
 def c_float(value: float) -> str:
-    """Returns the float32 nearest to the value, as a literal of C that is read back without error."""
+    """Returns the float32 nearest to the value, as a C literal that a compiler reads as exactly this float32."""
     text = str(np.float32(value))
     return f"{text}f" if any(mark in text for mark in ".en") else f"{text}.0f"
 
@@ -102,5 +102,5 @@ def _tensor(macro: str, kind: str, index: int, port: Port) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Returns text that can be in a comment and in a string literal."""
+    """Returns the text without characters that would end a comment or a string literal of C."""
     return "".join(char if char.isascii() and char.isprintable() and char not in '"\\*?' else "_" for char in text)

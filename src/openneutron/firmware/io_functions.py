@@ -1,4 +1,4 @@
-"""Writes `model_io.h`: functions between the values of an application and those of the program."""
+"""Writes `model_io.h`: functions that convert between the values of an application and those of the program."""
 
 from __future__ import annotations
 
@@ -138,5 +138,5 @@ def _functions(name: str, kind: str, index: int, port: Port) -> Iterator[str]:
 
 
 def _is_scores(port: Port) -> bool:
-    """Whether an output has one dimension of scores, and several of them."""
+    """Whether an output is one row of at least two scores."""
     return port.elements > 1 and max(port.shape) == port.elements

@@ -1,4 +1,4 @@
-"""The CPU kernels that a program calls, as ExecuTorch's selective build takes them."""
+"""Lists the CPU kernels that a program calls, in the format of ExecuTorch's selective build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the package of a program: the folder that a firmware project takes."""
+"""Writes the package of a program: a folder of sources for a firmware project."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ def package(
     - `program`: the bytes of a `.pte`.
     - `name`: the prefix of files, macros, functions and arrays, an identifier of C.
     - `samples`: the inputs of the test vectors, in the forms that `HostProgram.run` takes; floats are quantized where
-      the program takes int8. None stands for random ones.
+      the program takes int8. None stands for random inputs.
     - `vectors`: the number of random test vectors, or a .npz file with the inputs and outputs of vectors.
     - `tolerance`: the allowed difference of outputs on the board, in LSBs.
     - `section`: the section of the linker script for the array of the program.
     - `array`: "c", "incbin" (assembler source that includes the file), or "auto": "incbin" for large arrays.
     - `portable`: for a device program, the portable program that it was compiled from. It computes the vectors.
     - `leaves`: the paths of the inputs in the arguments of `forward`, if the `.pte` has none.
-    - `kernel_selection`, `etrecord`, `recipe`: what the lowering wrote besides; they become files.
+    - `kernel_selection`, `etrecord`: further files that the lowering wrote. `recipe`: an entry of `manifest.json`.
 
     Raises `OptionError` for a name that is no identifier and for other wrong options; `OutputError` for a folder that
-    is not empty, and if it cannot be written; `FormatError` and `HostError` for a program that is damaged or of another
-    runtime version; `InputError` for samples that do not fit, and for a device program without vectors. If it raises an
-    error, the folder is not there.
+    is not empty or cannot be written; `FormatError` and `HostError` for a program that is damaged or of another runtime
+    version; `InputError` for samples that do not fit, and for a device program without vectors. After an error, no
+    files are left.
     """
     check_name(name)
     _check_options(vectors, tolerance, section)

@@ -1,4 +1,4 @@
-"""The memory that a program needs, for `model_config.h`."""
+"""Computes the memory that a program needs, for `model_config.h`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["pools_of"]
 
 
 def pools_of(program: bytes, portable: bytes | None) -> Pools:
-    """Returns the memory of a program. `portable` is what this machine runs of it; None if it runs nothing."""
+    """Returns the memory of a program. This machine runs `portable` to measure it; None if it can run neither."""
     memory = memory_of(program, measured=None if portable is None else measure(portable))
     return Pools(
         planned=tuple(buffer.bytes for buffer in memory.planned),

@@ -1,4 +1,4 @@
-"""The inputs and outputs of a program, as its firmware sees them."""
+"""Describes the inputs and outputs of a program for its firmware."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Port:
 
     @property
     def c_type(self) -> str:
-        """The type of an element in C. Types that C lacks are integers of the same size."""
+        """The type of an element in C. For a dtype that C does not have, an integer type of the same size."""
         return _C_TYPES.get(self.dtype or "", "uint16_t")
 
     @property
@@ -62,7 +62,7 @@ class Port:
 
     @property
     def is_channels_last(self) -> bool:
-        """Whether dimension 1 is the innermost in memory, and others have elements, too."""
+        """Whether dimension 1 is the innermost in memory and has more than one element."""
         rank = len(self.shape)
         return rank > 2 and self.dim_order == (0, *range(2, rank), 1) and self.shape[1] > 1
 

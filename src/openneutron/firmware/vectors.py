@@ -46,7 +46,7 @@ class Vectors:
     def bundle(self, program: bytes, method: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes | None:
         """Returns ExecuTorch's bundled program of these vectors.
 
-        None if an output is not a tensor, or an input is None or text: its format cannot hold them.
+        Returns None if an output is not a tensor, or an input is None or text, which the format does not support.
         """
         if any(port.dtype is None for port in outputs) or any(
             port.dtype is None and not isinstance(port.constant, (int, float)) for port in inputs
@@ -69,10 +69,12 @@ def _bundled(value: Any, port: Port) -> Any:
 
 
 def computed_vectors(program: HostProgram, samples: Iterable[Any] | None, count: int) -> Vectors:
-    """Runs a program on samples, from its initial state. None stands for `count` seeded random samples.
+    """Runs a program on samples from its initial state, and returns the vectors.
+
+    If `samples` is None, `count` random samples with a fixed seed are used.
 
     A sample is a tensor or array, a tuple of arguments of `forward`, or a mapping from their names. Floats are
-    quantized for inputs that take int8. Raises `InputError` for samples that do not fit and if there are none.
+    quantized for inputs that take int8. Raises `InputError` for samples that do not fit, and if there are none.
     """
     rows = []
     for number, sample in enumerate(_random(program, count) if samples is None else samples):
@@ -163,7 +165,7 @@ def _random(program: HostProgram, count: int) -> Iterable[tuple[Any, ...]]:
 
 
 def _random_value(info: Any, generator: torch.Generator) -> Any:
-    """Returns normal numbers for floats, all codes for quantized inputs, zeros and ones for bools, else zeros."""
+    """Returns normally distributed floats, random codes of a quantized input, random bools, or zeros for others."""
     if not isinstance(info, TensorInfo):
         return info.value
     if info.dtype.is_floating_point:
@@ -171,7 +173,7 @@ def _random_value(info: Any, generator: torch.Generator) -> Any:
     if info.dtype == torch.bool:
         return torch.rand(info.shape, generator=generator) < 0.5
     if info.scale is None:
-        return torch.zeros(info.shape, dtype=info.dtype)  # may be indices, of which only 0 is surely valid
+        return torch.zeros(info.shape, dtype=info.dtype)  # may be indices, and only 0 is always valid
     limits = torch.iinfo(info.dtype)
     return torch.randint(limits.min, limits.max + 1, info.shape, generator=generator, dtype=info.dtype)
 
@@ -193,7 +195,7 @@ def _column(arrays: Mapping[str, Any], name: str, port: Port, counts: set[int]) 
 
 
 def _step(port: Port, values: Sequence[Any]) -> float:
-    """Returns the value of one LSB of an output; 0 for outputs that have to be equal."""
+    """Returns the value of one LSB of an output; 0 for an output that has to equal the expected one."""
     if port.dtype in ("int8", "uint8", "int16"):
         return 1.0
     if port.dtype not in ("float32", "float64", "float16", "bfloat16"):

@@ -1,4 +1,4 @@
-"""Profiles of a board: reads them, joins them with a program, and fits the cost model to them."""
+"""Reads profiles of a board, joins them with a program, and fits the cost model to them."""
 
 from openneutron.profiling.fit import CostFit, fit_costs
 from openneutron.profiling.join import joined, with_profile

@@ -1,8 +1,8 @@
 """Reads ETDumps, the files of ExecuTorch's event tracer (`devtools/etdump/etdump_schema_flatcc.fbs`).
 
-An event of a kernel on the NPU has the number of the kernel as its delegate debug identifier, and the index of the
-delegate call among the instructions of the program. The runtime for NXP gives the number after the last kernel to the
-write of the profile. An event of a kernel on the CPU has a name that begins with "native_call_".
+An event of a kernel on the NPU has two numbers: its delegate debug identifier is the number of the kernel, and its
+instruction is the index of the delegate call in the program. After the last kernel, NXP's runtime adds an event for the
+write of the profile, with the next number. The name of an event of a CPU kernel begins with "native_call_".
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class _Event:
 
 
 def is_etdump(data: bytes) -> bool:
-    """Whether bytes are an ETDump, with or without the size in front that the runtime writes."""
+    """Whether bytes are an ETDump, with or without the size prefix that the runtime writes."""
     return ETDUMP_IDENTIFIER in (data[4:8], data[8:12])
 
 
 def profile_of_etdump(data: bytes, name: str) -> BoardProfile:
     """Returns the times in an ETDump.
 
-    Raises `FormatError` for a damaged file, and for a delegate whose kernels are not numbered from 0 on or have
-    different numbers of runs. The result is empty for an ETDump without events of kernels.
+    The result is empty for an ETDump without events of kernels. Raises `FormatError` for a damaged file, for a delegate
+    of which the events of a kernel are missing, and for kernels of one delegate with different numbers of runs.
     """
     if data[4:8] != ETDUMP_IDENTIFIER:
         data = data[_SIZE_PREFIX:]
@@ -67,7 +67,7 @@ def _events(dump: Table) -> Iterator[_Event]:
                 continue
             start, end = event.integer(6, "Q"), event.integer(7, "Q")
             kernel = event.integer(3, "i", _NONE)
-            # The NPU's counter has 32 bits, and may begin anew during a kernel.
+            # The NPU's counter has 32 bits, and may overflow during a kernel.
             duration = (end - start) % _WRAP if kernel != _NONE and end < start else max(0, end - start)
             yield _Event(event.text(0) or "", event.integer(2, "i", _NONE), kernel, duration)
 

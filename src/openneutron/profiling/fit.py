@@ -1,9 +1,9 @@
 """Fits the coefficients of the cost model to profiles of a board.
 
-The cost model is linear in the cycles of an operator's start, in the cycles of a byte, and in a factor of each kind of
-computation. Where transfers and computations overlap (Neutron-S), each operator is assigned to the longer of the two,
-and the assignment is repeated with the fitted coefficients. The fit minimizes relative errors, with coefficients that
-are not negative; weights of Huber limit the influence of a few operators with large errors. Coefficients that the
+The cost model is linear in its coefficients: the cycles to start an operator, the cycles to move a byte, and a factor
+for each kind of computation. Where transfers and computations overlap (Neutron-S), each operator is assigned to the
+longer of the two, and the assignment is repeated with the fitted coefficients. The fit minimizes relative errors under
+the condition that no coefficient is negative. Huber weights limit the influence of outliers. Coefficients that the
 profiles do not determine stay near those of the target.
 """
 
@@ -24,18 +24,18 @@ from openneutron.targets import COMPUTE_KINDS, Costs
 __all__ = ["LEAST_ROWS", "CostFit", "fit_costs"]
 
 LEAST_ROWS = 8
-"""The least number of rows of profiles to which three coefficients are fitted."""
+"""The least number of rows of profiles for a fit."""
 _ROWS_OF_A_KIND = 4
-"""The least number of rows for a factor of a kind of computation of its own."""
+"""The least number of rows with which a kind of computation gets its own factor."""
 _LEAST_SHARE = 0.2
 """A row counts for a kind if its computation takes this share of the measured cycles."""
 _PRIOR = 0.003
 """The weight of the target's coefficients, relative to that of all rows."""
 _LEAST_SCALE = 0.02
-"""Relative errors below this are never weighted down, so that exact rows do not outweigh all others."""
+"""The least scale of the Huber weights, as a relative error, so that exact rows do not outweigh all others."""
 _ROUNDS = 30
 _HUBER = 1.5
-_LARGEST_BANDWIDTH = 4096.0  # bytes per cycle; of a board whose transfers take no time that can be measured
+_LARGEST_BANDWIDTH = 4096.0  # bytes per cycle, for a board whose transfers take no measurable time
 _LEAST_FACTOR = 0.01
 
 Numbers = npt.NDArray[np.float64]
@@ -49,7 +49,7 @@ class CostFit:
     rows: int
     """The rows of the profiles that were used."""
     kinds: tuple[str, ...]
-    """The kinds of computation that got a factor of their own; the others share one."""
+    """The kinds of computation that have their own factor; all others share one factor."""
     error_before: float
     """The median relative error of the estimated cycles of a row with the target's coefficients."""
     error_after: float
@@ -73,7 +73,7 @@ class _Row:
 
 
 def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> CostFit:
-    """Fits coefficients to summaries with profiles. `base` are the target's coefficients, where the fit begins.
+    """Fits the coefficients to summaries with profiles. The fit begins with `base`, the coefficients of the target.
 
     Raises `InputError` for profiles of boards with different NPUs, and for fewer than `LEAST_ROWS` rows whose operators
     are known.
@@ -124,7 +124,7 @@ def _estimate(row: _Row, costs: Costs, moves: bool) -> float:
 
 
 def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves: bool) -> Costs:
-    """Returns coefficients: the start, the cycles of a byte, a factor for each of `kinds`, and one for all others."""
+    """Returns the cycles to start an operator and to move a byte, and the factors of `kinds` and of other kinds."""
     start = np.array(
         [base.operator_cycles, 1 / base.bytes_per_cycle, *(base.compute_factor(kind) for kind in kinds), 1.0]
     )
@@ -144,7 +144,7 @@ def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves:
 
 
 def _features(row: _Row, kinds: tuple[str, ...], costs: Costs, moves: bool) -> Numbers:
-    """Returns what each coefficient multiplies, summed over the operators of a row."""
+    """Returns the number that each coefficient is multiplied by, summed over the operators of a row."""
     found = np.zeros(len(kinds) + 3)
     columns = {kind: 2 + number for number, kind in enumerate(kinds)}
     for layer in row.layers:
@@ -159,9 +159,9 @@ def _features(row: _Row, kinds: tuple[str, ...], costs: Costs, moves: bool) -> N
 
 
 def _bounded(matrix: Numbers, weights: Numbers, start: Numbers) -> Numbers:
-    """Returns the weighted least-squares solution of matrix @ x = 1 with x >= 0, and a weak pull towards `start`.
+    """Returns the weighted least-squares solution of matrix @ x = 1 with x >= 0 and a weak prior at `start`.
 
-    Removes the most negative coefficient until none is negative; few coefficients make that cheap.
+    While a coefficient is negative, sets the most negative one to 0 and solves again. There are few coefficients.
     """
     scale = np.maximum(start, 1e-6)
     root = np.sqrt(weights)

@@ -34,14 +34,14 @@ def with_profile(summary: Summary, profile: BoardProfile, target: Target | None 
 def joined(summary: Summary, profile: BoardProfile, costs: Costs | None = None) -> ProfileRows:
     """Joins a profile with the operators of a summary.
 
-    The summary of a device program that was lowered with `use_profiling` says which operators each kernel computes.
-    Operators and kernels that are connected by this share a row. Without such a map, kernels and operators are joined
-    by their order if there are equally many of them, else a row stands for a whole delegate.
+    The summary of a device program that was lowered with `use_profiling` maps each kernel to the operators that it
+    computes. A row has the kernels and operators that this map connects. Without a map, the first kernel is joined with
+    the first operator, and so on, if a delegate has the same number of both; otherwise, a row has the whole delegate.
 
     `costs` are the coefficients of the estimates; None takes the estimates of the summary.
 
-    Raises `InputError` for a profile of a program with another number of delegates or kernels, and for one without
-    any event.
+    Raises `InputError` for a profile without events, and for a profile whose numbers of delegates or kernels differ
+    from those of the program.
     """
     if not profile.delegates and not profile.cpu:
         raise InputError(f"The profile has no events of kernels. {NO_NPU}")
@@ -66,7 +66,7 @@ def joined(summary: Summary, profile: BoardProfile, costs: Costs | None = None) 
 
 
 def layer_cycles(layer: LayerRow, costs: Costs, *, moves_while_computing: bool) -> float:
-    """Returns the estimated cycles of an operator with other coefficients: the formula of `openneutron.ir.cost`."""
+    """Returns the estimated cycles of an operator with these coefficients (formula: `openneutron.ir.cost`)."""
     compute = layer.formula_cycles * costs.compute_factor(layer.work)
     transfer = layer.moved_bytes / costs.bytes_per_cycle
     return (max(compute, transfer) if moves_while_computing else compute + transfer) + costs.operator_cycles
@@ -112,7 +112,7 @@ def _delegate_rows(
 def _mapped_rows(
     number: int, times: DelegateTimes, layers: list[tuple[int, LayerRow]], kernels: list[KernelRow]
 ) -> list[ProfileRow]:
-    """Returns a row for each set of kernels and operators that are connected. Linear, but for the union-find."""
+    """Returns a row for each connected set of kernels and operators. Linear in both, except for the union-find."""
     parent: dict[str, str] = {}
     for kernel in kernels:
         for node in kernel.nodes:

@@ -1,4 +1,4 @@
-"""Reads a profile of any of the known forms."""
+"""Reads a profile in any of the supported formats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_profile(path: str | os.PathLike[str]) -> BoardProfile:
     """Reads an ETDump, a log of the serial line, or the bytes of the profile buffer of one delegate.
 
     Raises `InputError` for a file that cannot be read and for a log with missing bytes, and `FormatError` for a damaged
-    file and for one of another form.
+    file and for a file of another format.
     """
     data, name = read_file(path), f"'{os.fspath(path)}'"
     if is_etdump(data):

@@ -1,11 +1,11 @@
 """Reads the NPU's profile records, as the firmware gets them in the profile buffer of a delegate.
 
-A record has 16 bytes, little-endian: twice an event of {u8 event, u8 opcode, u8 function, u8 timestamp code, u32 time},
-first the start, then the stop. A record whose stop has the opcode 6 ends a kernel; the kernel begins with the first
-record after the previous kernel. After the last kernel, the NPU writes the profile. This is the rule of ExecuTorch's
-runtime for NXP (`backends/nxp/runtime/NeutronBackend.cpp`).
+A record has 16 bytes, little-endian: a start and a stop, each {u8 event, u8 opcode, u8 function, u8 timestamp code,
+u32 time}. A record whose stop has the opcode 6 is the last record of a kernel; the next record belongs to the next
+kernel. After the last kernel, the NPU writes the profile. ExecuTorch's runtime for NXP reads records in the same way
+(`backends/nxp/runtime/NeutronBackend.cpp`).
 
-As text, the bytes of the buffer stand in lines of the form
+A log contains the bytes of the buffer in lines of the form
 
     PROFILE <delegate> <byte offset> <hex bytes>
 """
@@ -32,7 +32,7 @@ _WRAP = 1 << 32
 def profile_of_log(text: str, name: str) -> BoardProfile | None:
     """Returns the profile in a log of the serial line; None for a log without lines of records.
 
-    A line with offset 0 begins a new run of its delegate. Raises `InputError` for a delegate of which bytes are
+    A line with offset 0 begins a new run of its delegate. Raises `InputError` if bytes of a delegate are
     missing, and `FormatError` for records that cannot be read.
     """
     runs: dict[int, list[bytearray]] = {}
@@ -62,14 +62,14 @@ def profile_of_log(text: str, name: str) -> BoardProfile | None:
 
 
 def profile_of_records(data: bytes, name: str) -> BoardProfile:
-    """Returns the profile of one run of one delegate, from the bytes of its buffer. Raises `FormatError` as above."""
+    """Returns the profile of one run of one delegate, from the bytes of its buffer. Raises the errors of `times_of`."""
     return BoardProfile((_merged([times_of(data, name)], name),))
 
 
 def times_of(data: bytes, name: str) -> tuple[list[int], int]:
     """Returns the cycles of each kernel, and those after the last one.
 
-    Raises `FormatError` for a size that is no multiple of 16, and for a buffer without a kernel.
+    Raises `FormatError` for a size that is not a multiple of 16, and for a buffer without a kernel.
     """
     if not data or len(data) % RECORD_BYTES:
         raise FormatError(f"{name} has {len(data)} bytes, which are no records of {RECORD_BYTES} bytes.")

@@ -1,4 +1,4 @@
-"""The targets: chips with a Neutron NPU (`TARGETS`), boards that NXP sells with them, and board files of users."""
+"""Targets: chips with a Neutron NPU (`TARGETS`), NXP's boards with these chips, and board files of users."""
 
 from __future__ import annotations
 

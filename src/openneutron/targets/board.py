@@ -1,4 +1,4 @@
-"""A board: the memory of a target, what lies where, and the clocks."""
+"""Describes a board: its memory regions, the placement of a program in them, and its clocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Region:
     start: int | None = None
     """The address of its first byte, as the processor that runs ExecuTorch sees it."""
     npu_reads: bool | None = None
-    """Whether the NPU can read it. What the NPU computes with must lie in such a region."""
+    """Whether the NPU can read it. Data that the NPU reads must be in such a region."""
     reserved_bytes: int = 0
     """Bytes that the firmware itself needs there, such as code, stack and heap."""
     source: str = ""
@@ -45,20 +45,20 @@ class Placement:
     """The names of the regions that may hold each part of a program, the preferred one first."""
 
     program: tuple[str, ...] = ()
-    """The bytes of the `.pte`, with the microcode and the weights of the NPU."""
+    """The regions for the bytes of the `.pte`, with microcode and weights."""
     planned: tuple[str, ...] = ()
-    """The planned buffers: activations, and with them most inputs and outputs."""
+    """The regions for the planned buffers: activations and most inputs and outputs."""
     method: tuple[str, ...] = ()
-    """The pool of the method allocator."""
+    """The regions for the pool of the method allocator."""
     temporary: tuple[str, ...] = ()
-    """The pool of the temporary allocator. NXP's delegate takes the NPU's scratch memory from it."""
+    """The regions for the pool of the temporary allocator, which contains the NPU's scratch."""
     io: tuple[str, ...] = ()
-    """Inputs and outputs that the application provides, because they are not planned."""
+    """The regions for inputs and outputs that are not planned; the application allocates them."""
     source: str = ""
-    """The document that the placement is from."""
+    """The document that states the placement."""
 
     def regions_of(self, role: str) -> tuple[str, ...]:
-        """Returns the names of the regions of a role of `ROLES`."""
+        """Returns the names of the regions that may hold `role`, one of `ROLES`."""
         return tuple(getattr(self, role))
 
 
@@ -91,13 +91,13 @@ class Board:
     costs: Costs = field(default_factory=Costs)
 
     def region(self, name: str) -> Region:
-        """Returns the region of a name that `placement` contains."""
+        """Returns the region of this name."""
         return next(one for one in self.regions if one.name == name)
 
     def may_hold(self, role: str) -> tuple[Region, ...]:
-        """Returns the regions that may hold a role of `ROLES`, the preferred one first.
+        """Returns the regions that may hold `role`, one of `ROLES`, the preferred one first.
 
-        Without a placement, these are all regions that can be written, and then flash for the program.
+        If `placement` has none, returns all writable regions; for the program, flash follows.
         """
         if names := self.placement.regions_of(role):
             return tuple(map(self.region, names))
@@ -106,13 +106,13 @@ class Board:
 
     @property
     def sram_bytes(self) -> int | None:
-        """Bytes of all regions that may hold what a program writes; None if one is unknown, or if there are none."""
+        """The free bytes of all writable regions that a role may use; None if one is unknown or there are none."""
         found = dict.fromkeys(one for role in ROLES for one in self.may_hold(role) if one.is_writable)
         return _sum(tuple(found))
 
     @property
     def flash_bytes(self) -> int | None:
-        """Bytes of all flash that may hold the program; None if one is unknown, or if there is none."""
+        """The free bytes of all flash that may hold the program; None if a size is unknown, or without flash."""
         return _sum(tuple(one for one in self.may_hold("program") if not one.is_writable))
 
 

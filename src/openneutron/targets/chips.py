@@ -1,4 +1,4 @@
-"""The chips: the targets of the vendor's converter, with the properties of their NPUs.
+"""Lists the chips: the targets of the vendor's converter, with the properties of their NPUs.
 
 chips.toml has the numbers. They are published by NXP or were read from files that NXP's converter wrote. An unknown
 property is `None` and is displayed as "unknown".
@@ -51,7 +51,7 @@ class NeutronTarget:
     flash_bytes: int | None = None
     fused_activations: frozenset[str] = frozenset({"RELU", "RELU6", "RELU_N1_TO_1"})
     source: str = ""
-    """The documents that the numbers are from."""
+    """The documents that state the numbers."""
     costs: Costs = field(default_factory=Costs)
     board: Board | None = None
 

@@ -1,4 +1,4 @@
-"""Reads and writes board files, and gives the boards that OpenNeutron has files of.
+"""Reads and writes board files, including those of the boards that OpenNeutron knows.
 
 A board file is TOML. docs/howto/board-file.md describes it for users.
 """
@@ -39,7 +39,7 @@ def is_board_file(target: object) -> bool:
 
 @functools.cache
 def boards() -> Mapping[str, Board]:
-    """Returns the boards that OpenNeutron has files of, by name."""
+    """Returns the boards that OpenNeutron knows, by name."""
     files = sorted((Path(__file__).parent / "boards").glob(f"*{SUFFIX}"))
     return MappingProxyType({file.stem: read_board(file) for file in files})
 
@@ -48,14 +48,14 @@ def read_board(file: str | os.PathLike[str]) -> Board:
     """Reads a board file.
 
     Raises `InputError` if the file cannot be read, and `TargetError`, which names the file and the key, for a file that
-    is no TOML, an unknown key, a wrong value, regions of the same name or addresses, a placement in an unknown region,
-    and a `based_on` that is no chip or board.
+    is not TOML, an unknown key, a wrong value, two regions with the same name or with common addresses, a placement in
+    an unknown region, and a `based_on` that is neither a chip nor a board.
     """
     return _read(Path(file), ())
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> Board:
-    """Reads a board file. `readers` are the files that are based on it."""
+    """Reads a board file. `readers` are the files whose `based_on` led to it."""
     try:
         table = TomlTable(str(path), "", tomllib.loads(read_file(path).decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -139,7 +139,7 @@ def _check_addresses(table: TomlTable, regions: Iterable[Region]) -> None:
 
 
 def _merged(base: Iterable[Region], own: Iterable[Region]) -> tuple[Region, ...]:
-    """Returns the regions of both. A region of the file replaces that of the same name."""
+    """Returns the regions of both. A region of `own` replaces the region of `base` with the same name."""
     return tuple({**{one.name: one for one in base}, **{one.name: one for one in own}}.values())
 
 
@@ -182,7 +182,7 @@ def _costs(table: TomlTable, base: Costs) -> Costs:
 
 
 def text_of_board(board: Board) -> str:
-    """Returns the text of a board file, which `read_board` reads as the same board."""
+    """Returns the text of a board file from which `read_board` returns an equal board."""
     import tomlkit
 
     document = tomlkit.document()
@@ -199,7 +199,7 @@ def text_of_board(board: Board) -> str:
 
 
 def _given(part: Any) -> Iterator[tuple[str, Any]]:
-    """Returns the values of a dataclass that differ from the defaults, as TOML has them."""
+    """Returns the values of a dataclass that differ from the defaults, as types of TOML."""
     for one in fields(part):
         value = getattr(part, one.name)
         if value != one.default and value is not None:

@@ -16,7 +16,7 @@ __all__ = ["NeutronTargetSpec", "Target"]
 
 
 def _hint(target: str) -> str:
-    """Suggests a known target, or separates a target and a converter flavour that were given in one text."""
+    """Returns a hint about an unknown target: a similar name, or how to give its converter flavour."""
     letters = _letters(target)
     flavor = re.search(r"SDK[_-]?\d.*|\d+\.\d+.*", target, re.IGNORECASE)
     if flavor is not None:
@@ -133,4 +133,4 @@ class NeutronTargetSpec:
 
 
 Target = str | os.PathLike[str] | Board | NeutronTarget | NeutronTargetSpec
-"""What functions take as a target."""
+"""The types that functions accept as a target."""

@@ -15,11 +15,11 @@ __all__ = ["TomlTable"]
 
 @dataclass(frozen=True)
 class TomlTable:
-    """A table of a file. The methods raise `TargetError` for a key that is unknown, missing or has a wrong value."""
+    """A table of a file. The methods raise `TargetError` for an unknown key, a missing key and a wrong value."""
 
     file: str
     title: str
-    """The table as messages name it, such as "[[regions]] 2"; empty for the keys at the start of the file."""
+    """The name of the table in messages, such as "[[regions]] 2"; empty for the keys at the start of the file."""
     values: Mapping[str, Any]
 
     def check_keys(self, known: Collection[str]) -> None:
@@ -40,7 +40,7 @@ class TomlTable:
         return value
 
     def required_text(self, key: str, choices: Collection[str] = ()) -> str:
-        """Returns a text that must be given and not be empty."""
+        """Returns a text. Raises `TargetError` if it is missing or empty."""
         if key not in self.values:
             raise self.file_error(f"the key '{key}' is missing.")
         if self.values[key] == "":
@@ -57,7 +57,7 @@ class TomlTable:
         return int(value)
 
     def number(self, key: str, default: float, *, may_be_zero: bool = False) -> float:
-        """Returns a finite positive number, or `default` if the key is missing. An integer stays one."""
+        """Returns a finite positive number, or `default` if the key is missing. Integers are not converted to float."""
         value = self.values.get(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
