@@ -4,8 +4,8 @@ A serial line has the form
 
     OUTPUT <vector> <output> <byte offset> <hex bytes>
 
-with decimal numbers that start at 0, and two hexadecimal digits for each byte of the output's memory. Text before
-`OUTPUT` and lines of other forms are ignored. docs/howto/board-outputs.md describes the formats for users.
+Vectors and outputs are counted from 0. The output's memory is printed with two hexadecimal digits for each byte. Text
+before `OUTPUT` and lines of other forms are ignored. docs/howto/board-outputs.md describes the formats for users.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from openneutron.errors import InputError
 __all__ = ["BoardTensor", "Dump", "Pair", "place_bytes", "quantized", "read_dump", "text_of_log"]
 
 Pair = tuple[int, int]
-"""The numbers of a vector and of an output."""
+"""The index of a vector and the index of an output."""
 Array = npt.NDArray[Any]
 
 _LINE = re.compile(r"\bOUTPUT\s+(?P<vector>\d{1,9})\s+(?P<output>\d{1,9})\s+(?P<at>\d{1,12})\s(?P<rest>.*)")
@@ -51,10 +51,10 @@ class BoardTensor:
     dim_order: tuple[int, ...]
     """The dimensions from the outermost to the innermost in memory."""
     scale: float | None = None
-    """The scale of its int8 codes, or of the codes from which a float tensor is dequantized; None if unknown."""
+    """The scale of its codes, or of the codes from which the program dequantizes a float tensor; None if unknown."""
     zero_point: int = 0
     number: int = 0
-    """Its position among the inputs or outputs of the program, of which some are not tensors."""
+    """Its index among all inputs or outputs of the program, including those that are not tensors."""
 
     @property
     def size(self) -> int:
@@ -77,7 +77,7 @@ class BoardTensor:
         return tuple(self.shape[dim] for dim in self.dim_order)
 
     def in_memory(self, values: Array) -> Array:
-        """Returns logical values as they lie in memory, in one dimension."""
+        """Returns values of the logical shape in the order of memory, in one dimension."""
         return values.reshape(self.shape).transpose(self.dim_order).reshape(-1)
 
     def from_memory(self, values: Array) -> Array:
@@ -98,15 +98,15 @@ class BoardTensor:
 
 @dataclass(frozen=True)
 class Dump:
-    """What a board gave: the bytes of outputs by vector and output, or the bytes of all of them in one."""
+    """The outputs of a board: bytes by vector and output, or the bytes of all outputs in one."""
 
     form: str
     """"raw", "npy", "npz" or "serial"."""
     outputs: Mapping[Pair, bytes] = field(default_factory=dict)
     raw: bytes | None = None
-    """The bytes of a raw dump, which still have to be split."""
+    """The bytes of a raw dump, which is not split into outputs yet."""
     notes: tuple[str, ...] = ()
-    """Sentences about lines or arrays that cannot be used, and about conversions."""
+    """Sentences about unusable lines or arrays, and about conversions."""
 
 
 def read_dump(source: str | os.PathLike[str] | bytes, outputs: Sequence[BoardTensor]) -> Dump:
@@ -138,9 +138,9 @@ def read_dump(source: str | os.PathLike[str] | bytes, outputs: Sequence[BoardTen
 
 
 def text_of_log(data: bytes) -> str | None:
-    """Returns the text of a log of a terminal; None for bytes that are no text.
+    """Returns the text of a terminal's log; None for bytes that are not text.
 
-    Takes UTF-8 and the UTF-16 that PowerShell writes. A log may contain some damaged bytes.
+    Decodes UTF-8, and UTF-16, which PowerShell writes. A log may contain some damaged bytes.
     """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
@@ -189,9 +189,10 @@ def _read_log(text: str, name: str, outputs: Sequence[BoardTensor]) -> Dump:
 
 
 def place_bytes(content: bytearray, known: bytearray, piece: bytes, start: int, *, name: str, size: int) -> None:
-    """Writes a piece to `content`, and ones to `known`, at the offset `start`. Raises `InputError` for a wrong offset.
+    """Writes `piece` to `content` at the offset `start`, and marks its bytes with ones in `known`.
 
-    `size` is the number of bytes that is expected. Eight times as many are accepted, for values of another dtype.
+    `size` is the expected number of bytes. Up to eight times `size` is accepted, because the board may print another
+    dtype. Raises `InputError` for an offset beyond that.
     """
     end = start + len(piece)
     if end > 8 * size + _SLACK:
@@ -264,4 +265,4 @@ def _bytes_of(values: Array, tensor: BoardTensor) -> bytes:
         values = values.clip(limits.min, limits.max).astype(tensor.dtype)
     elif not are_integers:
         values = values.astype(tensor.dtype)
-    return bytes(values.tobytes())  # of integers of the same size the bits, so that uint8 for int8 is found
+    return bytes(values.tobytes())  # keep the bits of integers of the same size, so that uint8 for int8 is recognized

@@ -1,4 +1,4 @@
-"""Compares outputs of a board with expected ones in LSBs, and measures how much an agreement says."""
+"""Compares the outputs of a board with expected outputs in LSBs, and computes the evidence of an agreement."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from openneutron.accuracy.board_dump import Array, BoardTensor, Pair
 __all__ = ["NEEDED_BITS", "Case", "Comparison", "explains", "lsb_distance"]
 
 NEEDED_BITS = 16.0
-"""An explanation must agree in so many elements that unrelated values agree with probability 2^-16. About 200
-explanations are tried, so that one of them fits random values once in about 300 dumps of the smallest kind that can be
-explained at all, and practically never for more than a few elements."""
+"""The least evidence for an explanation: unrelated values must agree with a probability of at most 2^-16. About 200
+explanations are tried, so random values of the smallest explainable size agree with one of them in about one of 300
+dumps. For more elements, the probability is practically zero."""
 _LARGEST_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
 class Case:
-    """The outputs of a board, those that were expected, and the pairs of vector and output that disagree.
+    """The outputs of a board, the expected outputs, and the pairs of vector and output that disagree.
 
     All arrays have one dimension, in the order of the tensor's memory.
     """
@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Values of the board and the values that an explanation expects in their place."""
+    """Values of the board, and the values that an explanation predicts for them."""
 
     pair: Pair
     given: Array
@@ -51,13 +51,13 @@ class Comparison:
     tolerance: float
     """LSBs."""
     is_changed: npt.NDArray[np.bool_] | None = None
-    """The elements for which the explanation makes a difference; None for those that differ from the expectation."""
+    """The elements that the explanation changes; None for the elements that differ from the expected outputs."""
 
 
 def lsb_distance(given: Array, wanted: Array, tensor: BoardTensor) -> npt.NDArray[np.float64]:
     """Returns the absolute differences in LSBs: integer steps, or steps of the scale for floats.
 
-    Without a scale, the LSB of floats is 2^-8 of the largest magnitude of `wanted`. NaN equals NaN only.
+    Without a scale, the LSB of floats is 2^-8 of the largest magnitude of `wanted`. NaN equals only NaN.
     """
     with np.errstate(invalid="ignore"):  # signalling NaNs in garbage
         left, right = given.astype(np.float64), wanted.astype(np.float64)
@@ -84,11 +84,11 @@ def lsb_of(wanted: Array, tensor: BoardTensor) -> float:
 def explains(
     case: Case, comparisons: Iterable[Comparison], *, parameters: int = 0, needed_bits: float = NEEDED_BITS
 ) -> bool:
-    """Whether all compared elements agree, and enough of them for the agreement to be no chance.
+    """Whether all compared elements agree, with enough evidence to exclude chance.
 
-    `parameters` is the number of values that were fitted to these elements. The evidence of an element is the
-    probability that an element of another position agrees as well, or, for values that repeat, that a value of the
-    output's range agrees; the latter counts once for each different value.
+    The evidence in bits is the larger of two sums, without the elements that `parameters` fitted values explain: for
+    each changed element, -log2 of the probability that an element of another position agrees; and for each distinct
+    value, the log2 of the number of distinguishable values in the output's range.
     """
     bits, elements, cheapest = 0.0, 0, math.inf
     values: dict[int, set[float]] = {}
@@ -117,7 +117,7 @@ def explains(
 
 
 def _range_bits(case: Case, output: int) -> float:
-    """Returns the information of a value of an output: the base-2 logarithm of the number of windows in its range."""
+    """Returns the log2 of the number of windows of 2 * limit + 1 LSBs in the range of an output."""
     tensor = case.outputs[output]
     values = np.concatenate([vector[output].astype(np.float64) for vector in case.expected])
     values = values[np.isfinite(values)]

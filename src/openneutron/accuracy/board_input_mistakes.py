@@ -1,4 +1,4 @@
-"""Mistakes in the inputs on a board. Each runs the program on this machine with the mistaken inputs."""
+"""Recognizes mistakes in a board's inputs: runs the program on this machine with the same mistake, and compares."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Vector = Sequence[Array]
 
 @dataclass(frozen=True)
 class Normalization:
-    """How pixels from 0 to 255 become the model's input: (pixel x scale - mean) / std, per channel."""
+    """The normalization of pixels from 0 to 255 to the model's input: (pixel x scale - mean) / std, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -40,7 +40,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Runs the program on this machine with inputs as they lie in memory."""
+    """Runs the program on this machine with inputs in the order of memory."""
 
     host: HostProgram
     inputs: tuple[BoardTensor, ...]
@@ -68,7 +68,7 @@ class Simulation:
 
 
 def memory_of(value: Tensor, tensor: BoardTensor) -> Array:
-    """Returns a tensor's values in one dimension, as they lie in the memory of the program."""
+    """Returns a tensor's values in one dimension, in the program's order of memory."""
     values = value.detach().cpu().numpy()
     if tensor.dtype == np.uint8 and values.dtype == np.bool_:
         values = values.view(np.uint8)
@@ -83,7 +83,7 @@ def _as_tensor(values: Array, tensor: BoardTensor, dtype: torch.dtype) -> Tensor
 
 @dataclass(frozen=True)
 class _Change:
-    """A mistake in one input, as a function of its values in memory. None stands for values that do not permit it."""
+    """A mistake in one input. `apply` makes it in the values in memory, or returns None if it cannot occur there."""
 
     mistake: str
     text: str
@@ -93,14 +93,14 @@ class _Change:
 def input_diagnoses(
     case: Case, simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
 ) -> list[Diagnosis]:
-    """Returns the mistakes in the inputs that explain all differences, each by itself.
+    """Returns each mistake in the inputs that alone explains all differences.
 
-    Runs the program for each mistake on the first vector that disagrees, and on up to eight vectors if that agrees. A
-    program with states runs on all vectors up to the last of these.
+    For each mistake, runs the program on the first vector that disagrees. If its outputs then agree, runs up to eight
+    vectors. A program with states also runs all vectors before them.
     """
     found = []
     for mistake, text, changed in _mistaken_vectors(simulation, vectors, normalization):
-        # A constant input often makes constant outputs, which hold less evidence.
+        # A constant input often causes constant outputs, which are weaker evidence.
         needed = _BITS_OF_CONSTANTS if mistake == "input never written" else NEEDED_BITS
         if _explained(case, simulation, changed, needed):
             found.append(Diagnosis(mistake, text, case.failing))
@@ -171,7 +171,7 @@ def _explained(case: Case, simulation: Simulation, changed: Callable[[int], Vect
 
 
 def _run(simulation: Simulation, vectors: Sequence[Vector]) -> list[tuple[Array, ...]] | None:
-    """Returns the outputs; None if the program refuses the mistaken inputs, such as indices that do not exist."""
+    """Returns the outputs; None if the program refuses the mistaken inputs, such as indices out of range."""
     try:
         return list(simulation.run(vectors))
     except HostError:
@@ -298,7 +298,7 @@ def _code_changes(what: str, tensor: BoardTensor) -> Iterator[_Change]:
 
 
 def _normalization_changes(what: str, tensor: BoardTensor, known: Normalization | None) -> Iterator[_Change]:
-    """Returns inputs without their normalization: as pixels, or with another range."""
+    """Returns changes that replace the normalization of an input: by pixels, or by another range."""
     text = f"{what} is not normalized: it holds"
     ways: list[tuple[str, Callable[[Array], Array]]] = [
         ("values from 0 to 255 for values from 0 to 1", lambda values: values * 255),
@@ -347,7 +347,7 @@ def _along(numbers: tuple[float, ...], tensor: BoardTensor, axis: int) -> Array:
 
 
 def _via(values: Array, tensor: BoardTensor, way: Callable[[Array], Array]) -> Array:
-    """Returns memory whose floats are changed by `way`, which gets the logical array."""
+    """Applies `way` to the floats of an input in their logical shape, and returns the result in the order of memory."""
     logical = tensor.from_memory(values).astype(np.float64)
     if tensor.holds_codes:
         logical = (logical - tensor.zero_point) * float(tensor.scale or 1)
@@ -356,7 +356,7 @@ def _via(values: Array, tensor: BoardTensor, way: Callable[[Array], Array]) -> A
 
 
 def _shifted(values: Array, shift: int) -> Array | None:
-    """Returns memory in which the values begin `shift` bytes later, with zeros before; earlier for a negative one."""
+    """Returns the values moved by `shift` bytes to the end, or to the start if negative. Zeros fill the gap."""
     data = values.tobytes()
     if abs(shift) >= len(data):
         return None

@@ -1,4 +1,4 @@
-"""Mistakes in the outputs of a board. Each undoes or makes one mistake, and compares the outcome with the values."""
+"""Recognizes mistakes in a board's outputs: undoes or repeats one mistake, and compares."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Diagnosis", "output_diagnoses", "vector_diagnoses"]
 
 _LARGEST_SHIFT = 64
 _NEAR = 0.01
-"""The relative distance at which a fitted factor counts as a known one."""
+"""A fitted factor within this relative distance of a known factor counts as equal to it."""
 _LEAST_UNWRITTEN = 4
 """Bytes. A shorter output may be constant by chance."""
 
@@ -36,15 +36,15 @@ class Diagnosis:
     mistake: str
     """The kind of mistake, one of `MISTAKES` of board_outputs.py."""
     text: str
-    """A sentence that says what was done instead of what."""
+    """A sentence that describes the mistake."""
     pairs: tuple[Pair, ...]
     """The vectors and outputs whose differences it explains."""
 
 
 def output_diagnoses(case: Case, output: int) -> list[Diagnosis]:
-    """Returns the mistakes that explain all differences of one output, each by itself.
+    """Returns each mistake that alone explains all differences of one output.
 
-    A wrong scale or zero point is only returned if nothing more specific explains the differences.
+    Returns a wrong scale or zero point only if no more specific mistake explains the differences.
     """
     pairs = case.failing_of(output)
     if not pairs:
@@ -81,7 +81,7 @@ def _specific(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str,
 
 
 def _undone(case: Case, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> bool:
-    """Whether the values agree with the expected ones after `undo`."""
+    """Whether the board's values agree with the expected values after `undo`."""
     return explains(case, _undone_comparisons(case, pairs, undo))
 
 
@@ -95,7 +95,7 @@ def _undone_comparisons(case: Case, pairs: list[Pair], undo: Callable[[Array], A
 
 
 def _unwritten(case: Case, pairs: list[Pair]) -> str | None:
-    """Returns what the memory of the output holds, if that is one value in all vectors and not what is expected."""
+    """Returns a text for the constant in the output's memory; None if the memory is not constant, or should be."""
     joined = np.concatenate([case.observed[pair] for pair in pairs])
     wanted = np.concatenate([case.expected[vector][output] for vector, output in pairs])
     text = constant_text(joined)
@@ -108,7 +108,7 @@ def _unwritten(case: Case, pairs: list[Pair]) -> str | None:
 
 
 def _shift(case: Case, output: int, pairs: list[Pair]) -> int | None:
-    """Returns the number of bytes by which the outputs are late in the dump; None if no number explains them."""
+    """Returns the number of bytes by which the outputs begin too late (negative: too early); None if no number fits."""
     tensor = case.outputs[output]
     for size in range(1, min(_LARGEST_SHIFT, tensor.bytes // 2) + 1):
         for shift in (size, -size):
@@ -126,7 +126,7 @@ def _shifted(case: Case, pairs: list[Pair], shift: int) -> Iterator[Comparison]:
             given = as_type(data[shift:], tensor.dtype)
             yield Comparison((vector, output), given, wanted[: given.size], tensor, case.limit)
             continue
-        skipped = -(shift // tensor.dtype.itemsize)  # whole elements that are missing in front
+        skipped = -(shift // tensor.dtype.itemsize)  # whole elements that are missing at the start
         start = skipped * tensor.dtype.itemsize + shift
         given = as_type(data[start:], tensor.dtype)[: wanted.size - skipped]
         yield Comparison((vector, output), given, wanted[skipped : skipped + given.size], tensor, case.limit)
@@ -148,7 +148,7 @@ def _other_outputs(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple
 
 
 def _partly_written(case: Case, pairs: list[Pair]) -> str | None:
-    """Returns the elements that are written, if the others hold one byte in all vectors."""
+    """Returns a text about the part of the output that is not written; None if no constant part is found."""
     written = set()
     for vector, output in pairs:
         tensor, observed = case.outputs[output], case.observed[vector, output]
@@ -188,7 +188,7 @@ def _affine(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, s
 
 
 def _snapped(fit: Affine, tensor: BoardTensor, lsb: float) -> Affine | None:
-    """Returns a fit without a change that is within its precision; None for one that changes nothing."""
+    """Returns a fit, for codes with a whole offset; None if it changes nothing or its factor is near 0."""
     offset = fit.offset if tensor.dtype.kind == "f" else float(round(fit.offset))
     if not np.isfinite(fit.factor) or abs(fit.factor) < _NEAR * _NEAR:
         return None
@@ -231,7 +231,7 @@ def _affine_text(fit: Affine, tensor: BoardTensor, output: int, lsb: float) -> t
 
 
 def vector_diagnoses(case: Case) -> list[Diagnosis]:
-    """Returns the explanation of the differences by outputs of other vectors: stale, repeated or out of order."""
+    """Returns an explanation of the differences by outputs of other vectors: stale, repeated or out of order."""
     vectors = sorted({vector for vector, _ in case.failing})
     given = {vector: [pair for pair in case.observed if pair[0] == vector] for vector in vectors}
     found: dict[int, list[int]] = {}
@@ -275,7 +275,7 @@ def _order_text(found: dict[int, list[int]], vectors: int) -> tuple[str, str]:
 
 
 def concatenation_orders(outputs: int) -> Iterator[tuple[int, ...]]:
-    """Returns the orders in which outputs may be concatenated by mistake; for many outputs, exchanges of two."""
+    """Returns the orders in which the board may have concatenated the outputs; for many outputs, only swaps of two."""
     own = tuple(range(outputs))
     if outputs <= 4:
         yield from (order for order in permutations(own) if order != own)

@@ -1,4 +1,4 @@
-"""Compares what a board printed or dumped with what the program computes on this machine, and names known mistakes."""
+"""Compares the outputs of a board with the outputs of the program on this machine, and names known mistakes."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ MISTAKES = (
 
 DEFAULT_LSB = 1.0
 PADDINGS = (4, 8, 16, 32, 64)
-"""Alignments in bytes to which a dump may pad each output."""
+"""The alignments in bytes that are tried if a dump pads its outputs."""
 _MOST_ORDERED_OUTPUTS = 5
 _LARGEST_HEADER = 256
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The inputs that the board got, in one dimension in the order of the program's memory."""
+    """The inputs that the board ran, each in one dimension in the order of the program's memory."""
 
     inputs: tuple[tuple[Array, ...], ...]
     starts: frozenset[int] = frozenset({0})
@@ -65,17 +65,17 @@ class BoardDifference:
     shape: tuple[int, ...]
     dtype: str
     vectors: int
-    """The vectors that were compared."""
+    """The number of vectors that were compared."""
     wrong: int
-    """The elements that differ by more than the limit."""
+    """The number of elements that differ by more than the limit."""
     elements: int
-    """All elements that were compared."""
+    """The number of elements that were compared."""
     lsb: float
     """The largest difference, in LSBs."""
     vector: int
     """The vector of the largest difference."""
     index: tuple[int, ...]
-    """The element of the largest difference: its index in the shape."""
+    """The index of the element with the largest difference."""
     expected: float
     given: float
     where: str
@@ -87,18 +87,18 @@ class BoardValidation:
     """The comparison of a board with this machine."""
 
     vectors: int
-    """The vectors that the board should have run."""
+    """The number of vectors that the board should have run."""
     max_lsb: float
     outputs: tuple[BoardDifference, ...]
     missing: tuple[str, ...]
     """A text for each vector and output that the dump does not hold."""
     diagnoses: tuple[Diagnosis, ...]
-    """The known mistakes that explain differences. Several for one output are alternatives."""
+    """The known mistakes that explain differences. Several mistakes of one output are alternatives."""
     notes: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether all outputs are there and agree within the limit, in the form that the program gives."""
+        """Whether no output is missing, all agree within the limit, and no mistake was found."""
         return not (self.missing or self.diagnoses) and all(one.wrong == 0 for one in self.outputs)
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,15 +147,15 @@ def validate_board(
     """Compares the outputs that a board printed or dumped with those of the program on this machine.
 
     - `dump`: a file or its bytes, in the forms of `read_dump`.
-    - `data`: the inputs that the board got: `Vectors`, or data in the forms that `quantize` takes. None stands for the
+    - `data`: the inputs that the board ran: `Vectors`, or data in the forms that `quantize` takes. None stands for the
       random inputs of `validate`.
     - `samples`: the largest number of vectors from `data`.
     - `max_lsb`: the largest difference of an element that passes, in integer steps of the output, or in steps of the
       scale from which a float output is dequantized.
     - `normalization`: how pixels become the model's input, to recognize an input that is not normalized.
 
-    If outputs differ, known mistakes are tried: mistakes in outputs are undone, and the program runs with mistaken
-    inputs. A mistake is named only if it explains all differences of the outputs that it concerns.
+    If outputs differ, tries known mistakes: undoes each mistake in the outputs, and runs the program with each mistake
+    in the inputs. Reports a mistake only if it explains all differences of the outputs that it concerns.
 
     Raises `InputError` for a dump or data that do not fit, `OptionError` for a wrong limit, `NativeModuleError` if the
     native module is not installed, and `HostError` for a device program, which does not run on this machine.
@@ -177,7 +177,7 @@ def validate_board(
 def vectors_of_data(
     host: HostProgram, data: Data | None, samples: int, transform: Callable[[Any], Any] | None = None
 ) -> Vectors:
-    """Returns inputs as the program takes them. None stands for random inputs, as those of `validate`.
+    """Returns inputs in the form that the program takes. If `data` is None, these are the random inputs of `validate`.
 
     The states are reset where a stream begins. Raises `InputError` for data that do not fit.
     """
@@ -258,7 +258,7 @@ def _diagnoses(
 def _split(
     dump: Dump, expected: Sequence[tuple[Array, ...]], outputs: Sequence[BoardTensor], limit: float
 ) -> tuple[dict[Pair, bytes], list[Diagnosis], tuple[str, ...]]:
-    """Returns the bytes of each output. A raw dump is split by the sizes of the outputs, if need be with a mistake."""
+    """Splits a raw dump into outputs. Returns their bytes, the mistake that the split assumes (if any), and notes."""
     if dump.raw is None:
         return dict(dump.outputs), [], ()
     plain = _cut(dump.raw, outputs, len(expected), [tensor.bytes for tensor in outputs])
@@ -282,7 +282,7 @@ def _split(
 def _cut(
     raw: bytes, outputs: Sequence[BoardTensor], vectors: int, sizes: Sequence[int], order: Sequence[int] | None = None
 ) -> dict[Pair, bytes]:
-    """Returns the complete outputs in a raw dump, whose outputs take `sizes` bytes, in an `order` of outputs."""
+    """Splits a raw dump whose outputs have `sizes` bytes, in the order `order`. Returns the complete outputs."""
     found: dict[Pair, bytes] = {}
     at = 0
     for vector in range(max(vectors, len(raw) // max(1, sum(sizes)))):
@@ -325,7 +325,7 @@ def _other_cuts(
 
 
 def _converted_sizes(outputs: Sequence[BoardTensor]) -> Iterator[list[int]]:
-    """Returns the sizes of outputs as codes instead of floats, and as floats instead of codes."""
+    """Returns the sizes of outputs if the board stores codes instead of floats, and floats instead of codes."""
     yield [tensor.size if tensor.dtype.kind == "f" else tensor.bytes for tensor in outputs]
     yield [4 * tensor.size if tensor.holds_codes else tensor.bytes for tensor in outputs]
 
@@ -333,7 +333,7 @@ def _converted_sizes(outputs: Sequence[BoardTensor]) -> Iterator[list[int]]:
 def _agrees(
     pieces: dict[Pair, bytes], expected: Sequence[tuple[Array, ...]], outputs: Sequence[BoardTensor], limit: float
 ) -> bool:
-    """Whether the complete outputs agree, at least half of all of them, with more than a few distinct bytes."""
+    """Whether the complete outputs agree, are at least half of all outputs, and are not all one byte."""
     pieces = {pair: piece for pair, piece in pieces.items() if pair[0] < len(expected)}
     if not pieces or 2 * len(pieces) < len(expected) * len(outputs):
         return False
@@ -349,7 +349,7 @@ def _agrees(
 def _typed(
     pieces: dict[Pair, bytes], outputs: Sequence[BoardTensor], vectors: int
 ) -> tuple[dict[Pair, Array], list[str], list[Diagnosis]]:
-    """Returns the values of each output; texts about missing ones; and the conversion that the board should not do."""
+    """Returns the values of each output, texts about missing outputs, and a diagnosis of needless dequantization."""
     found: dict[Pair, Array] = {}
     missing: list[str] = []
     converted: list[Pair] = []
@@ -406,7 +406,7 @@ def _difference(case: Case, output: int) -> BoardDifference:
 
 
 def _common_place(tensor: BoardTensor, wrong: dict[Pair, Any]) -> str:
-    """Returns what the wrong elements have in common: one vector, or one index in a dimension of several."""
+    """Returns a text about what all wrong elements share: the vector, or the index in a dimension; empty if nothing."""
     vectors = [pair[0] for pair, positions in wrong.items() if len(positions)]
     parts = [f"all in vector {vectors[0]}"] if len(vectors) == 1 and len(wrong) > 1 else []
     positions = np.unique(np.concatenate([np.asarray(one) for one in wrong.values()]))

@@ -20,7 +20,7 @@ __all__ = ["BoardPackage", "is_package", "read_package"]
 
 MANIFEST, VECTORS = "manifest.json", "test_vectors.bin"
 ALIGNMENT = 16
-"""Bytes. Each input and output of a vector is padded to a multiple of it."""
+"""Each input and output of a vector is padded to a multiple of this number of bytes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def is_package(folder: Path) -> bool:
 
 
 def program_of_package(folder: Path) -> Path:
-    """Returns the program of a package that this machine can run: the portable one.
+    """Returns the program of a package that this machine can run, which is the portable program.
 
     Raises `FormatError` for a damaged manifest.
     """

@@ -1,4 +1,4 @@
-"""The inputs and outputs of a program as they lie in a board's memory."""
+"""Describes the inputs and outputs of a program in a board's memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["board_inputs", "board_outputs"]
 
 _QUANTIZE, _DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
 _MOVES = ("clone", "copy", "view", "permute", "dim_order")
-"""Parts of the names of kernels that move values without a change."""
+"""Parts of the names of kernels that only move values."""
 
 
 def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
@@ -35,7 +35,7 @@ def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
 def board_outputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     """Returns the outputs that are tensors. Raises `InputError` for a dtype that numpy does not have.
 
-    A float output has the scale and the zero point of the kernel that dequantizes it, if there is one.
+    A float output has the scale and the zero point of the dequantize kernel that writes it, if there is one.
     """
     method = _method_of(host)
     writers = {call.numbers[-1]: call for call in _kernels(method) if call.numbers}
@@ -56,7 +56,7 @@ def _kernels(method: Method) -> Iterator[KernelCall]:
 
 
 def _through_moves(writers: dict[int, KernelCall], number: int) -> KernelCall | None:
-    """Returns the kernel that computes a value, before the kernels that only move it."""
+    """Returns the kernel that computes a value, and skips kernels that only move it."""
     seen = set()
     call = writers.get(number)
     while call is not None and any(part in call.name for part in _MOVES) and number not in seen:

@@ -1,4 +1,4 @@
-"""Mistakes that change the bytes or the values of a tensor: orders of memory, byte orders, scales, unwritten memory.
+"""Makes and undoes mistakes in the memory of a tensor: dimension order, byte order, scale, unwritten memory.
 
 All arrays have one dimension, in the order of the tensor's memory.
 """
@@ -20,13 +20,13 @@ _LARGEST_RANK = 6
 
 @dataclass(frozen=True)
 class Order:
-    """Another order of the elements in memory. `dims` are the dimensions of the memory, in the mistaken order."""
+    """A mistaken order of elements in memory. `dims` has the dimensions of the correct memory in the mistaken order."""
 
     name: str
     dims: tuple[int, ...]
 
     def apply(self, values: Array, tensor: BoardTensor) -> Array:
-        """Returns the values as a program that makes the mistake writes them."""
+        """Returns the values in the mistaken order, from values in the order of the tensor."""
         return values.reshape(tensor.memory_shape).transpose(self.dims).reshape(-1)
 
     def undo(self, values: Array, tensor: BoardTensor) -> Array:
@@ -68,7 +68,7 @@ def as_type(data: bytes, dtype: np.dtype[np.generic]) -> Array:
 
 
 def reverse_groups(values: Array, group: int) -> Array | None:
-    """Returns the values with the bytes of each group of `group` bytes reversed; None if groups do not fit."""
+    """Reverses the bytes in each group of `group` bytes; returns None if the size is not a multiple of `group`."""
     data = np.frombuffer(values.tobytes(), np.uint8)
     if not data.size or data.size % group:
         return None
@@ -87,7 +87,7 @@ class Affine:
     parameters: int
 
     def apply(self, expected: Array, tensor: BoardTensor) -> Array:
-        """Returns the values that the board gives if it makes this mistake."""
+        """Returns the values of a board that makes this mistake."""
         values = expected.astype(np.float64)
         if tensor.dtype.kind == "f":
             return values * self.factor + self.offset
@@ -98,9 +98,10 @@ class Affine:
 
 
 def affine_fits(expected: Array, observed: Array, tensor: BoardTensor) -> Iterator[Affine]:
-    """Returns the offset, the factor, and both, that map the expected values to the observed ones best.
+    """Returns three fits of the observed values to the expected ones: an offset, a factor, and both.
 
-    Saturated values are left out. Medians make the fit robust against a few wrong values.
+    Leaves out saturated values. The offset alone is a median, so a few wrong values do not change it; the other two
+    are least-squares fits.
     """
     with np.errstate(invalid="ignore"):  # signalling NaNs in garbage
         left, right = expected.astype(np.float64), observed.astype(np.float64)
