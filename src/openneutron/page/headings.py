@@ -36,7 +36,10 @@ def validation_heading(summary: Summary) -> str:
     values = [row.sqnr_db for row in rows if row.sqnr_db is not None]
     if not values:
         return f"The outputs of the .pte equal those of the {name}."
-    return f"The outputs of the .pte have an SQNR of at least {decibels_text(min(values))} against the {name}."
+    least = decibels_text(min(values))
+    samples = rows[0].samples
+    on = "" if samples is None else f", on {count_of(samples, 'sample')}"
+    return f"The outputs of the .pte have an SQNR of at least {least} against the {name}{on}."
 
 
 def placement_heading(summary: Summary) -> str:
@@ -112,7 +115,8 @@ def analysis_heading(analysis: AnalysisRows) -> str:
     """Returns the SQNR of the outputs."""
     if analysis.output_sqnr_db is None:
         return "The outputs of the int8 model equal those of the float model."
-    return f"The outputs of the int8 model have an SQNR of {decibels_text(analysis.output_sqnr_db)}."
+    sqnr, count = decibels_text(analysis.output_sqnr_db), count_of(analysis.samples, "sample")
+    return f"The outputs of the int8 model have an SQNR of {sqnr} against the float model, on {count}."
 
 
 def changed_heading(summary: Summary) -> str:
