@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.markup import escape
 
+from openneutron.cli.interrupts import Interrupts
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.core.progress import shown_step
 
@@ -48,6 +49,7 @@ class Terminal:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    interrupts: Interrupts = field(default_factory=Interrupts)
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     out: Console = field(default_factory=lambda: _console(stderr=False))
     err: Console = field(default_factory=lambda: _console(stderr=True))
@@ -71,13 +73,18 @@ class Terminal:
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Shows that a step runs, with bars and the expected time, and its seconds when it has ended."""
+        """Shows that a step runs, with bars and the expected time, and its seconds when it has ended.
+
+        Raises `KeyboardInterrupt` at both ends if Ctrl-C was pressed.
+        """
+        self.interrupts.check()
         begin = time.perf_counter()
         if self.shows_progress:
             with shown_step(title, self.err):
                 yield
         else:
             yield
+        self.interrupts.check()
         self.note(f"{title}: {time.perf_counter() - begin:.1f} s")
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from openneutron.cli.interrupts import Interrupts
 from openneutron.cli.terminal import Terminal, print_error
 from openneutron.core.files import is_file
 from openneutron.core.messages import first_line
@@ -68,8 +69,9 @@ def add_verb(
 
     @functools.wraps(function)
     def verb(json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
-        terminal = Terminal(json, quiet, verbose)
-        with terminal.messages(), _typed_exits(verbose=verbose):
+        interrupts = Interrupts()
+        terminal = Terminal(json, quiet, verbose, interrupts)
+        with terminal.messages(), _typed_exits(interrupts, verbose=verbose):
             if not sections:
                 function(terminal, **values)
                 return
@@ -86,32 +88,35 @@ def add_verb(
 
 
 @contextmanager
-def _typed_exits(*, verbose: bool) -> Iterator[None]:
+def _typed_exits(interrupts: Interrupts, *, verbose: bool) -> Iterator[None]:
     """Ends the process with a message and an exit code for all exceptions, and with a traceback if it is `verbose`."""
     try:
-        yield
+        with interrupts:
+            yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
-    except OpenNeutronError:
-        if verbose:
-            traceback.print_exc()
-        raise
     except KeyboardInterrupt as error:
-        print_error("interrupted. Files that were complete are kept, and no file is half-written.")
-        raise typer.Exit(INTERRUPTED) from error
-    except (MemoryError, OSError) as error:
-        if verbose:
-            traceback.print_exc()
-        print_error(_reason(error))
-        raise typer.Exit(WRONG_USE) from error
+        raise _interrupted() from error
     except Exception as error:
         if verbose:
             traceback.print_exc()
+        if interrupts.seen:  # a library made another error of it
+            raise _interrupted() from error
+        if isinstance(error, OpenNeutronError):
+            raise
+        if isinstance(error, (MemoryError, OSError)):
+            print_error(_reason(error))
+            raise typer.Exit(WRONG_USE) from error
         print_error(
             f"{type(error).__name__}: {first_line(error)} This is a fault of OpenNeutron. Run the command again with "
             "--verbose, and report the traceback that it prints."
         )
         raise typer.Exit(FAULT) from error
+
+
+def _interrupted() -> typer.Exit:
+    print_error("interrupted. Files that were complete are kept, and no file is half-written.")
+    return typer.Exit(INTERRUPTED)
 
 
 def _reason(error: MemoryError | OSError) -> str:
