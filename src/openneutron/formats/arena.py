@@ -13,7 +13,7 @@ __all__ = ["Arena", "Lifetime", "lifetimes", "plan", "scratch_arena", "scratch_l
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A tensor of `size` bytes that is needed from step `first`, which writes it, to step `last`, its last reader."""
+    """A tensor of `size` bytes. Step `first` writes it, and step `last` is the last that reads it."""
 
     size: int
     first: int
@@ -34,7 +34,7 @@ class Arena(Generic[Key]):
 
     @property
     def peak(self) -> int:
-        """The most bytes that are needed at one step. No arena can be smaller."""
+        """The maximum of `live` over the steps. No arena can be smaller."""
         return max(self.live, default=0)
 
 

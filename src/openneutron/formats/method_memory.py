@@ -1,18 +1,18 @@
-"""The memory that ExecuTorch's runtime needs for a method of a `.pte`: planned buffers and two allocators.
+"""Computes the memory that ExecuTorch's runtime needs for a method of a `.pte`: planned buffers and two allocators.
 
 The runtime allocates from pools that the application provides:
 
-- *Planned buffers* hold tensors: inputs, outputs, results of CPU operators, states. Their sizes are in the program.
-- The *method allocator* provides the structures that the runtime makes when it loads the method, and those that a
-  delegate makes at its initialization. It is never freed.
-- The *temporary allocator* provides memory during one instruction: for the search for a kernel at load, for kernels,
-  and for the delegate, which takes the NPU's scratch from it.
+- *Planned buffers* hold tensors: inputs, outputs, results of CPU operators, states. The program states their sizes.
+- The *method allocator* provides memory for the structures that the runtime creates when it loads the method, and that
+  a delegate creates at its initialization. This memory is never freed.
+- The *temporary allocator* provides memory that is freed soon: for the search for a kernel at load, and during one
+  instruction for kernels and for the delegate, which allocates the NPU's scratch from it.
 
 `memory_of` computes both allocators for a 32-bit processor (the board) and for a 64-bit one (this machine), from the
 objects in the program and the sizes of ExecuTorch 1.5's classes. Sources of the order and sizes of the allocations:
 ExecuTorch's runtime/executor/method.cpp and tensor_parser_portable.cpp, and NXP's backends/nxp/runtime/
-NeutronBackend.cpp. `openneutron.runtime.memory` loads and runs the method on this machine and counts. Both agree to the
-byte (`tests/runtime/test_memory.py`).
+NeutronBackend.cpp. `openneutron.runtime.memory` loads and runs the method on this machine and
+counts the bytes. Both numbers are equal (`tests/runtime/test_memory.py`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _MOST_DIMENSIONS = 16  # ExecuTorch's kTensorDimensionLimit
 
 @dataclass(frozen=True)
 class PlannedBuffer:
-    """A buffer that the program plans for tensors. `index` is its place in the list that the runtime takes."""
+    """A planned buffer for tensors. `index` is its position in the list of buffers that the application passes."""
 
     index: int
     bytes: int
@@ -95,7 +95,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pools:
-    """The two pools of a method, at the moment of their largest use."""
+    """The two pools of a method at their peak."""
 
     method: Pool
     temporary: Pool
@@ -103,18 +103,18 @@ class Pools:
 
 @dataclass(frozen=True)
 class MeasuredPools:
-    """Bytes that the runtime allocated on this machine, in one load and one run."""
+    """Bytes that the runtime allocated on this machine in one load and one run."""
 
     method_bytes: int
     load_bytes: int
-    """The most that was taken from the temporary allocator at one time, during the load."""
+    """The peak of the temporary allocator during the load."""
     run_bytes: int
-    """The same during the run: by CPU kernels, because the host's delegate allocates elsewhere."""
+    """The peak of the temporary allocator during the run, without the host's delegate, which uses other memory."""
 
 
 @dataclass(frozen=True)
 class DelegateMemory:
-    """What NXP's delegate allocates on the board for one of its calls. None stands for an unknown size."""
+    """Bytes that NXP's delegate allocates on the board for one of its calls. None means unknown."""
 
     index: int
     """Index of the delegate in the program."""
@@ -126,7 +126,7 @@ class DelegateMemory:
     """Memory for intermediate tensors: read from microcode, estimated for a portable program."""
     profile_bytes: int | None
     debug_bytes: int | None
-    """Both are None for a portable program with `use_profiling`."""
+    """The debug buffer. It and the profile buffer are None for a portable program with `use_profiling`."""
     prefetch_bytes: int | None
     """Memory for weights that are copied from flash; None for a portable program with `fetch_constants_to_sram`."""
     transposed_bytes: int
@@ -134,7 +134,7 @@ class DelegateMemory:
     is_estimated: bool
     """Whether `scratch_bytes` is an estimate."""
     context_bytes: int | None = None
-    """The driver's context, which only `CONTEXT_FUNCTION` tells."""
+    """The driver's context. None, because only `CONTEXT_FUNCTION` returns its size."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ class MethodMemory:
     delegates: tuple[DelegateMemory, ...] = ()
     """The calls of NXP's delegate, in order of execution."""
     measured: MeasuredPools | None = None
-    """What was counted on this machine; None if nothing was run."""
+    """The bytes that were counted on this machine; None if nothing was run."""
     given: tuple[PlannedBuffer, ...] = ()
-    """Inputs and outputs that the program does not plan, by the index of the value; the application provides them."""
+    """Inputs and outputs without planned memory, which the application provides. `index` is the index of the value."""
     search_bytes: int = 0
-    """Temporary memory on the board in which the runtime searches for a kernel at load."""
+    """The temporary memory on the board that the runtime uses to search for a kernel at load."""
 
     @property
     def planned_bytes(self) -> int:
@@ -211,9 +211,9 @@ def memory_of(data: bytes, method: str = "forward", *, measured: MeasuredPools |
 def method_memory(plan: pte.Method, measured: MeasuredPools | None = None) -> MethodMemory:
     """Computes the memory of a method. Linear in its values and calls, plus the time of `arena.plan`.
 
-    The NPU's scratch is read from microcode; for a portable program, it is estimated. `measured` gives the temporary
-    memory of CPU kernels (see `openneutron.runtime.memory.measure`). Without it, they count as 0 bytes: of ExecuTorch's
-    own kernels, only topk allocates any.
+    The NPU's scratch is read from microcode; for a portable program, it is estimated. `measured` has the temporary
+    memory of CPU kernels (see `openneutron.runtime.memory.measure`). Without it, these count as 0 bytes: of
+    ExecuTorch's own kernels, only topk allocates temporary memory.
 
     Raises `PayloadError` for a damaged payload, and `FormatError` if a payload does not match its call.
     """
@@ -241,7 +241,7 @@ def method_memory(plan: pte.Method, measured: MeasuredPools | None = None) -> Me
 
 @dataclass
 class _Cursor:
-    """The end of the allocations of a pool, which starts aligned, and their bytes by purpose."""
+    """Adds up the allocations of a pool. `used` is the end of the last one; `bytes` has the sizes by purpose."""
 
     abi: _Abi
     used: int = 0
@@ -261,7 +261,7 @@ class _Cursor:
 
 
 def _load_pool(plan: pte.Method, abi: _Abi) -> Pool:
-    """Computes what the method allocator provides when the runtime loads a method, in the order of Method::init."""
+    """Computes the allocations from the method allocator at load, in the order of Method::init."""
     cursor = _Cursor(abi)
     cursor.list("values", "EValue", len(plan.slots))
     if plan.input_numbers:
@@ -286,13 +286,13 @@ def _load_pool(plan: pte.Method, abi: _Abi) -> Pool:
 
 
 def _foreign_backends(plan: pte.Method) -> Iterator[str]:
-    """Returns the memory of other delegates than NXP's, whose allocations are not known here."""
+    """Returns a text for each delegate that is not NXP's, because its allocations are unknown."""
     names = dict.fromkeys(backend.name for backend in plan.backends if backend.name != NEUTRON_BACKEND)
     return (f"memory of {name}" for name in names)
 
 
 def _take_value(cursor: _Cursor, slot: pte.Slot) -> None:
-    """Allocates what Method::parse_values and parseTensor allocate for one value."""
+    """Adds the allocations of Method::parse_values and parseTensor for one value."""
     if slot.rank is not None:
         if slot.is_resizable:
             cursor.list("tensors", "int32", slot.rank)
@@ -312,9 +312,9 @@ def _take_value(cursor: _Cursor, slot: pte.Slot) -> None:
 
 
 def _search_pool(plan: pte.Method, abi: _Abi) -> Pool:
-    """Computes the temporary memory with which the runtime searches for each kernel at load.
+    """Computes the temporary memory that the runtime uses at load to search for each kernel.
 
-    With less, the runtime takes this memory from the method allocator instead, for each kernel anew.
+    If the temporary pool is smaller, the runtime allocates this memory from the method allocator, for each kernel.
     """
     counts = (len(one.arguments) for chain in plan.chains for one in chain if one.kind == "kernel")
     most = max(counts, default=0)
@@ -382,9 +382,9 @@ def _estimated_sizes(call: pte.DelegateCall, payload: Payload) -> _NpuSizes:
 
 
 def _transposed_values(call: pte.DelegateCall, header: PayloadHeader) -> Iterator[pte.ProgramValue]:
-    """Returns the inputs and outputs that NXP's delegate transposes on the CPU, inputs first.
+    """Returns the inputs and then the outputs that NXP's delegate transposes on the CPU.
 
-    These are contiguous tensors of several channels that the NPU takes as channels-last.
+    These are contiguous tensors with several channels that are channels-last on the NPU.
     """
     arguments = [*header.input_map, *(header.argument_count + index for index in header.output_map)]
     for flag, number in zip((*header.input_formats, *header.output_formats), arguments, strict=True):
@@ -400,7 +400,7 @@ def _value_bytes(value: pte.ProgramValue) -> int:
 
 
 def _largest(pools: Sequence[Pool]) -> Pool:
-    """Returns the pool of the instruction that takes most, with the unknown parts of all."""
+    """Returns the largest pool, with the unknown parts of all pools."""
     largest = max(pools, key=lambda pool: pool.used_bytes)
     return Pool(largest.parts, tuple(dict.fromkeys(name for pool in pools for name in pool.unknown)))
 

@@ -1,8 +1,8 @@
-"""Checks the contents of a `.pte` that ExecuTorch's runtime reads without a check of its own.
+"""Checks those contents of a `.pte` that ExecuTorch's runtime does not check itself.
 
 ExecuTorch verifies the flatbuffer of a program. It does not verify that an instruction has the arguments that its
-kernel reads, that these arguments have memory, or that a method ends. A damaged file can therefore end the process.
-The numbers of fields and of union members are those of ExecuTorch's schema/program.fbs.
+kernel reads, that these arguments have memory, or that a method ends. A damaged file can therefore crash the process.
+The numbers of fields and of union members are defined by ExecuTorch's schema/program.fbs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ValueKind:
 
 _LISTS_OF_VALUES = (ValueKind.INT_LIST, ValueKind.TENSOR_LIST, ValueKind.OPTIONAL_TENSOR_LIST)
 _KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP_CALL, _FREE_CALL = 1, 2, 3, 4, 5
-# The vectors and texts of an ExecutionPlan and a Chain that the runtime reads without a check that they are present.
+# The vectors and texts of an ExecutionPlan and a Chain that the runtime reads even if the file lacks them.
 _PLAN_FIELDS = (0, 2, 3, 4, 5, 6, 7, 8)
 _INSTRUCTIONS = 2
 _NO_TENSOR = -1  # in a list of optional tensors
@@ -42,7 +42,7 @@ _FLOATS = frozenset({5, 6, 7})
 _INTEGER_LIMITS = {0: (0, 255), 1: (-128, 127), 2: (-(1 << 15), (1 << 15) - 1), 3: (-(1 << 31), (1 << 31) - 1)}
 _QUANT_MIN, _QUANT_MAX, _DTYPE = 3, 4, 5  # positions of arguments
 LARGEST_UNUSED_SHARE = 4
-"""The largest ratio of a memory buffer to the part that its tensors use, beyond `SMALL_BUFFER` bytes."""
+"""A memory buffer may be larger than the part that its tensors use by this factor, plus `SMALL_BUFFER` bytes."""
 SMALL_BUFFER = 1 << 20
 LARGEST_RANK = 16
 """The largest rank of a tensor in ExecuTorch (`kTensorDimensionLimit`)."""
@@ -59,8 +59,8 @@ class KernelSignature:
     quantized: int | None = None
     """The position of the integer tensor of a kernel that quantizes or dequantizes per tensor.
 
-    Such a kernel has the arguments (input, scale, zero point, smallest and largest integer, dtype, ..., out). It ends
-    the process if the integers do not fit the dtype.
+    Such a kernel has the arguments (input, scale, zero point, smallest and largest integer, dtype, ..., out). It aborts
+    the process if the integers are not in the range of the dtype.
     """
 
 
@@ -69,12 +69,12 @@ Signatures = Callable[[str], KernelSignature | None]
 
 
 def check(data: bytes | memoryview, signatures: Signatures, what: str = "the program") -> None:
-    """Raises `FormatError`, with the offset, if ExecuTorch's runtime could read or write outside of its memory.
+    """Raises `FormatError`, with the offset, if ExecuTorch's runtime could access memory outside of its buffers.
 
     Checks, for each method: the indices of values, operators, delegates, segments and buffers; the shape, dtype and dim
     order of each tensor; that each tensor lies within its planned buffer or segment; that each kernel call has the
     arguments of its signature, with memory, and writes only to planned memory or an input; that each jump goes forward.
-    The arguments of a kernel without a signature are only checked for their indices. `pte.read` checks the segments and
+    For the arguments of a kernel without a signature, checks only the indices. `pte.read` checks the segments and
     the payloads of delegates. Time is linear in the file's size.
     """
     source = Source(data, what)
@@ -180,7 +180,7 @@ class _MethodCheck:
         return self._text(delegate, 0)
 
     def _check_buffers(self) -> None:
-        """Checks that the tensors use at least a part of each memory buffer, which the runtime allocates and clears."""
+        """Checks that no memory buffer is much larger than its tensors: the runtime allocates and clears it."""
         for memory, size in enumerate(self._buffers[1:], 1):
             limit = LARGEST_UNUSED_SHARE * self._ends.get(memory, 0) + SMALL_BUFFER
             if size > limit:
@@ -189,7 +189,7 @@ class _MethodCheck:
                 )
 
     def _text(self, table: Table, field: int) -> str:
-        """Returns a text that ExecuTorch may pass to Python, which requires UTF-8."""
+        """Returns a text. Raises `FormatError` if it is not UTF-8, which Python requires."""
         data = bytes(self._require(table, field).data(field) or b"")
         try:
             return data.decode()
@@ -203,7 +203,7 @@ class _MethodCheck:
         return content
 
     def _indices(self, at: Table, numbers: Sequence[int], expected: int | None = None) -> Sequence[int]:
-        """Returns `numbers`. Raises `FormatError` if one is no index of a value, or of a value of kind `expected`."""
+        """Returns `numbers`. Raises `FormatError` if one is not the index of a value (of kind `expected`, if given)."""
         for number in numbers:
             if not 0 <= number < len(self._values):
                 raise self._source.error(at.at, f"a value below {len(self._values)}", number)

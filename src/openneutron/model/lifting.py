@@ -1,8 +1,8 @@
 """Makes the exported program of a converted module without tracing it again.
 
 A converted module has the operators of a graph of torch.export, and quantize and dequantize operators. Tracing it
-again takes most of the time of lowering, and gives the same operators. Here, constants become inputs of the program
-(they are lifted), and the metadata of each operator is inferred once.
+again takes most of the time of lowering, and results in the same operators. This module copies them instead: constants
+become inputs of the program (they are lifted), and the metadata of each operator is inferred once.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _PREFIXES = {InputKind.PARAMETER: "p", InputKind.BUFFER: "b", InputKind.CONSTANT
 
 @torch.no_grad()
 def lifted_program(module: nn.Module, examples: Examples) -> ExportedProgram | None:
-    """Returns the exported program of `module`, or None if only torch.export can make it.
+    """Returns the exported program of `module`, or None if torch.export has to make it.
 
-    `module` must be a graph of torch.export, `examples` must have the structure, shapes and dtypes of its inputs, and
-    no operator may write to its operands or draw random numbers. Linear in nodes.
+    Returns None unless `module` is a graph of torch.export, `examples` have the structure, shapes and dtypes of its
+    inputs, and no operator writes to its operands or draws random numbers. Linear in nodes.
     """
     if not isinstance(module, GraphModule) or not _takes(module, examples):
         return None
@@ -125,7 +125,9 @@ def _can_be_copied(node: Node) -> bool:
 
 
 def _constants_of(module: GraphModule) -> dict[str, tuple[InputKind, torch.Tensor]] | None:
-    """Returns kind and value of the constants that the graph reads, in torch.export's order, or None for others."""
+    """Returns kind and value of each constant that the graph reads, in torch.export's order.
+
+    Returns None if a constant is not a plain tensor, or if two names have the same tensor."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
     read = dict.fromkeys(str(node.target) for node in module.graph.nodes if node.op == "get_attr" and node.users)

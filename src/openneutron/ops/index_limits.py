@@ -1,4 +1,4 @@
-"""The limits of the values of indices: what the operators that select by indices accept."""
+"""Finds the range of indices that operators accept."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ class IndexLimit:
 
 
 def index_limit(value: Node) -> IndexLimit | None:
-    """Returns the narrowest limit of the operators that read `value` as indices, directly or moved; None if none does.
+    """Returns the narrowest limit of the operators that read `value` as indices; None if there are none.
 
-    Linear in the readers of the moved values.
+    Follows operators that only move values.
+
+    Linear in the readers.
     """
     found: list[IndexLimit] = []
     pending, seen = [value], {value}
@@ -53,7 +55,7 @@ def index_limit(value: Node) -> IndexLimit | None:
 
 
 def _moves(reader: Node, value: Node) -> bool:
-    """Returns whether `reader` returns values of `value`, all integers as before."""
+    """Returns whether `reader` only moves the values of `value`, and returns integers."""
     output = reader.meta.get("val")
     is_integer = isinstance(output, torch.Tensor) and output.dtype in _INTEGERS
     movement = facts_of(reader).movement
@@ -61,7 +63,7 @@ def _moves(reader: Node, value: Node) -> bool:
 
 
 def _limits(reader: Node, value: Node) -> Iterator[tuple[int, int]]:
-    """Yields the first and the last index that `reader` accepts in each place where it reads `value` as indices."""
+    """Yields the first and the last index that `reader` accepts, for each use of `value` as indices."""
     find = _READERS.get(op_name(reader))
     if find is None or value.meta["val"].dtype not in _INTEGERS:
         return

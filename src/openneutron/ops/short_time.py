@@ -66,7 +66,7 @@ def _inverse(writing: ComplexRewriting) -> Node:
 
 
 def _inverse_kernel(args: dict[str, object], size: int, bins: int) -> torch.Tensor:
-    """Returns the values that each part of each bin adds to a frame, float64 of shape [2 * bins, size]."""
+    """Returns the values that the real and imaginary part of each bin add to a frame: float64 [2 * bins, size]."""
     transform = Transform(-1, size, inverse=True, norm="ortho" if args["normalized"] else "backward")
     return torch.cat([matrix.T for matrix in transform.real_matrices(bins)])
 
@@ -78,7 +78,7 @@ def _envelope(window: torch.Tensor, hop: int, frames: int) -> torch.Tensor:
 
 
 def _window(writing: ComplexRewriting, size: int) -> torch.Tensor:
-    """Returns the window in the middle of `size` values, float64.
+    """Returns the window, padded with zeros on both sides to `size` values, float64.
 
     Raises `ModelError` for a window that is not a constant.
     """

@@ -1,4 +1,4 @@
-"""The parts of a program that lie in the memory of a board, and how changes of the program would change them."""
+"""Lists the parts of a program that a board's memory holds, before and after changes of the program."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LARGEST_LAYERS = 3
 
 @dataclass(frozen=True)
 class Contents:
-    """What `parts_of` needs to know of a program besides its estimate. Sizes are in bytes."""
+    """Properties of a program that its estimate does not contain. Sizes are in bytes."""
 
     program_bytes: int
-    """The `.pte`. For a portable program, with the estimated weights in the place of the TFLite models."""
+    """The size of the `.pte`. For a portable program, the estimated weights replace the TFLite models."""
     scratch_bytes: int
     """The NPU's scratch."""
     weight_bytes: int
@@ -33,7 +33,7 @@ class Contents:
     fetches: bool
     """Whether it was lowered with `fetch_constants_to_sram`."""
     npu_reads_program: bool
-    """Whether the NPU reads weights from where the program lies: on Neutron-C, unless it fetches them."""
+    """Whether the NPU reads weights directly from the program: on Neutron-C, unless `fetches`."""
 
 
 def prefetch_window(layers: Sequence[LayerEstimate]) -> int:
@@ -43,7 +43,7 @@ def prefetch_window(layers: Sequence[LayerEstimate]) -> int:
 
 
 def parts_of(estimate: Estimate, contents: Contents, *, window: int = 0) -> tuple[Part, ...]:
-    """Returns the parts of a `.pte`. `window` are bytes for weights that are copied from flash."""
+    """Returns the parts of a `.pte`. `window` is the number of bytes for weights that are copied from flash."""
     memory = estimate.memory
     if memory is None:
         return ()
@@ -60,9 +60,9 @@ def parts_of(estimate: Estimate, contents: Contents, *, window: int = 0) -> tupl
 
 
 def changes_of(estimate: Estimate, contents: Contents, *, window: int) -> dict[str, tuple[Part, ...]]:
-    """Returns the parts after each change of the program that saves memory, by the text of the change.
+    """Returns a mapping from the text of each change that saves memory to the parts of the changed program.
 
-    `window` is 0 for a program that does not fetch weights; the change to fetch them computes its own.
+    `window` is as in `parts_of`: 0 for a program that does not fetch weights.
     """
     parts = parts_of(estimate, contents, window=window)
     saves = estimate.memory.int8_io_saves if estimate.memory else 0
@@ -83,9 +83,9 @@ def changes_of(estimate: Estimate, contents: Contents, *, window: int) -> dict[s
 
 
 def _layer_changes(estimate: Estimate, contents: Contents, window: int) -> dict[str, tuple[Part, ...]]:
-    """Returns the parts with a smaller output of the layers that need most memory, and with fewer weights.
+    """Returns the parts if one of the layers that need most memory had half the output, or one had half the weights.
 
-    Only layers with weights are considered, because these are the ones that a user can make smaller.
+    Considers only layers with weights, because a user can make these smaller.
     """
     parts = parts_of(estimate, contents, window=window)
     changes: dict[str, tuple[Part, ...]] = {}

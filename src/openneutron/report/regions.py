@@ -15,18 +15,18 @@ FETCH = "fetch_constants_to_sram=True"
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a program that lies in one region. `role` is one of `openneutron.targets.ROLES`."""
+    """A part of a program that is placed in one region. `role` is one of `openneutron.targets.ROLES`."""
 
     role: str
     what: str
     bytes: int
     npu_reads: bool
-    """Whether the NPU reads it, so that it must lie in a region that the NPU can read."""
+    """Whether the NPU reads the part. Then its region must be readable for the NPU."""
 
 
 @dataclass(frozen=True)
 class PlacedPart:
-    """A part, and the region that it lies in."""
+    """A part, and the region in which it is placed."""
 
     role: str
     what: str
@@ -34,17 +34,17 @@ class PlacedPart:
     region: str | None
     """None if no region has room for it."""
     missing_bytes: int = 0
-    """Bytes that are missing in the region with most room."""
+    """Bytes that are missing in the region with the most free bytes."""
 
 
 @dataclass(frozen=True)
 class RegionUse:
-    """What lies in a region. `None` means unknown."""
+    """The use of a region. `None` means unknown."""
 
     name: str
     kind: str
     free_bytes: int | None
-    """Bytes that the firmware leaves."""
+    """Bytes that the firmware itself does not need."""
     used_bytes: int
 
     @property
@@ -55,12 +55,12 @@ class RegionUse:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of the program, and the memory that it needs then."""
+    """A change of the program, and the memory that the changed program needs."""
 
     change: str
     """An option, or a description of the change."""
     ram_bytes: int
-    """Bytes of memory that can be written."""
+    """The bytes that the changed program needs in writable regions."""
     fits: bool
     how: str = "computed"
     """"computed" from the program, or "tried" with the model."""
@@ -76,26 +76,26 @@ class BoardFit:
     parts: tuple[PlacedPart, ...]
     regions: tuple[RegionUse, ...]
     remedies: tuple[Remedy, ...] = ()
-    """The changes that were considered because the program does not fit as it is, those first that make it fit."""
+    """If the program does not fit: changes of it. Those with which it fits are first."""
     notes: tuple[str, ...] = ()
 
     @property
     def ram_bytes(self) -> int:
-        """Bytes in memory that can be written, with those of parts that do not fit."""
+        """Bytes of all parts in writable regions, plus those of the parts that do not fit."""
         flash = {use.name for use in self.regions if use.kind == "flash"}
         return sum(part.bytes for part in self.parts if part.region not in flash)
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that are missing; 0 if all parts have room."""
+        """Bytes that are missing; 0 if all parts fit."""
         return sum(part.missing_bytes for part in self.parts)
 
 
 def place(parts: Sequence[Part], board: Board) -> BoardFit:
-    """Places the parts, each whole in one region, in the first of the regions that may hold it in which all have room.
+    """Places each part in one region, and prefers the regions that `board.may_hold` lists first.
 
-    Regions of unknown size have room for everything; the verdict is then "unknown". If no placement has room for all
-    parts, those that are listed first get the room.
+    A region of unknown size has room for all parts; the verdict is then "unknown". If the parts do not all fit, places
+    them one by one in the order of `parts`.
     """
     choices = [_regions_for(part, board) for part in parts]
     chosen = next((found for found in itertools.product(*choices) if _have_room(parts, found)), None)
@@ -152,7 +152,7 @@ def _notes(parts: Sequence[Part], placed: Sequence[PlacedPart], board: Board) ->
 def fit_on_board(parts: Sequence[Part], board: Board, changes: Mapping[str, Sequence[Part]]) -> BoardFit:
     """Returns the verdict on the parts of a program. If they do not fit, tries each of `changes`.
 
-    `changes` are the parts of the changed program, by the text of the change.
+    `changes` maps the text of each change to the parts of the changed program.
     """
     found = place(parts, board)
     if found.verdict != "does not fit":
@@ -172,5 +172,5 @@ def _remedy(change: str, parts: Sequence[Part], board: Board) -> Remedy:
 
 
 def without(parts: Iterable[Part], role: str, saved: int) -> tuple[Part, ...]:
-    """Returns the parts with `saved` bytes less for a role."""
+    """Returns the parts; that of `role` has `saved` bytes less."""
     return tuple(replace(part, bytes=max(0, part.bytes - saved)) if part.role == role else part for part in parts)

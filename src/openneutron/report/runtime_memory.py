@@ -1,4 +1,4 @@
-"""The memory of a method on the board, besides the NPU's scratch and weights, and what int8 inputs would save."""
+"""Computes the memory of a method on the board without the NPU's scratch and weights, and the savings of int8_io."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program in a process of its own: a fault in ExecuTorch or LiteRT ends that process and not the caller's.
+"""Runs a program in a separate process, so that a crash in ExecuTorch or LiteRT does not end the caller's process.
 
 The parent and the child exchange messages over the child's standard input and output. A message is its length as a
 little-endian uint64, followed by the bytes of `runtime/values.py`. A request is `[verb, *values]`. An answer is
@@ -26,15 +26,15 @@ __all__ = ["ChildSession", "serve"]
 _LENGTH = struct.Struct("<Q")
 _CODE = "from openneutron.runtime.child import serve; serve()"
 _LOG_LINES = 3
-"""Lines of the child's log in the error after its end."""
+"""The number of lines of the child's log in an error about its end."""
 _ERRORS = {"HostError": HostError, "NativeModuleError": NativeModuleError, "MemoryError": HostError}
 
 
 class ChildSession:
     """A `Session` in a child process. The start of the process takes as long as the import of torch.
 
-    If the child ends, the call raises HostError with the signal and the end of the child's log. `start` makes a new
-    child. The child ends with the session, and with the process that made it.
+    If the child ends, the call raises HostError with the signal and the end of the child's log. `start` then starts a
+    new child. The child ends when the session is deleted, and when the parent process ends.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
@@ -78,7 +78,7 @@ class ChildSession:
             answer = _receive(self._pipe(self._child.stdout))
         except (BrokenPipeError, EOFError):
             raise self._death_error() from None
-        except BaseException:  # a request without its answer would shift all later answers
+        except BaseException:  # after an interrupted request, each answer would belong to the request before
             _end(self._child)
             raise
         kind, *rest = values.from_bytes(answer)

@@ -1,7 +1,7 @@
 """Counts the memory that ExecuTorch's runtime allocates for a method of a `.pte` on this machine.
 
-`openneutron.formats.method_memory` computes the same numbers from the program, also for the board. Its names are
-available here, too.
+`openneutron.formats.method_memory` computes the same numbers from the program, also for the board. This module exports
+its names, too.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def run_in_pools(
 ) -> tuple[bytes, ...]:
     """Loads and runs a method on this machine in pools of these sizes in bytes, and returns the bytes of its outputs.
 
-    `inputs` are the bytes of tensors, in the dim order of the program, and the values of constants. An output that is
-    not a tensor gives empty bytes. Raises `PoolError` if a pool is too small, and `HostError` for other failures.
+    `inputs` are the bytes of tensors, in the dim order of the program, and the values of constants. For an output that
+    is not a tensor, returns empty bytes. Raises `PoolError` if a pool is too small, and `HostError` for other failures.
     """
     return tuple(_run(data, method, inputs, method_bytes, temporary_bytes, list(planned_bytes))[3])
 

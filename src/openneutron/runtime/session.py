@@ -1,4 +1,4 @@
-"""ExecuTorch's runtime with one program in this process."""
+"""Runs one program with ExecuTorch's runtime in this process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Training towards the outputs of the float model, which never ends with a larger loss than it began with.
+"""Trains towards the outputs of the float model. The final held-out loss is never larger than the first one.
 
 The rates are in int8 steps, so that one rate suits networks of any scale. The loss on held-out samples is measured
-several times. Parameters that increase it by more than 1 dB are taken back, and the rate is halved.
+several times. If it has increased by more than 1 dB, the best parameters are restored, and the rate is halved.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Distillation", "parameter_groups", "train_towards"]
 
 Samples = Sequence[tuple[Any, ...]]
 Outputs = Callable[[tuple[Any, ...]], object]
-"""Returns the outputs for the leaves of the arguments."""
+"""A function from the leaves of the arguments to the outputs."""
 
 CHECKS = 16
 # A loss above this multiple of the least one is taken back: 1 dB. Smaller increases are often by chance, or vanish when
@@ -37,7 +37,7 @@ CODES = 127
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a training did.
+    """The result of a training.
 
     `steps` is the number of updates. `sqnr_before_db` and `sqnr_after_db` are the signal-to-noise ratios of the outputs
     on held-out samples, against the outputs of the float model.
@@ -101,7 +101,7 @@ class _Kept:
 
 @dataclass
 class _Clipping:
-    """Limits the norm of gradients by the norms before."""
+    """Limits the norm of gradients to a multiple of the mean of earlier norms."""
 
     mean: float = 0.0
 
@@ -126,7 +126,7 @@ def train_towards(
     rate: float,
     batch: int,
 ) -> Distillation:
-    """Trains the parameters of `module`, with which `student` computes, towards the outputs of `teacher`.
+    """Trains the parameters of `module`, which `student` uses, towards the outputs of `teacher`.
 
     `teacher` takes one sample, and `student` takes several, stacked in a new first dimension of each tensor. The loss
     is the mean over the outputs of noise energy / signal energy. Every eighth sample, up to 64, is held out. The rate
