@@ -40,8 +40,9 @@ from openneutron.page.content import (
     finite,
 )
 from openneutron.page.verdict import verdict_of
-from openneutron.report.estimate import LayerEstimate
+from openneutron.report.estimate import LayerEstimate, with_board
 from openneutron.report.inspect import NEUTRON_BACKEND, Delegate, Report, TensorSummary, inspect_bytes
+from openneutron.report.regions import BoardFit
 from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.targets import Costs, NeutronTarget, NeutronTargetSpec, Target
 
@@ -76,6 +77,7 @@ def summarize(
     seconds: Mapping[str, float] | None = None,
     target: Target | None = None,
     source_root: str | os.PathLike[str] | None = None,
+    on_board: BoardFit | None = None,
 ) -> Summary:
     """Returns all that is known of a program.
 
@@ -93,6 +95,7 @@ def summarize(
     - `seconds`: the time of each step. Leave it out if summaries are compared byte by byte.
     - `target`: the target of the estimates, by default that of the program.
     - `source_root`: the folder to which source lines are relative, by default the current one.
+    - `on_board`: the verdict on the target's board, if changes of the program were tried. By default, it is computed.
 
     Raises `InputError` for a file that cannot be read, `FormatError` and `PayloadError` for a damaged one, and
     `TargetError` for an unknown target.
@@ -111,6 +114,8 @@ def summarize(
         )
     actual = estimated if portable is file else inspect_bytes(file, "the program", chosen)
     properties = (chosen or NeutronTargetSpec(estimated.estimate.target)).neutron_target
+    if on_board is not None:
+        actual = replace(actual, estimate=with_board(actual.estimate, on_board, properties))
     method = pte.read(portable).methods[0]
     if lowered is None:
         placement, layers = _placement_of_file(method, estimated, properties.costs), _layers(estimated, (), {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from openneutron.targets import Board, Region
 
-__all__ = ["BoardFit", "Part", "PlacedPart", "RegionUse", "Remedy", "fit_on_board", "place"]
+__all__ = ["BoardFit", "Part", "PlacedPart", "RegionUse", "Remedy", "fit_on_board", "place", "with_remedies"]
 
 FETCH = "fetch_constants_to_sram=True"
 
@@ -157,7 +157,13 @@ def fit_on_board(parts: Sequence[Part], board: Board, changes: Mapping[str, Sequ
     found = place(parts, board)
     if found.verdict != "does not fit":
         return found
-    remedies = [_remedy(change, changed, board) for change, changed in changes.items()]
+    return with_remedies(found, [_remedy(change, changed, board) for change, changed in changes.items()])
+
+
+def with_remedies(found: BoardFit, remedies: Sequence[Remedy]) -> BoardFit:
+    """Returns a verdict with these remedies. Fitting with `fetch_constants_to_sram` is a verdict of its own."""
+    if found.verdict in ("fits", "unknown"):
+        return found
     fetches = any(remedy.change == FETCH and remedy.fits for remedy in remedies)
     return replace(
         found,

@@ -28,6 +28,7 @@ from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
 from openneutron.targets import Target
 from openneutron.workflow.folders import PAGE, PROGRAM, QUANTIZED, SUMMARY
+from openneutron.workflow.trying import try_changes
 
 __all__ = [
     "Build",
@@ -102,6 +103,9 @@ def build(
     - `step`: called with the title of each step, to show progress.
     - `options`: options of `quantize` and of `lower`, by their names.
 
+    If the program does not fit on the target's board, each change of options or of the layout of inputs that may make
+    it fit is tried: the model is lowered again, once for each.
+
     A program runs on this machine only with the native module. Without it, the accuracy is that of the float model and
     the converted module, and there is no validation.
 
@@ -132,6 +136,7 @@ def build(
         with run("analyze"), counting_bar("analyze", progress) as done:
             analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES, progress=done)
     with run("report"):
+        on_board = try_changes(quantized, program, of_lower)
         summary = summarize(
             name or type(model).__name__,
             program,
@@ -142,6 +147,7 @@ def build(
             options=settings or options,
             date=date,
             source_root=source_root,
+            on_board=on_board,
         )
     built = Build(quantized, program, summary, accuracy, validation, analysis)
     if folder is None:
