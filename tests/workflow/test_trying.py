@@ -93,7 +93,7 @@ def test_options_of_the_program_are_kept(quantized: openneutron.QuantizedModel) 
 def test_channels_last_is_tried_where_its_saving_is_unknown() -> None:
     model = nn.Sequential(nn.Conv2d(16, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
     images = torch.rand(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
-    options = {"operators_not_to_delegate": ["aten.linear.default"]}
+    options: dict[str, Any] = {"operators_not_to_delegate": ["aten.linear.default"]}
     quantized = openneutron.quantize(model, images, images, recover=None)
     program = openneutron.lower(quantized, target=board(1000, flash=1000), **options)
     assert CHANNELS_LAST not in remedies(program.estimate().on_board)
