@@ -75,22 +75,32 @@ def _on_the_cpu() -> NeutronProgram:
 
 
 class _Arguments(nn.Module):
-    """Takes tensors, a number, a truth value and None, by their names."""
+    """Takes tensors, numbers, a truth value and None, by their names."""
+
+    COUNT = 2**60 + 1
+    """An integer that a double cannot hold."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.a = conv()
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, scale: float, on: bool, none: None) -> Any:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, scale: float, on: bool, none: None, *, count: int) -> Any:
         found = self.a(x) * scale
-        return {"image": torch.where(mask, found, 0.0) if on and none is None else found, "mask": mask}
+        return {"image": torch.where(mask, found, 0.0) if on and none is None and count else found, "mask": mask}
 
 
 def _arguments() -> NeutronProgram:
     torch.manual_seed(0)
     samples = [
-        {"x": torch.randn(IMAGE), "mask": torch.rand(IMAGE) < 0.5, "scale": 0.5, "on": True, "none": None}
+        {
+            "x": torch.randn(IMAGE),
+            "mask": torch.rand(IMAGE) < 0.5,
+            "scale": 0.5,
+            "on": True,
+            "none": None,
+            "count": _Arguments.COUNT,
+        }
         for _ in range(4)
     ]
     return lower(quantize(_Arguments().eval(), samples[0], samples, recover=None), payload="portable")

@@ -210,12 +210,18 @@ def _row(port: Port, offset: int, step: float) -> str:
     if port.dtype is None:
         constant = port.constant
         kind = _KINDS.get(type(constant), _NONE)
-        value = _double(float(constant)) if isinstance(constant, (int, float)) else "0"
-        return f"  {{{kind}, 0, 0, {{0}}, {{0}}, 0, 0, {value}, 0.0f}},"
+        integer = _int64(int(constant)) if isinstance(constant, int) else "0"
+        number = _double(constant) if isinstance(constant, float) else "0"
+        return f"  {{{kind}, 0, 0, {{0}}, {{0}}, 0, 0, {integer}, {number}, 0.0f}},"
     order = ", ".join(map(str, port.dim_order)) or "0"
     shape = ", ".join(map(str, port.shape)) or "0"
-    fields = f"{len(port.shape)}, {{{order}}}, {{{shape}}}, {offset}, {port.bytes}, 0, {c_float(step)}"
+    fields = f"{len(port.shape)}, {{{order}}}, {{{shape}}}, {offset}, {port.bytes}, 0, 0, {c_float(step)}"
     return f"  {{0, {port.code}, {fields}}},"
+
+
+def _int64(value: int) -> str:
+    """Returns an expression of C. The most negative number has no literal."""
+    return "INT64_MIN" if value == -(1 << 63) else f"INT64_C({value})"
 
 
 def _double(value: float) -> str:

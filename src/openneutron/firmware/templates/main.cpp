@@ -138,9 +138,9 @@ double difference(const @name@_port& port, const uint8_t* found, const uint8_t* 
 
 bool set_input(et::Method& method, const @name@_port& port, const uint8_t* vector, size_t index) {
   if (port.kind != 0) {
-    const et::EValue value = port.kind == 1 ? et::EValue(static_cast<int64_t>(port.constant))
-        : port.kind == 2                    ? et::EValue(port.constant)
-        : port.kind == 3                    ? et::EValue(port.constant != 0)
+    const et::EValue value = port.kind == 1 ? et::EValue(port.integer)
+        : port.kind == 2                    ? et::EValue(port.number)
+        : port.kind == 3                    ? et::EValue(port.integer != 0)
                                             : et::EValue();
     return method.set_input(value, index) == et::Error::Ok;
   }

@@ -22,7 +22,8 @@ typedef struct {
   int32_t shape[@rank@];
   uint32_t offset; /* in a vector, in bytes */
   uint32_t bytes;
-  double constant; /* the value of an input that is no tensor */
+  int64_t integer; /* the value of an int or bool input */
+  double number;   /* the value of a float input */
   float step;
 } @name@_port;
 
