@@ -23,8 +23,8 @@ from openneutron.formats.bundled import BundledTensor, bundle
 
 NAMES = {
     "CMakeLists.txt", "README.md", "host_backend.cpp", "host_backend.h", "kernels.cmake", "kernels.yaml", "main.cpp",
-    "manifest.json", "net.bpte", "net.c", "net.h", "net.pte", "net_config.h", "net_io.h", "python.cmake",
-    "test_vectors.bin", "test_vectors.c", "test_vectors.h",
+    "manifest.json", "net.bpte", "net.c", "net.h", "net.pte", "net_config.h", "net_io.h", "profile_tracer.h",
+    "python.cmake", "test_vectors.bin", "test_vectors.c", "test_vectors.h",
 }  # fmt: skip
 
 
@@ -153,6 +153,8 @@ def test_vectors_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, Any
         ({"name": "int"}, "is a keyword"),
         ({"name": "class"}, "is a keyword"),
         ({"name": "main"}, "a file of the package has this name"),
+        ({"name": "kernel_selection"}, "a file of the package has this name"),
+        ({"name": "profile_tracer"}, "a file of the package has this name"),
         ({"name": "n" * 64}, "longer than"),
         ({"vectors": 0}, "positive number of test vectors"),
         ({"tolerance": -1}, "a number of LSBs"),

@@ -10,7 +10,9 @@ __all__ = ["check_name"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LONGEST = 63  # characters of an identifier that a C11 compiler distinguishes (5.2.4.1)
-_OWN_FILES = frozenset({"main", "test_vectors", "host_backend", "manifest", "kernels", "etrecord"})
+_OWN_FILES = frozenset({
+    "main", "test_vectors", "host_backend", "manifest", "kernels", "kernel_selection", "etrecord", "profile_tracer",
+})  # fmt: skip
 _KEYWORDS = frozenset({
     "alignas", "alignof", "and", "and_eq", "asm", "atomic", "auto", "bitand", "bitor", "bool", "break", "case",
     "catch", "char", "char16_t", "char32_t", "char8_t", "class", "compl", "complex", "concept", "const",

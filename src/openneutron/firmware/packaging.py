@@ -158,6 +158,7 @@ class _Files:
             "kernels.yaml": kernels_yaml(self.program, operators),
             "kernels.cmake": kernels_cmake(name, operators),
             "main.cpp": self._main(pools, largest_rank(ports)),
+            "profile_tracer.h": filled("profile_tracer.h"),
             "host_backend.h": filled("host_backend.h"),
             "host_backend.cpp": filled("host_backend.cpp"),
             "CMakeLists.txt": self._cmake(list(sources)),

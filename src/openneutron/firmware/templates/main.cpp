@@ -36,6 +36,14 @@ using executorch::aten::TensorImpl;
 #define @NAME@_PRINT_OUTPUTS 1
 #endif
 
+// Print the times of the NPU's kernels, for `openneutron profile`. Needs a program lowered with use_profiling.
+#ifndef @NAME@_PRINT_PROFILE
+#define @NAME@_PRINT_PROFILE 0
+#endif
+#if @NAME@_PRINT_PROFILE
+#include "profile_tracer.h"
+#endif
+
 #ifdef @NAME@_PORTABLE_BYTES  // by CMakeLists.txt: a host runs the portable program instead of the microcode
 extern "C" const uint8_t @name@_portable_pte[@NAME@_PORTABLE_BYTES];
 #define PROGRAM @name@_portable_pte
@@ -215,7 +223,12 @@ int run() {
   Pool temporary_memory(temporary_pool, @NAME@_TEMPORARY_POOL_BYTES);
 @planned_memory@
   et::MemoryManager memory(&method_memory, &planned_memory, &temporary_memory);
+#if @NAME@_PRINT_PROFILE
+  ProfileTracer tracer;
+  auto method = program->load_method("forward", &memory, &tracer);
+#else
   auto method = program->load_method("forward", &memory);
+#endif
   if (!method.ok() && method_memory.is_full) {
     // If the temporary pool is too small to search for a kernel, the runtime takes memory of the method pool instead.
     std::printf("FAIL: @NAME@_METHOD_POOL_BYTES is %lu and @NAME@_TEMPORARY_POOL_BYTES is %lu; one of them is too small\n",
@@ -236,9 +249,15 @@ int run() {
         return 1;
       }
     }
+#if @NAME@_PRINT_PROFILE
+    tracer.start_run();
+#endif
     const uint32_t start = read_clock();
     const et::Error error = method->execute();
     const uint32_t end = read_clock();
+#if @NAME@_PRINT_PROFILE
+    tracer.end_run();
+#endif
     if (temporary_memory.is_full) {
       return too_small("@NAME@_TEMPORARY_POOL_BYTES", @NAME@_TEMPORARY_POOL_BYTES);
     }
