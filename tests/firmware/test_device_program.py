@@ -36,7 +36,10 @@ def test_a_device_program_has_the_vectors_of_its_portable_one(device: NeutronPro
     assert (folder / "net_portable.pte").read_bytes() == device.portable
     assert f"NET_PORTABLE_BYTES={len(device.portable)}" in (folder / "CMakeLists.txt").read_text()
     assert "#define NET_PAYLOAD 2" in (folder / "net.h").read_text()
-    assert "Compile it for the NPU" not in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert "Compile it for the NPU" not in readme
+    assert "its delegates hold microcode for imxrt700" in readme
+    assert sorted(re.findall(r"^\| `([\w.]+)` \| [^|]+ \|$", readme, re.MULTILINE)) == sorted(found.files)
     size = re.findall(r"TEMPORARY_POOL_BYTES (\d+)u", (folder / "net_config.h").read_text())[-1]
     assert int(size) == device.memory.device.temporary.pool_bytes
 

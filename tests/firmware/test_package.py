@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
 from tests.firmware_models import IMAGE, PROGRAMS, program
+from torch import nn
 
 from openneutron.errors import FormatError, InputError, OptionError, OutputError
 from openneutron.firmware import package
+from openneutron.firmware.ports import Port
+from openneutron.firmware.vectors import Vectors, vectors_header
 from openneutron.formats import pte
 from openneutron.formats.bundled import BundledTensor, bundle
 
@@ -63,6 +68,44 @@ def test_memory_is_that_of_the_program(tmp_path: Path) -> None:
     host, device = re.findall(r"define MODEL_METHOD_POOL_BYTES \(?(\d+)u", text)
     assert (int(host), int(device)) == (memory.host.method.pool_bytes, memory.device.method.pool_bytes)
     assert re.findall(r"define MODEL_PLANNED_\d_BYTES (\d+)u", text) == [str(one.bytes) for one in memory.planned]
+
+
+def test_memory_of_unknown_size_is_named_where_it_is_allocated(tmp_path: Path) -> None:
+    exported = torch.export.export(nn.Linear(4, 4).eval(), (torch.randn(1, 4),))
+    other = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    folder = package(bytes(other.buffer), tmp_path / "firmware").folder
+    device = (folder / "model_config.h").read_text().partition("#else")[2]
+    unknown = r"/\* Not counted, because its size is unknown here: memory of XnnpackBackend\. \*/\n"
+    for pool in ("METHOD", "TEMPORARY"):
+        assert re.search(rf"{unknown}#ifndef MODEL_{pool}_POOL_BYTES\n", device)
+        row = rf"\| [\d,]+, and of unknown size: memory of XnnpackBackend \| `MODEL_{pool}_POOL_BYTES` \|"
+        assert re.search(row, (folder / "README.md").read_text())
+
+
+def test_memory_of_known_size_has_no_remark(tmp_path: Path) -> None:
+    folder = program("int8").package(tmp_path / "firmware").folder
+    assert "unknown" not in (folder / "model_config.h").read_text()
+    readme = (folder / "README.md").read_text()
+    assert re.search(r"\| [\d,]+, and of unknown size: the driver's contexts \| `MODEL_METHOD_POOL_BYTES` \|", readme)
+    assert re.search(r"\| [\d,]+ \| `MODEL_TEMPORARY_POOL_BYTES` \|", readme)
+
+
+def test_the_readme_has_a_row_for_each_file(tmp_path: Path) -> None:
+    for name, array in (("int8", "c"), ("nothing", "incbin"), ("cpu", "auto")):
+        found = program(name).package(tmp_path / name, array=array)
+        text = (found.folder / "README.md").read_text()
+        rows = re.findall(r"^\| `([\w.]+)` \| [^|]+ \|$", text, re.MULTILINE)
+        assert sorted(rows) == sorted(found.files)
+        kind = "it has no delegates for" if name == "cpu" else "its delegates hold TFLite models for the host"
+        assert kind in text
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**63), 2**63 - 1])
+def test_integer_inputs_are_written_without_rounding(value: int) -> None:
+    ports = (Port("count", None, constant=value),)
+    text = vectors_header("", "net", Vectors(((value,),), ((),)), ports, (), tolerance=1)
+    written = "INT64_MIN" if value == -(2**63) else f"INT64_C({value})"
+    assert f"{{1, 0, 0, {{0}}, {{0}}, 0, 0, {written}, 0, 0.0f}}" in text
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))

@@ -26,8 +26,10 @@ class Pools:
     """The most bytes that an instruction allocates from the temporary allocator."""
     delegates: int = 0
     """The number of NPU delegates, each of which has a context of the driver."""
-    unknown: tuple[str, ...] = ()
-    """Names of allocations on the board whose size is unknown, so that the pairs do not contain them."""
+    unknown_method: tuple[str, ...] = ()
+    """Names of allocations from the method allocator on the board whose size is unknown and not contained in `method`."""
+    unknown_temporary: tuple[str, ...] = ()
+    """The same for the temporary allocator."""
 
 
 def config_header(title: str, name: str, pools: Pools, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -70,11 +72,16 @@ def _pools(upper: str, pools: Pools) -> Iterator[str]:
     yield from _guarded(f"{upper}_METHOD_POOL_BYTES", host)
     yield from _guarded(f"{upper}_TEMPORARY_POOL_BYTES", f"{pools.temporary[0]}u")
     yield "#else /* a 32-bit processor, computed */"
-    if pools.unknown:
-        yield f"/* Unknown until the program is compiled for the NPU, and not counted: {', '.join(pools.unknown)}. */"
+    yield from _not_counted(pools.unknown_method)
     yield from _guarded(f"{upper}_METHOD_POOL_BYTES", target)
+    yield from _not_counted(pools.unknown_temporary)
     yield from _guarded(f"{upper}_TEMPORARY_POOL_BYTES", f"{pools.temporary[1]}u")
     yield "#endif"
+
+
+def _not_counted(unknown: tuple[str, ...]) -> Iterator[str]:
+    if unknown:
+        yield f"/* Not counted, because its size is unknown here: {_plain(', '.join(unknown))}. */"
 
 
 def _guarded(macro: str, value: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from openneutron.core.json_values import without_infinite_numbers
 from openneutron.errors import FormatError, InputError, OptionError
 from openneutron.firmware.arrays import array_source, uses_assembler
 from openneutron.firmware.config import Pools, config_header
+from openneutron.firmware.contents import table_of_files
 from openneutron.firmware.io_functions import io_header
 from openneutron.firmware.kernels import kernels_cmake, kernels_yaml, operators_of
 from openneutron.firmware.names import check_name
@@ -102,12 +103,15 @@ def package(
     else:
         found = read_vectors(vectors, inputs, outputs)
     other = portable if kind == DEVICE else None
-    made = _Files(name, program, method, kind, inputs, outputs, found, tolerance, section, array, other)
+    pools = pools_of(program, portable if kind == DEVICE else program)
+    made = _Files(name, program, method, kind, inputs, outputs, found, tolerance, section, array, pools, other)
     files = made.all()
     if kernel_selection is not None:
         files["kernel_selection.c"] = kernel_selection.encode()
     if etrecord is not None:
         files["etrecord.bin"] = etrecord
+    names = (*files, "README.md", "manifest.json", "python.cmake")
+    files["README.md"] = made.readme(names).encode()
     files["manifest.json"] = _manifest(made, files, recipe)
     files["python.cmake"] = _python()
     write_folder(folder, files)
@@ -128,12 +132,13 @@ class _Files:
     tolerance: float
     section: str | None
     array: str
+    pools: Pools
     portable: bytes | None
     """The portable program that a host runs instead of a device program; None if `program` is not for the device, or if
     it is unknown."""
 
     def all(self) -> dict[str, bytes]:
-        """Returns the files by name, without the manifest."""
+        """Returns the files by name, without README.md, the manifest and what the lowering wrote."""
         name, upper = self.name, self.name.upper()
         packed = self.vectors.pack(self.inputs, self.outputs)
         ports = (*self.inputs, *self.outputs)
@@ -146,23 +151,21 @@ class _Files:
             stem = f"{name}_portable"
             arrays.append(self._array(stem, f"{stem}_pte", f"{upper}_PORTABLE_SECTION", self.portable))
         sources = dict(arrays)
-        pools = pools_of(self.program, self.portable if self.kind == DEVICE else self.program)
         texts = {
             f"{name}.h": self._model_header(next(iter(sources))),
             **sources,
-            f"{name}_config.h": config_header(self._title(), name, pools, self.inputs, self.outputs),
+            f"{name}_config.h": config_header(self._title(), name, self.pools, self.inputs, self.outputs),
             f"{name}_io.h": io_header(self._title(), name, self.inputs, self.outputs),
             "test_vectors.h": vectors_header(
                 self._title(), name, self.vectors, self.inputs, self.outputs, tolerance=self.tolerance
             ),
             "kernels.yaml": kernels_yaml(self.program, operators),
             "kernels.cmake": kernels_cmake(name, operators),
-            "main.cpp": self._main(pools, largest_rank(ports)),
+            "main.cpp": self._main(largest_rank(ports)),
             "profile_tracer.h": filled("profile_tracer.h"),
             "host_backend.h": filled("host_backend.h"),
             "host_backend.cpp": filled("host_backend.cpp"),
             "CMakeLists.txt": self._cmake(list(sources)),
-            "README.md": self._readme(list(sources), pools),
         }
         files = {file: text.encode() for file, text in texts.items()}
         files |= {f"{name}.pte": self.program, "test_vectors.bin": packed}
@@ -170,6 +173,15 @@ class _Files:
             files[f"{name}_portable.pte"] = self.portable
         bundled = self.vectors.bundle(self.program, METHOD, self.inputs, self.outputs)
         return files if bundled is None else {**files, f"{name}.bpte": bundled}
+
+    def _delegates(self) -> str:
+        """Returns the end of a sentence about the program."""
+        if self.kind == NO_DELEGATE:
+            return "it has no delegates for the NPU"
+        if self.kind == PORTABLE:
+            return "its delegates hold TFLite models for the host (portable)"
+        options = _options(self.method)
+        return f"its delegates hold microcode for {options.target if options else 'the NPU'}"
 
     def _title(self) -> str:
         return f'Program "{self.name}", {len(self.program):,} bytes, written by openneutron {_version("openneutron")}.'
@@ -200,9 +212,9 @@ class _Files:
             payload=self.kind,
         )
 
-    def _main(self, pools: Pools, rank: int) -> str:
+    def _main(self, rank: int) -> str:
         upper = self.name.upper()
-        numbers = range(len(pools.planned))
+        numbers = range(len(self.pools.planned))
         given = [(i, port) for i, port in enumerate(self.outputs) if port.dtype is not None and not port.is_planned]
         arrays = [f"POOL planned_{i}[{upper}_PLANNED_{i}_BYTES];" for i in numbers]
         arrays += [f"POOL output_{i}[{upper}_OUTPUT_{i}_BYTES];" for i, _ in given]
@@ -242,22 +254,33 @@ class _Files:
             definitions=portable,
         )
 
-    def _readme(self, sources: list[str], pools: Pools) -> str:
-        board = [source for source in sources if "_portable." not in source]
+    def readme(self, files: Iterable[str]) -> str:
+        """Returns the text of README.md. `files` are the names of all files."""
+        pools = self.pools
+        names = tuple(files)
+        arrays = [file for stem in (self.name, "test_vectors") for file in (f"{stem}.c", f"{stem}.S") if file in names]
         return filled(
             "README.md",
             name=self.name,
             NAME=self.name.upper(),
-            kind=_KINDS[self.kind],
+            delegates=self._delegates(),
+            files=table_of_files(self.name, names, vectors=len(self.vectors.inputs)),
             bytes=f"{len(self.program):,}",
-            sources=" ".join(board),
+            sources=" ".join(arrays),
             planned=f"{sum(pools.planned):,}",
-            method=f"{pools.method[1]:,}",
-            temporary=f"{pools.temporary[1]:,}",
-            vectors=len(self.vectors.inputs),
+            method=_bytes_of_pool(pools.method[1], (*_contexts(pools), *pools.unknown_method)),
+            temporary=_bytes_of_pool(pools.temporary[1], pools.unknown_temporary),
             tolerance=f"{self.tolerance:g}",
             compile=filled("compile.md", name=self.name) if self.kind == PORTABLE else "",
         )
+
+
+def _contexts(pools: Pools) -> tuple[str, ...]:
+    return ("the driver's contexts",) if pools.delegates else ()
+
+
+def _bytes_of_pool(size: int, unknown: Sequence[str]) -> str:
+    return f"{size:,}" + (f", and of unknown size: {', '.join(unknown)}" if unknown else "")
 
 
 def _check_options(vectors: object, tolerance: object, section: object) -> None:

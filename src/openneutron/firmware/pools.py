@@ -16,7 +16,6 @@ def pools_of(program: bytes, portable: bytes | None) -> Pools:
         method=(memory.host.method.pool_bytes, memory.device.method.pool_bytes),
         temporary=(memory.host.temporary.pool_bytes, memory.device.temporary.pool_bytes),
         delegates=len(memory.delegates),
-        unknown=tuple(
-            dict.fromkeys(name for pool in (memory.device.method, memory.device.temporary) for name in pool.unknown)
-        ),
+        unknown_method=memory.device.method.unknown,
+        unknown_temporary=memory.device.temporary.unknown,
     )
