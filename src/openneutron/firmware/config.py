@@ -27,7 +27,7 @@ class Pools:
     delegates: int = 0
     """The number of NPU delegates, each of which has a context of the driver."""
     unknown_method: tuple[str, ...] = ()
-    """Names of allocations from the method allocator on the board whose size is unknown and not contained in `method`."""
+    """Names of allocations from the method allocator on the board that have no known size; `method` lacks them."""
     unknown_temporary: tuple[str, ...] = ()
     """The same for the temporary allocator."""
 
