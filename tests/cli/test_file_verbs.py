@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from tests.cli.builds import Here
 from tests.cli.schemas import SCHEMAS
 from tests.vendor.test_sdk import DOUBLES
 from torch import nn
@@ -326,3 +327,20 @@ class TestEveryVerb:
 def test_json_has_no_infinite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(json=True).show("text", {"a": [float("inf"), 1.5], "b": {"c": (float("nan"),)}})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": {"c": [None]}}
+
+
+@pytest.mark.parametrize("content", [b"", bytes(300)])
+def test_a_damaged_program_is_named(here: Here, tmp_path: Path, content: bytes) -> None:
+    damaged = tmp_path / "damaged.pte"
+    damaged.write_bytes(content)
+    for verb in (
+        ("report",),
+        ("compare", damaged),
+        ("extract", "-o", tmp_path / "extracted"),
+        ("inspect",),
+        ("package", "-o", tmp_path / "package"),
+    ):
+        ended = here(verb[0], damaged, *verb[1:])
+        assert ended.code == 2
+        assert "damaged.pte: byte" in ended.err
+        assert "expected a the" not in ended.err

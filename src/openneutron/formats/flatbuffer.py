@@ -164,7 +164,7 @@ def read_table(source: Source, at: int) -> Table:
 
 def root(source: Source, identifiers: tuple[bytes, ...]) -> Table:
     """Reads the root table of a file. Raises `FormatError` if the file has none of `identifiers`, or no valid table."""
-    source.require(0, 8, f"a {source.what} of at least 8 bytes")
+    source.require(0, 8, "a file of at least 8 bytes")
     found = bytes(source.view[FILE_IDENTIFIER_AT])
     if found not in identifiers:
         wanted = " or ".join(repr(identifier.decode()) for identifier in identifiers)

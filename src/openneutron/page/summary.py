@@ -107,7 +107,8 @@ def summarize(
         file = portable = program if isinstance(program, bytes) else read_file(program)  # type: ignore[arg-type]
     chosen = target or (None if lowered is None else lowered.board or lowered.target)
     chosen = None if chosen is None else NeutronTargetSpec(chosen)
-    estimated = inspect_bytes(portable, "the program", chosen)
+    what = os.fspath(program) if isinstance(program, (str, os.PathLike)) else "the program"
+    estimated = inspect_bytes(portable, what, chosen)
     if estimated.format != "pte":
         raise InputError(
             f"A summary needs an ExecuTorch program (.pte), and this is a file of format {estimated.format}."

@@ -10,6 +10,7 @@ from typing import Any
 from openneutron.core.files import read_file
 from openneutron.data import inputs_of_files
 from openneutron.firmware import Package, package
+from openneutron.formats import pte
 from openneutron.runtime import load
 from openneutron.settings import Settings
 from openneutron.vendor.device import etrecord_path, kernel_selection_path
@@ -37,12 +38,14 @@ def package_files(
     Raises the errors of `openneutron.firmware.package`, `inputs_of_files` and `load`.
     """
     build = BuildFolder.of(Path(program))
+    data = read_file(build.program)
+    pte.read(data, str(build.program))  # errors name the file
     source = None if portable is None else read_file(portable)
     return package(
-        read_file(build.program),
+        data,
         folder,
         name=settings.package.name,
-        samples=_samples(source or read_file(build.program), samples, settings) if samples else None,
+        samples=_samples(source or data, samples, settings) if samples else None,
         vectors=vectors,
         tolerance=settings.package.tolerance,
         section=settings.package.section,
