@@ -25,12 +25,13 @@ OPTIONS = {INT8: {"int8_io": True}, CHANNELS_LAST: {}, FETCH: {"fetch_constants_
 
 
 def try_changes(quantized: QuantizedModel, program: NeutronProgram, options: Mapping[str, Any]) -> BoardFit | None:
-    """Returns the verdict on the program on its board, with the tried numbers of changes in the place of computed ones.
+    """Returns the verdict on the program on its board. Measures changes by lowering again.
 
-    `options` are those of `lower` that made the program. Lowers once for each change of options or of the layout of
-    inputs, if the program does not fit. Channels-last inputs are also tried where their saving cannot be computed, and
-    listed if they save memory. Smaller layers stay computed, because they need another model. A change that cannot be
-    lowered stays computed, and a note gives the reason. Returns None for a program without a board.
+    `options` are the options of `lower` that made the program. If the program does not fit, lowers the model once for
+    each change of options or of the layout of inputs, and replaces the computed numbers of the change. Also tries
+    channels-last inputs if their saving cannot be computed, and lists them if they save memory. Smaller layers need
+    another model, so their numbers remain computed. If lowering fails, the numbers of the change remain computed, and
+    a note gives the reason. Returns None for a program without a board.
     """
     if program.board is None:
         return None
