@@ -261,7 +261,7 @@ class NeutronProgram:
         section: str | None = None,
         array: str = "auto",
     ) -> Package:
-        """Writes the program with all that its firmware needs to a new folder, and a test that builds on this machine.
+        """Writes a new folder with the program, the files that its firmware needs, and a test for this machine.
 
             program.package("firmware")        # then: cmake -B build && cmake --build build && ctest --test-dir build
 
@@ -272,12 +272,12 @@ class NeutronProgram:
         - `samples`: the inputs of the test vectors, in the forms that `run` takes; floats are quantized where the
           program takes int8. None stands for random ones.
         - `vectors`: the number of random test vectors, or a .npz file with the inputs and outputs of vectors.
-        - `tolerance`: the difference of outputs on the board that is allowed, in LSBs.
+        - `tolerance`: the largest difference of an output that passes on the board, in LSBs.
         - `section`: the section of the linker script for the array of the program.
         - `array`: "c", "incbin" (assembler source that includes the file), or "auto", which is "incbin" for large ones.
 
         Raises `OptionError` for wrong options, `OutputError` for a folder that is not empty or cannot be written, and
-        `InputError` for samples that do not fit. If it raises an error, it leaves no folder behind.
+        `InputError` for samples that do not fit. After an error, no files are left.
         """
         from openneutron.firmware import package
 
