@@ -142,7 +142,10 @@ CASES: dict[str, tuple[Change, str]] = {
         set_field(planned, shape_dynamism=schema.TensorShapeDynamism.DYNAMIC_UNBOUND),
         "a tensor of bounded shape",
     ),
-    "size overflows": (set_field(planned, sizes=[2**30, 2**30, 2**30, 16]), "a tensor within 896 bytes"),
+    "size overflows": (set_field(planned, sizes=[2**30, 2**30, 2**30, 16]), "a tensor of at most 2147483648"),
+    "empty, but its size overflows": (
+        set_field(planned, sizes=[2**31 - 1, 2**31 - 1, 2**31 - 1, 0]), "a tensor of at most 2147483648 bytes",
+    ),
     "beyond its buffer": (
         set_field(lambda plan: planned(plan).allocation_info, memory_offset_low=892), "a tensor within 896 bytes",
     ),
@@ -175,6 +178,9 @@ CASES: dict[str, tuple[Change, str]] = {
         set_field(lambda plan: plan.values[kernel_call(plan, "::cat").args[0]].val, items=[4]),
         "a list of tensors",
     ),
+    "a list of tensors that follow it": (
+        lambda plan: plan.values.insert(0, schema.EValue(schema.TensorList([1]))), "a list of tensors before value 0",
+    ),
     "no such operator": (set_field(lambda plan: kernel_call(plan, "::cat"), op_index=9), "below 4, found 9"),
     "no such delegate": (
         set_field(lambda plan: next(c for c in calls(plan) if isinstance(c, schema.DelegateCall)), delegate_index=3),
@@ -190,6 +196,18 @@ CASES: dict[str, tuple[Change, str]] = {
     "writes to a constant": (set_argument("::cat", 2, index_of_constant), "memory that aten::cat.out may write to"),
     "dtype of quantize": (set_value(5, schema.Int(3)), "integers of dtype 1 for quantized_decomposed"),
     "range of quantize": (set_value(4, schema.Int(128)), "integers of dtype 1 for quantized_decomposed"),
+    "shapes of dequantize": (
+        set_field(
+            lambda plan: plan.values[kernel_call(plan, "::dequantize_per_tensor").args[0]].val, sizes=[8, 2, 4, 1]
+        ),
+        "tensors of one shape for quantized_decomposed",
+    ),
+    "dtype of the output of dequantize": (
+        lambda plan: plan.values.__setitem__(
+            kernel_call(plan, "::dequantize_per_tensor").args[6], schema.EValue(schema.Int(7))
+        ),
+        "the dtype 6 of the output of quantized_decomposed",
+    ),
     "frees a tensor": (append_call(lambda plan: schema.FreeCall(plan.inputs[0])), "a tensor that keeps its memory"),
     "endless loop": (
         append_call(lambda _: schema.JumpFalseCall(cond_value_index=4, destination_instruction=0)),
@@ -202,6 +220,10 @@ CASES: dict[str, tuple[Change, str]] = {
     "moves a tensor to a number": (
         append_call(lambda plan: schema.MoveCall(move_from=plan.inputs[0], move_to=4)),
         "a move between values of one kind",
+    ),
+    "moves a tensor to another shape": (
+        append_call(lambda plan: schema.MoveCall(move_from=plan.inputs[0], move_to=plan.outputs[0])),
+        "a move between tensors of one shape",
     ),
 }  # fmt: skip
 
@@ -264,6 +286,7 @@ class TestSignatures:
 
     def test_unknown_operators_have_none(self) -> None:
         assert signature_of("mine::operator.out") is None
+        assert signature_of("aten::name") is None  # an attribute of torch.ops.aten that is no operator
         assert signature_of("aten::no_such_operator.out") is None
 
     def test_of_nearly_all_kernels(self) -> None:

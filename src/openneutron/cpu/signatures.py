@@ -22,6 +22,10 @@ _SCHEMAS = {
         " int quant_max, ScalarType dtype, *, Tensor(a!) out) -> Tensor(a!)",
         f"{_DEQUANTIZE}(Tensor input, float scale, int zero_point, int quant_min,"
         " int quant_max, ScalarType dtype, *, ScalarType? out_dtype=None, Tensor(a!) out) -> Tensor(a!)",
+        "quantized_decomposed::quantize_per_channel.out(Tensor input, Tensor scales, Tensor zero_points, int axis,"
+        " int quant_min, int quant_max, ScalarType dtype, *, Tensor(a!) out) -> Tensor(a!)",
+        "quantized_decomposed::dequantize_per_channel.out(Tensor input, Tensor scales, Tensor? zero_points, int axis,"
+        " int quant_min, int quant_max, ScalarType dtype, *, ScalarType? out_dtype=None, Tensor(a!) out) -> Tensor(a!)",
         "dim_order_ops::_to_dim_order_copy.out(Tensor self, *, bool non_blocking=False, int[]? dim_order=None,"
         " Tensor(a!) out) -> Tensor(a!)",
         "dim_order_ops::_clone_dim_order.out(Tensor self, *, bool non_blocking=False, int[]? dim_order=None,"
@@ -79,7 +83,7 @@ def _schema_of(name: str) -> Any:
     space, _, operator = name.partition("::")
     operator, _, overload = operator.partition(".")
     packet = getattr(getattr(torch.ops, space), operator, None) if space == "aten" else None
-    if packet is None or (overload or "default") not in packet.overloads():
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or (overload or "default") not in packet.overloads():
         return None
     return getattr(packet, overload or "default")._schema
 

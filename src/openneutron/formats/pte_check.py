@@ -40,10 +40,12 @@ _ELEMENT_BYTES = {
 _FLOATS = frozenset({5, 6, 7})
 # The smallest and largest integer of the dtypes of quantized tensors.
 _INTEGER_LIMITS = {0: (0, 255), 1: (-128, 127), 2: (-(1 << 15), (1 << 15) - 1), 3: (-(1 << 31), (1 << 31) - 1)}
-_QUANT_MIN, _QUANT_MAX, _DTYPE = 3, 4, 5  # positions of arguments
+_QUANT_MIN, _QUANT_MAX, _DTYPE, _OUT_DTYPE = 3, 4, 5, 6  # positions of arguments
 LARGEST_UNUSED_SHARE = 4
 """A memory buffer may be larger than the part that its tensors use by this factor, plus `SMALL_BUFFER` bytes."""
 SMALL_BUFFER = 1 << 20
+LARGEST_TENSOR = 1 << 31
+"""Bytes. ExecuTorch's strides are int32, and the runtime ends the process if a size overflows."""
 LARGEST_RANK = 16
 """The largest rank of a tensor in ExecuTorch (`kTensorDimensionLimit`)."""
 
@@ -120,6 +122,7 @@ class _Tensor:
     """A tensor of a method."""
 
     dtype: int
+    sizes: tuple[int, ...]
     has_memory: bool
     is_constant: bool
 
@@ -149,7 +152,7 @@ class _MethodCheck:
                     checked[table.at] = self._check_tensor(self._content(table))
                 self._tensors[index] = checked[table.at]
             elif kind in _LISTS_OF_VALUES:
-                self._check_list(self._content(table), kind)
+                self._check_list(self._content(table), kind, index)
             elif not ValueKind.NULL <= kind <= ValueKind.OPTIONAL_TENSOR_LIST:
                 raise self._source.error(table.at, "a kind of value from 1 to 11", kind)
             elif kind > ValueKind.TENSOR:
@@ -211,7 +214,11 @@ class _MethodCheck:
                 raise self._source.error(at.at, f"a value of kind {expected}", f"kind {self._kinds[number]}")
         return numbers
 
-    def _check_list(self, content: Table, kind: int) -> None:
+    def _check_list(self, content: Table, kind: int, index: int) -> None:
+        """Checks the items of the list that is value `index`.
+
+        The runtime makes the values in order, and a list of tensors copies its items from those made before it.
+        """
         self._require(content, 0)
         if kind == ValueKind.INT_LIST:
             self._indices(content, content.integers(0, "int64"), ValueKind.INT)
@@ -220,6 +227,9 @@ class _MethodCheck:
         if kind == ValueKind.OPTIONAL_TENSOR_LIST:
             items = tuple(item for item in items if item != _NO_TENSOR)
         self._indices(content, items)
+        late = next((item for item in items if item >= index), None)
+        if late is not None:
+            raise self._source.error(content.at, f"a list of tensors before value {index}", f"value {late}")
         allowed = {ValueKind.TENSOR} if kind == ValueKind.TENSOR_LIST else {ValueKind.TENSOR, ValueKind.NULL}
         wrong = next((item for item in items if self._kinds[item] not in allowed), None)
         if wrong is not None:
@@ -235,6 +245,8 @@ class _MethodCheck:
             raise self._source.error(tensor.at, f"at most {LARGEST_RANK} dimensions", len(sizes))
         if any(size < 0 for size in sizes):
             raise self._source.error(tensor.at, "sizes of dimensions, 0 or more", sizes)
+        if math.prod(max(size, 1) for size in sizes) * _ELEMENT_BYTES[dtype] > LARGEST_TENSOR:
+            raise self._source.error(tensor.at, f"a tensor of at most {LARGEST_TENSOR} bytes", sizes)
         if sorted(order) != list(range(len(sizes))):
             raise self._source.error(tensor.at, f"a dim order of {len(sizes)} dimensions", order)
         if tensor.integer(1, "i"):
@@ -247,7 +259,9 @@ class _MethodCheck:
             self._check_allocation(allocation, size, _ELEMENT_BYTES[dtype])
         if constant:
             self._check_constant(tensor, constant, size, is_state=allocation is not None)
-        return _Tensor(dtype, allocation is not None or constant > 0 or size == 0, allocation is None and constant > 0)
+        return _Tensor(
+            dtype, sizes, allocation is not None or constant > 0 or size == 0, allocation is None and constant > 0
+        )
 
     def _check_allocation(self, allocation: Table, size: int, alignment: int) -> None:
         memory = allocation.integer(0, "I")
@@ -289,9 +303,7 @@ class _MethodCheck:
             self._index_below(call, delegates, "a delegate")
             self._indices(call, call.integers(1))
         elif kind == _MOVE_CALL:
-            self._indices(call, (call.integer(0, "i"), call.integer(1, "i")))
-            if len({self._kinds[call.integer(field, "i")] for field in (0, 1)}) > 1:
-                raise self._source.error(call.at, "a move between values of one kind", "two kinds")
+            self._check_move(call)
         elif kind == _JUMP_CALL:
             self._indices(call, (call.integer(0, "i"),))
             if not position < call.integer(1, "i") <= count:
@@ -299,6 +311,16 @@ class _MethodCheck:
                 raise self._source.error(call.at, expected, call.integer(1, "i"))
         else:
             raise self._source.error(call.at, "a tensor that keeps its memory", "an instruction that frees it")
+
+    def _check_move(self, call: Table) -> None:
+        source, target = self._indices(call, (call.integer(0, "i"), call.integer(1, "i")))
+        if self._kinds[source] != self._kinds[target]:
+            raise self._source.error(call.at, "a move between values of one kind", "two kinds")
+        if self._kinds[source] != ValueKind.TENSOR:
+            return
+        self._check_operand(call, "a move", source, is_written=False)
+        if self._tensors[source] != self._tensors[target]:
+            raise self._source.error(call.at, "a move between tensors of one shape and dtype", "two kinds of tensors")
 
     def _index_below(self, call: Table, count: int, expected: str) -> int:
         index = call.integer(0, "i")
@@ -341,6 +363,12 @@ class _MethodCheck:
         """Checks the dtypes of a kernel that quantizes or dequantizes. `out` is the position of its output."""
         dtype = self._tensors[arguments[quantized]].dtype
         real = self._tensors[arguments[0 if quantized == out else out]].dtype
+        if self._tensors[arguments[0]].sizes != self._tensors[arguments[out]].sizes:
+            raise self._source.error(call.at, f"tensors of one shape for {name}", "two shapes")
+        if quantized != out and self._kinds[arguments[_OUT_DTYPE]] == ValueKind.INT:
+            given_out = self._content(self._values[arguments[_OUT_DTYPE]]).integer(0, "q")
+            if given_out != real:
+                raise self._source.error(call.at, f"the dtype {real} of the output of {name}", given_out)
         if dtype not in _INTEGER_LIMITS or real not in _FLOATS:
             raise self._source.error(call.at, f"an integer and a float tensor of {name}", f"dtypes {dtype} and {real}")
         smallest, largest, given = (
