@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.firmware_models import program
 from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
@@ -49,6 +50,8 @@ def test_a_device_program_without_vectors_is_refused(device: NeutronProgram, tmp
         package(device.buffer, tmp_path / "firmware")
     with pytest.raises(InputError, match="portable program contains microcode"):
         package(device.buffer, tmp_path / "firmware", portable=device.buffer)
+    with pytest.raises(InputError, match="not the one from which the device program was compiled"):
+        package(device.buffer, tmp_path / "firmware", portable=program("int8").buffer)
     assert not (tmp_path / "firmware").exists()
 
 
@@ -73,7 +76,7 @@ def test_profiling_gives_an_etrecord_that_executorch_reads(device: NeutronProgra
 def test_without_profiling_there_is_no_etrecord(tmp_path: Path) -> None:
     images = torch.randn(4, 3, 8, 8)
     quantized = quantize(nn.Conv2d(3, 4, 3).eval(), images[:1], images, recover=None)
-    program = lower(quantized, payload="portable")
-    program.save(tmp_path / "model.pte")
-    assert program.etrecord is None
+    lowered = lower(quantized, payload="portable")
+    lowered.save(tmp_path / "model.pte")
+    assert lowered.etrecord is None
     assert [path.name for path in tmp_path.iterdir()] == ["model.pte"]

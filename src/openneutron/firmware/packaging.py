@@ -326,6 +326,11 @@ def _runs_on_host(program: bytes, kind: int, portable: bytes | None, vectors: ob
     if portable is not None:
         if _kind(_method(portable)) == DEVICE:
             raise InputError("The portable program contains microcode. Give the program from before its compilation.")
+        if _interface(_method(portable)) != _interface(_method(program)):
+            raise InputError(
+                "The portable program is not the one from which the device program was compiled: their inputs, outputs "
+                "or memory differ."
+            )
         return portable, True
     if isinstance(vectors, int):
         raise InputError(
@@ -333,6 +338,11 @@ def _runs_on_host(program: bytes, kind: int, portable: bytes | None, vectors: ob
             "portable program that it was compiled from (--portable), or a .npz file of test vectors (--vectors)."
         )
     return program, False
+
+
+def _interface(method: pte.Method) -> str:
+    """Returns a text that is equal for a portable program and the device program that is compiled from it."""
+    return repr((method.inputs, method.outputs, method.planned_bytes))  # NaN does not equal itself, but its text does
 
 
 def _manifest(made: _Files, files: Mapping[str, bytes], recipe: Mapping[str, Any] | None) -> bytes:
