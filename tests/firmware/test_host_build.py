@@ -95,6 +95,8 @@ def test_a_pool_that_is_one_granule_smaller_is_named(tree: Tree, pool: str) -> N
     assert code == 1
     # With less temporary memory, the runtime searches for kernels in the method pool, which has no room for that.
     assert re.search(rf"FAIL: .*SMALL_{pool.upper()}_{SMALL[pool]} is \d+.* too small", text), text
+    request = rf"^SMALL_{pool.upper()}_METHOD_POOL_BYTES is \d+: \d+ bytes are in use,"
+    assert (re.search(request, text, re.MULTILINE) is None) is (pool == "planned"), text
 
 
 def test_ctest_runs_the_test(tree: Tree) -> None:

@@ -59,18 +59,27 @@ POOL temporary_pool[@NAME@_TEMPORARY_POOL_BYTES ? @NAME@_TEMPORARY_POOL_BYTES : 
 const @name@_port inputs[] = @NAME@_INPUT_PORTS;
 const @name@_port outputs[] = @NAME@_OUTPUT_PORTS;
 
-// Remembers the peak, and whether a request did not fit.
+// Remembers the peak, and whether a request did not fit. Prints the first such request at once: a delegate may use the
+// null pointer that it gets.
 class Pool final : public et::MemoryAllocator {
  public:
-  Pool(uint8_t* begin, uint32_t bytes) : MemoryAllocator(bytes, begin) {}
+  Pool(const char* macro, uint8_t* begin, uint32_t bytes) : MemoryAllocator(bytes, begin), macro_(macro) {}
   void* allocate(size_t bytes, size_t alignment = kDefaultAlignment) override {
     void* const found = MemoryAllocator::allocate(bytes, alignment);
+    if (found == nullptr && !is_full) {
+      std::printf("%s is %lu: %lu bytes are in use, and a request of %lu bytes does not fit\n", macro_,
+                  static_cast<unsigned long>(size()), static_cast<unsigned long>(used_size()),
+                  static_cast<unsigned long>(bytes));
+    }
     is_full = is_full || found == nullptr;
     peak = used_size() > peak ? used_size() : peak;
     return found;
   }
   size_t peak = 0;
   bool is_full = false;
+
+ private:
+  const char* const macro_;
 };
 
 #ifdef OPENNEUTRON_HOST
@@ -219,8 +228,8 @@ int run() {
     return fail("the program has no method 'forward'", meta.error());
   }
 @planned_checks@
-  Pool method_memory(method_pool, @NAME@_METHOD_POOL_BYTES);
-  Pool temporary_memory(temporary_pool, @NAME@_TEMPORARY_POOL_BYTES);
+  Pool method_memory("@NAME@_METHOD_POOL_BYTES", method_pool, @NAME@_METHOD_POOL_BYTES);
+  Pool temporary_memory("@NAME@_TEMPORARY_POOL_BYTES", temporary_pool, @NAME@_TEMPORARY_POOL_BYTES);
 @planned_memory@
   et::MemoryManager memory(&method_memory, &planned_memory, &temporary_memory);
 #if @NAME@_PRINT_PROFILE
@@ -239,6 +248,7 @@ int run() {
   if (!method.ok()) {
     return fail("the program cannot be loaded", method.error());
   }
+  temporary_memory.is_full = false;  // the search for kernels may have used the method pool instead
 @given_outputs@
   double largest = 0;
   for (size_t number = 0; number < @NAME@_VECTORS; ++number) {
