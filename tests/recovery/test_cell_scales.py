@@ -49,6 +49,19 @@ class FromInitialState(Network):
     """Takes an initial state."""
 
 
+class FromConstantState(Network):
+    """Has a constant initial state, which is part of the model."""
+
+    def __init__(self, ranges: Tensor, layers: int = 1, **options: Any) -> None:
+        super().__init__(ranges, layers, **options)
+        count = layers * (2 if options.get("bidirectional") else 1)
+        self.hidden = nn.Parameter(torch.randn(count, 1, UNITS) * 0.1)
+        self.register_buffer("cell", torch.randn(count, 1, UNITS) * 0.02)
+
+    def forward(self, x: Tensor, *state: Tensor) -> Any:
+        return super().forward(x, self.hidden, self.cell)
+
+
 class LastCell(Network):
     """Also returns the last cell state."""
 
@@ -108,11 +121,18 @@ UNCHANGED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCALED)
+# The first step reads a constant, which has the range of no cell state.
+CONSTANT_STATE: dict[str, Callable[[], nn.Module]] = {
+    "constant state": lambda: FromConstantState(UNEQUAL),
+    "constant state, both directions": lambda: FromConstantState(UNEQUAL, bidirectional=True),
+}
+
+
+@pytest.mark.parametrize("name", [*SCALED, *CONSTANT_STATE])
 def test_outputs_do_not_change(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell_limits, "WORTHWHILE", 1.0)
     monkeypatch.setattr(cell_limits, "NEGLIGIBLE", 0.0)
-    build, count = SCALED[name]
+    build, count = SCALED[name] if name in SCALED else (CONSTANT_STATE[name], 0)
     model, samples = seeded(build).eval(), samples_of(build)
     graph = selected(model, samples)
     assert scaled_cells(graph) == count

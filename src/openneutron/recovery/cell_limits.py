@@ -139,7 +139,7 @@ def select_cell_limits(module: GraphModule, samples: Samples) -> None:
     for sample in chosen:
         _Replay(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), steps, errors).run()
     for name, layer in layers.items():
-        ranges = errors[name].ranges_of_units()
+        ranges = errors[name].ranges_of_units() if layer.is_connected else None
         if layer.is_limited:
             limit = errors[name].limit if ranges is None else ranges[0]
             for value in (*filter(_has_limit, layer.cells), *(step.kept for step in layer.steps)):
@@ -165,6 +165,12 @@ class _Layer:
         """Whether these are several steps, and neither a decomposition nor a selection gave them ranges."""
         given = any(RANGE_LIMIT.read(cell).has_limit or is_scaled_cell(cell) for cell in self.cells)
         return len(self.steps) > 1 and not given
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether each step reads one of these cell states. The first step may read a constant instead."""
+        cells = set(self.cells)
+        return all(step.before in cells for step in self.steps)
 
 
 def _layers(module: GraphModule) -> dict[str, _Layer]:

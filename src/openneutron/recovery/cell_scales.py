@@ -54,8 +54,8 @@ def is_scaled_cell(node: Node) -> bool:
 def scale_cells(module: GraphModule, steps: Sequence[CellStep], cells: Sequence[Node], halvings: torch.Tensor) -> None:
     """Divides the cell states of one layer by 2^-`halvings` [units], in place. The outputs do not change.
 
-    `steps` are the steps of the layer, `cells` are all of its cell states, including those before the first step. All
-    values have the limits that they get after the division. Linear in steps.
+    `steps` are the steps of the layer, `cells` are all of its cell states, including those before the first step. Each
+    step reads one of `cells`. All values have the limits that they get after the division. Linear in steps.
     """
     first = cells[0].next
     enlarge = insert_constant(module, first, 2.0**halvings, "enlarge")
