@@ -55,6 +55,52 @@ class Stateful(nn.Module):
         return y
 
 
+class Mask(nn.Module):
+    """The buffer `mask` is lifted to `b_mask`, which is also the name of an input."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 2.0, 0.0]))
+
+    def forward(self, x: Tensor, b_mask: Tensor) -> Tensor:
+        return x * self.mask + b_mask
+
+
+class Nested(nn.Module):
+    """Two constants whose names differ in the place of a dot only: `a.b_c` and `a_b.c`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.ParameterDict({"b_c": torch.tensor([1.0, 2.0, 3.0, 4.0])})
+        self.a_b = nn.ParameterDict({"c": torch.tensor([5.0, 6.0, 7.0, 8.0])})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x * self.a["b_c"] + self.a_b["c"]
+        return y
+
+
+class Builtin(nn.Module):
+    """An input has the name of a function of Python, and an operator has the same name."""
+
+    def forward(self, sum: Tensor) -> Tensor:
+        return sum.sum(1, keepdim=True) + sum
+
+
+class BatchStatistics(nn.Module):
+    """A batch norm that writes its running statistics, which the operator's schema does not tell."""
+
+    def __init__(self, norm: Callable[..., Tensor], **options: bool) -> None:
+        super().__init__()
+        self.norm, self.options = norm, options
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x, self.mean, self.var, **self.options)
+
+
 IMAGE = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "linear": (lambda: nn.Linear(4, 4), (IMAGE[0, 0],)),
@@ -123,3 +169,40 @@ def test_other_inputs_are_left_to_torch_export(examples: Examples) -> None:
 
 def test_a_module_that_is_no_graph_is_left_to_torch_export() -> None:
     assert lifted_program(nn.Linear(4, 4), Examples((torch.zeros(4, 4),))) is None
+
+
+@pytest.mark.parametrize(
+    ("build", "count"), [(Mask, 2), (Nested, 1), (Builtin, 1)], ids=["input", "constants", "builtin"]
+)
+def test_inputs_and_constants_have_names_of_their_own(build: Callable[[], nn.Module], count: int) -> None:
+    model, inputs = build().eval(), (IMAGE[0, 0], IMAGE[0, 1])[:count]
+    graph, examples = torch.export.export(model, inputs).module(), Examples(inputs)
+    lifted, traced = lifted_program(graph, examples), export(graph, examples)
+    assert lifted is not None
+    names, wanted = ([node.name for node in it.graph.nodes if node.op == "placeholder"] for it in (lifted, traced))
+    assert names == wanted
+    assert len({node.name for node in lifted.graph.nodes}) == len(lifted.graph.nodes)
+    assert torch.allclose(lifted.module()(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("norm", "options", "is_copied"),
+    [
+        (nn.functional.batch_norm, {"training": True}, False),
+        (nn.functional.batch_norm, {"training": False}, True),
+        (nn.functional.instance_norm, {"use_input_stats": True}, False),
+        (nn.functional.instance_norm, {"use_input_stats": False}, True),
+    ],
+)
+def test_norms_that_write_statistics_are_left_to_torch_export(
+    norm: Callable[..., Tensor], options: dict[str, bool], is_copied: bool
+) -> None:
+    graph = torch.export.export(BatchStatistics(norm, **options).eval(), (IMAGE,)).module()
+    assert (lifted_program(graph, Examples((IMAGE,))) is not None) is is_copied
+
+
+def test_calls_of_methods_are_left_to_torch_export() -> None:
+    graph = torch.export.export(Builtin(), (IMAGE[0, 0],)).module()
+    call = next(node for node in graph.graph.nodes if node.op == "call_function")
+    call.op, call.target = "call_method", "exp"
+    assert lifted_program(graph, Examples((IMAGE[0, 0],))) is None

@@ -52,13 +52,15 @@ class FromInitialState(Network):
 class FromConstantState(Network):
     """Has a constant initial state, which is part of the model."""
 
+    cell: Tensor
+
     def __init__(self, ranges: Tensor, layers: int = 1, **options: Any) -> None:
         super().__init__(ranges, layers, **options)
         count = layers * (2 if options.get("bidirectional") else 1)
         self.hidden = nn.Parameter(torch.randn(count, 1, UNITS) * 0.1)
         self.register_buffer("cell", torch.randn(count, 1, UNITS) * 0.02)
 
-    def forward(self, x: Tensor, *state: Tensor) -> Any:
+    def forward(self, x: Tensor, *_: Tensor) -> Any:
         return super().forward(x, self.hidden, self.cell)
 
 

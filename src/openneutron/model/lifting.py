@@ -7,7 +7,8 @@ become inputs of the program (they are lifted), and the metadata of each operato
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from torch.utils import _pytree as pytree
 
 from openneutron.core.constants import attribute
 from openneutron.core.evaluation import infer_meta
-from openneutron.core.fx import output_node, placeholders
+from openneutron.core.fx import arguments, output_node, placeholders
 from openneutron.model.examples import Examples
 
 __all__ = ["lifted_program"]
@@ -118,10 +119,18 @@ def _can_be_copied(node: Node) -> bool:
     if node.op == "call_module":
         return node.target == _GUARDS and not node.users
     if node.op != "call_function":
-        return True
+        return node.op in ("placeholder", "get_attr", "output")
     if isinstance(node.target, torch._ops.OpOverload):
-        return not node.target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
+        is_random = torch.Tag.nondeterministic_seeded in node.target.tags
+        return not (node.target._schema.is_mutable or is_random or _writes_statistics(node))
     return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _writes_statistics(node: Node) -> bool:
+    """Whether a norm writes its running statistics. Its schema does not tell of it."""
+    given = arguments(node)
+    uses_batch = given.get("training") or given.get("use_input_stats")
+    return bool(uses_batch) and given.get("running_mean") is not None
 
 
 def _constants_of(module: GraphModule) -> dict[str, tuple[InputKind, torch.Tensor]] | None:
@@ -157,14 +166,23 @@ def _lift_constants(
     mode: FakeTensorMode,
 ) -> Iterator[InputSpec]:
     lifted: dict[str, Node] = {}
+    taken = {str(node.target) for node in placeholders(module.graph)}
     for name, (kind, value) in constants.items():
-        node = lifted[name] = graph.placeholder(f"{_PREFIXES[kind]}_{name.replace('.', '_')}")
+        free = _free_name(f"{_PREFIXES[kind]}_{name.replace('.', '_')}", taken)
+        taken.add(free)
+        node = lifted[name] = graph.placeholder(free)
         node.meta["val"] = mode.from_tensor(value, static_shapes=True)
         persistent = _is_persistent(module, name) if kind is InputKind.BUFFER else None
         yield InputSpec(kind, TensorArgument(node.name), name, persistent)
     for node in module.graph.nodes:
         if node.op == "get_attr" and str(node.target) in lifted:
             copies[node] = lifted[str(node.target)]
+
+
+def _free_name(name: str, taken: Set[str]) -> str:
+    """Returns `name`, or `name` with a number as torch.export adds it, so that no other input has it."""
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+    return next(each for each in names if each not in taken)
 
 
 def _copy_input(graph: Graph, copies: dict[Node, Node], node: Node, value: torch.Tensor) -> InputSpec:
