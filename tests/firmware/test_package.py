@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from torch import nn
 from openneutron.errors import FormatError, InputError, OptionError, OutputError
 from openneutron.firmware import package
 from openneutron.firmware.ports import Port
-from openneutron.firmware.vectors import Vectors, vectors_header
+from openneutron.firmware.vectors import Vectors, read_vectors, vectors_header
 from openneutron.formats import pte
 from openneutron.formats.bundled import BundledTensor, bundle
 
@@ -183,6 +184,31 @@ def test_vectors_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, Any
     with pytest.raises(InputError, match=message):
         program("int8").package(tmp_path / "firmware", vectors=tmp_path / "vectors.npz")
     assert not (tmp_path / "firmware").exists()
+
+
+def damaged_arrays() -> dict[str, bytes]:
+    """Returns the bytes of an array, and of archives that are damaged in ways for which numpy raises various errors."""
+    array, archive = io.BytesIO(), io.BytesIO()
+    np.save(array, np.zeros((2, 7), np.int8))
+    np.savez_compressed(archive, input0=np.zeros((2, 700), np.int8))
+    data, header = archive.getvalue(), array.getvalue()
+    return {
+        "one array": header,
+        "cut off": data[: len(data) // 2],
+        "no archive": b"PK\x03\x04" + bytes(40),
+        "compressed data": data[:50] + b"\xff" * 30 + data[80:],
+        "bracket in the header": header.replace(b"), }  ", b"), } ]"),
+        "large size": header.replace(b"(2, 7), }" + b" " * 16, b"(99999999999999999999,)} "),
+        "empty": b"",
+        "text": b"0 0 0",
+    }
+
+
+@pytest.mark.parametrize("data", damaged_arrays().values(), ids=damaged_arrays())
+def test_files_that_hold_no_vectors_are_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "vectors.npz").write_bytes(data)
+    with pytest.raises(InputError, match=r"Cannot read the test vectors in .*vectors\.npz.*Give a \.npz file"):
+        read_vectors(tmp_path / "vectors.npz", [], [])
 
 
 @pytest.mark.parametrize(

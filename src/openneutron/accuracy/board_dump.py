@@ -14,7 +14,6 @@ import io
 import math
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from openneutron.core.files import read_file
 from openneutron.core.messages import first_line
+from openneutron.data.arrays import DAMAGED
 from openneutron.errors import InputError
 
 __all__ = ["BoardTensor", "Dump", "Pair", "place_bytes", "quantized", "read_dump", "text_of_log"]
@@ -207,7 +207,7 @@ def _read_arrays(data: bytes, name: str, outputs: Sequence[BoardTensor]) -> Dump
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         arrays = [loaded] if isinstance(loaded, np.ndarray) else [loaded[key] for key in loaded.files]
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(f"{name} cannot be read as arrays: {first_line(error)}") from error
     if len(arrays) != len(outputs):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,14 +16,14 @@ from openneutron.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["read_array", "read_arrays", "split_labels"]
+__all__ = ["DAMAGED", "read_array", "read_arrays", "split_labels"]
 
-# In a table, y is rather a coordinate.
-_DAMAGED = (
-    OSError, EOFError, ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
-    zlib.error,
+DAMAGED = (
+    OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError,
+    MemoryError, OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""The errors that numpy raises for damaged archives."""
+"""The errors that numpy raises for damaged arrays and archives. A damaged size needs more memory than there is."""
+# In a table, y is rather a coordinate.
 ARRAY_LABEL_NAMES = LABEL_NAMES | {"y"}
 
 
@@ -35,7 +36,7 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
 
     try:
         found: np.ndarray[Any, Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} cannot be read as an array: {_reason(error)}") from error
     if not isinstance(found, np.ndarray):
         raise InputError(f"{path} cannot be read as an array: it is an archive of arrays. Name it .npz.")
@@ -49,7 +50,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: _in_native_order(file[name]) for name in file.files}
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise InputError(f"{path} cannot be read as arrays: {_reason(error)}") from error
     if not found:
         raise InputError(f"{path} has no arrays.")

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 
+from openneutron.core.messages import first_line
+from openneutron.data.arrays import DAMAGED
 from openneutron.errors import InputError
 from openneutron.firmware.config import c_float
 from openneutron.firmware.ports import Port, bytes_of
@@ -95,10 +98,10 @@ def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: 
     Raises `InputError` if the file cannot be read, lacks an array, or if an array does not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InputError(f"Cannot read the test vectors in '{os.fspath(path)}': {error}. Give a .npz file.") from error
+        arrays = _arrays_in(path)
+    except DAMAGED as error:
+        reason = first_line(error).rstrip(".")
+        raise InputError(f"Cannot read the test vectors in '{os.fspath(path)}': {reason}. Give a .npz file.") from error
     counts = {len(value) for value in arrays.values() if value.ndim}
     if len(counts) != 1 or not min(counts):
         raise InputError(
@@ -107,6 +110,14 @@ def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: 
     columns = [_column(arrays, f"input{i}", port, counts) for i, port in enumerate(inputs)]
     results = [_column(arrays, f"output{i}", port, counts) for i, port in enumerate(outputs)]
     return Vectors(tuple(zip(*columns, strict=True)), tuple(zip(*results, strict=True)))
+
+
+def _arrays_in(path: str | os.PathLike[str]) -> dict[str, Any]:
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, NpzFile):
+        raise TypeError("it holds one array without a name")
+    with loaded:
+        return dict(loaded)
 
 
 def vectors_header(
