@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,16 @@ import torch
 from torch import nn
 
 from openneutron import lower, quantize
-from openneutron.accuracy.board_dump import Array, BoardTensor
+from openneutron.accuracy.board_dump import Array, BoardTensor, Dump, read_dump
 from openneutron.accuracy.board_input_mistakes import Normalization, Simulation
-from openneutron.accuracy.board_outputs import MISTAKES, BoardValidation, Vectors, validate_board, vectors_of_data
+from openneutron.accuracy.board_outputs import (
+    MISTAKES,
+    BoardValidation,
+    Vectors,
+    _split,
+    validate_board,
+    vectors_of_data,
+)  # fmt: skip
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.validate import load_program
 from openneutron.errors import InputError, OptionError
@@ -585,6 +593,21 @@ class TestArrays:
         with pytest.raises(InputError, match=r"has the shape \(7, 7\)"):
             validate_board(one.simulation.host, file, one.vectors)
 
+    @pytest.mark.parametrize("position", ["end", "content", "header", "size"])
+    def test_damaged_arrays(self, position: str) -> None:
+        array, archive = io.BytesIO(), io.BytesIO()
+        np.save(array, np.zeros((2, 7), np.int8))
+        np.savez_compressed(archive, np.zeros((2, 700), np.int8))
+        data, header = archive.getvalue(), array.getvalue()
+        damaged = {
+            "end": data[: len(data) // 2],
+            "content": data[:50] + b"\xff" * 30 + data[80:],
+            "header": header.replace(b"), }  ", b"), } ]"),
+            "size": header.replace(b"(2, 7), }" + b" " * 16, b"(99999999999999999999,)} "),
+        }
+        with pytest.raises(InputError, match="The dump cannot be read as arrays"):
+            read_dump(damaged[position], [BoardTensor((7,), np.dtype(np.int8), (0,))])
+
 
 def test_the_worst_element_and_its_place() -> None:
     one = board("channels last", int8_io=True)
@@ -600,6 +623,15 @@ def test_the_worst_element_and_its_place() -> None:
     assert found.index == (0, 5, 2, 3)
     assert found.where == "all in channel 5"
     assert abs(found.given - found.expected) == found.lsb
+
+
+def test_split_of_outputs_without_elements() -> None:
+    outputs = [BoardTensor((0, 3), np.dtype(np.float32), (0, 1)), BoardTensor((0,), np.dtype(np.int8), (0,), number=1)]
+    expected = [(np.zeros(0, np.float32), np.zeros(0, np.int8))] * 2
+    pieces, mistakes, notes = _split(Dump("raw", raw=b"1234"), expected, outputs, 1.0)
+    assert pieces == {(vector, output): b"" for vector in range(2) for output in range(2)}
+    assert not mistakes
+    assert notes == ("The dump has 4 bytes, but the outputs of the program have no elements.",)
 
 
 @pytest.mark.parametrize("limit", [-1, True, "1", float("nan")])

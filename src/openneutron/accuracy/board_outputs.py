@@ -261,10 +261,13 @@ def _split(
     """Splits a raw dump into outputs. Returns their bytes, the mistake that the split assumes (if any), and notes."""
     if dump.raw is None:
         return dict(dump.outputs), [], ()
+    whole = sum(tensor.bytes for tensor in outputs)
+    if not whole:
+        note = f"The dump has {len(dump.raw):,} bytes, but the outputs of the program have no elements."
+        return {(vector, output): b"" for vector in range(len(expected)) for output in range(len(outputs))}, [], (note,)
     plain = _cut(dump.raw, outputs, len(expected), [tensor.bytes for tensor in outputs])
     if _agrees(plain, expected, outputs, limit):
         return plain, [], ()
-    whole = sum(tensor.bytes for tensor in outputs)
     for text, mistake, pieces in _other_cuts(dump.raw, outputs, len(expected)):
         if _agrees(pieces, expected, outputs, limit):
             return pieces, [Diagnosis(mistake, text, tuple(pieces))], ()
