@@ -104,6 +104,13 @@ def test_profile_of_another_program(summary: Summary) -> None:
         joined(kernels, times([100, 200]))
 
 
+@pytest.mark.parametrize("number", [-1, 2, 7])
+def test_map_with_a_kernel_that_the_profile_lacks(summary: Summary, number: int) -> None:
+    kernels = replace(summary, kernels=(KernelRow(0, 0, "k", ()), KernelRow(0, number, "k", ())))
+    with pytest.raises(InputError, match=f"no kernel {number} in the profile"):
+        joined(kernels, times([100, 200]))
+
+
 def test_portable_program_has_no_operators_of_the_npu(summary: Summary) -> None:
     with pytest.raises(InputError, match="portable program is a TFLite model"):
         joined(summary, BoardProfile(()))

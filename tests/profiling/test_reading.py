@@ -80,6 +80,14 @@ def test_lost_kernel(tmp_path: Path, kernels: tuple[int, ...]) -> None:
         read_profile(file)
 
 
+def test_only_event(tmp_path: Path) -> None:
+    """A buffer without room for the second event loses all others."""
+    file = tmp_path / "run.etdp"
+    file.write_bytes(etdump([[event(None, 1, 0, 0, 5)], [event(None, 1, 0, 0, 6)]]))
+    with pytest.raises(FormatError, match=r"instruction 1 has only one event.*Increase the buffer"):
+        read_profile(file)
+
+
 def test_cut_off_last_run(tmp_path: Path) -> None:
     file = tmp_path / "run.etdp"
     file.write_bytes(etdump([a_run(1), a_run(1)[:4]]))

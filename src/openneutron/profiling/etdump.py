@@ -80,5 +80,10 @@ def _times(kernels: dict[int, list[int]], name: str) -> DelegateTimes:
     counts = {len(times) for times in kernels.values()}
     if len(counts) > 1:
         raise FormatError(f"{name} does not have all kernels of the last run. Increase the buffer of the ETDump.")
+    if len(numbers) < 2:
+        raise FormatError(
+            f"{name} has only one event, and a kernel and the end of the profile are two. Increase the buffer of the "
+            "ETDump on the board."
+        )
     *found, end = (tuple(kernels[number]) for number in numbers)
     return DelegateTimes(tuple(found), end)

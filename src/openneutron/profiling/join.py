@@ -40,8 +40,8 @@ def joined(summary: Summary, profile: BoardProfile, costs: Costs | None = None) 
 
     `costs` are the coefficients of the estimates; None takes the estimates of the summary.
 
-    Raises `InputError` for a profile without events, and for a profile whose numbers of delegates or kernels differ
-    from those of the program.
+    Raises `InputError` for a profile without events, for a profile whose numbers of delegates or kernels differ
+    from those of the program, and for a map that names a kernel that the profile does not have.
     """
     if not profile.delegates and not profile.cpu:
         raise InputError(f"The profile has no events of kernels. {NO_NPU}")
@@ -94,6 +94,11 @@ def _delegate_rows(
             raise InputError(
                 f"Delegate {number} has {len(times.kernels)} kernels in the profile and {len(kernels)} in the program. "
                 "Give the program that ran on the board."
+            )
+        if unknown := {one.number for one in kernels} - set(range(len(times.kernels))):
+            raise InputError(
+                f"Delegate {number} has no kernel {min(unknown)} in the profile, but the program's map of kernels has "
+                "one. Give the folder of the build that ran on the board."
             )
         return _mapped_rows(number, times, layers, kernels), ""
     if len(layers) == len(times.kernels):
