@@ -172,8 +172,21 @@ class TestPools:
                 run_in_pools(data, inputs, **sizes)
         with pytest.raises(HostError, match="planned buffers"):
             run_in_pools(data, raw_inputs(data), **{**sizes, "planned_bytes": []})
+        for wrong in ({"method_bytes": 1 << 32}, {"temporary_bytes": -1}, {"planned_bytes": [-1]}):
+            with pytest.raises(HostError, match="Give sizes from 0 to 4,294,967,295 bytes"):
+                run_in_pools(data, raw_inputs(data), **{**sizes, **wrong})
         with pytest.raises(HostError, match="not an ExecuTorch program"):
             run_in_pools(b"ET12" * 9, [], **sizes)
+
+    def test_ctrl_c_interrupts_the_measurement(
+        self, programs: dict[str, NeutronProgram], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            measure(programs["one delegate"].portable)
 
 
 def compiled(program: NeutronProgram, version: int, **words: int) -> bytes:

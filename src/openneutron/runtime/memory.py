@@ -46,6 +46,9 @@ __all__ = [
     "run_in_pools",
 ]
 
+_LARGEST_POOL = 2**32 - 1
+"""The runtime counts the bytes of the pools of the method and the temporary allocator in 32 bits."""
+
 
 def measure(data: bytes, method: str = "forward") -> MeasuredPools:
     """Loads a method of a `.pte` on this machine, runs it once on zeros, and counts what the runtime allocates.
@@ -85,7 +88,14 @@ def _run(
         result: tuple[int, int, int, list[bytes]] = native.run_in_pools(data, method, list(inputs), *sizes)
     except MemoryError as error:
         raise PoolError(f"The method '{method}' does not run in its pools: {error}.") from error
+    except TypeError as error:
+        raise HostError(
+            f"The method '{method}' does not run: a size or an input has a wrong type. Give sizes from 0 to "
+            f"{_LARGEST_POOL:,} bytes, and inputs as bytes or numbers."
+        ) from error
     except (ValueError, RuntimeError) as error:
+        if native.interrupted():
+            raise KeyboardInterrupt from error
         raise HostError(f"The method '{method}' does not run: {native.last_error() or error}.") from error
     return result
 
