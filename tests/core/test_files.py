@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from openneutron.core.files import check_output, write_file
+from openneutron.core.files import check_new_folder, check_output, write_file, write_folder
 from openneutron.errors import OutputError
 
 
@@ -44,3 +45,42 @@ def test_outputs_are_checked_before_they_are_made(tmp_path: Path) -> None:
         check_output(tmp_path)
     with pytest.raises(OutputError, match="does not exist"):
         check_output(tmp_path / "none" / "new")
+
+
+class TestNewFolders:
+    def test_right_paths(self, tmp_path: Path) -> None:
+        check_new_folder(tmp_path / "new")
+        (tmp_path / "empty").mkdir()
+        write_folder(tmp_path / "empty", {"a": b"1"})
+        assert (tmp_path / "empty" / "a").read_bytes() == b"1"
+
+    def test_wrong_paths(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        (tmp_path / "loop").symlink_to("loop")
+        for name, message in (
+            ("", "is not empty"), ("file", "a file of this name"), ("none/new", "does not exist"),
+            ("file/new", "does not exist"), ("loop", "Cannot write"), ("loop/new", "Cannot write"),
+        ):  # fmt: skip
+            with pytest.raises(OutputError, match=message):
+                check_new_folder(tmp_path / name)
+
+    @pytest.mark.parametrize("call", ["os.stat", "pathlib.Path.iterdir"])
+    def test_folder_without_the_right_to_look_into_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(call, refuse)
+            found = error_of_new_folder(tmp_path)
+        assert found is not None
+        assert "Permission denied" in str(found)
+
+
+def error_of_new_folder(path: Path) -> OutputError | None:
+    try:
+        check_new_folder(path)
+    except OutputError as error:
+        return error
+    return None

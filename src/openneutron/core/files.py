@@ -150,13 +150,23 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise OutputError(f"A folder must be given by its path, not by a {type(path).__name__}.")
     path = Path(path)
-    if path.is_dir():
-        if any(path.iterdir()):
-            raise OutputError(f"Cannot write the folder '{path}': it is not empty. Give another path, or remove it.")
-    elif path.exists():
+    mode = _mode(path, OutputError)
+    if mode is not None and not stat.S_ISDIR(mode):
         raise OutputError(f"Cannot write the folder '{path}': there is a file of this name. Give another path.")
-    elif not path.absolute().parent.is_dir():
+    if mode is not None:
+        if not _is_empty(path):
+            raise OutputError(f"Cannot write the folder '{path}': it is not empty. Give another path, or remove it.")
+        return
+    parent = _mode(path.absolute().parent, OutputError)
+    if parent is None or not stat.S_ISDIR(parent):
         raise OutputError(f"Cannot write the folder '{path}': the folder '{path.absolute().parent}' does not exist.")
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir())
+    except OSError as error:
+        raise OutputError(f"Cannot write the folder '{folder}': {_with_remedy(error, folder)}") from error
 
 
 def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
