@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
+from torch import nn
 from torch.fx import GraphModule
 
 from openneutron.core.boundary import typed_errors
@@ -12,7 +15,7 @@ from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import QuantizedModel, quantize
 from openneutron.model.data import Data, forms_of, inputs_in
 from openneutron.model.examples import arguments_of, examples_of
-from openneutron.model.exporting import is_quantized
+from openneutron.model.exporting import check_eval, is_quantized
 from openneutron.model.state import has_state
 from openneutron.recovery.weighted_layers import layers_of
 from openneutron.targets import NeutronTargetSpec, Target
@@ -86,24 +89,32 @@ def distill(
     - `rate`: the change of a weight in one update, in int8 steps. `batch`: the number of samples of an update.
 
     The module ends with the parameters that have the least error on the held-out inputs. These are the parameters of
-    the start if no update reduces the error. Raises `ModelError` for a model with state or without a float graph,
-    `OptionError` for invalid numbers, and `InputError` for data that the model does not take.
+    the start if no update reduces the error. Raises `OptionError` for invalid numbers, `InputError` for data that the
+    model does not take, and `ModelError` for a model with state or without a float graph, for a model without an
+    output of floating point that depends on trained parameters, and for a float model in train mode or with outputs of
+    other shapes.
     """
     if not isinstance(module, TrainableModel):
         raise ModelError(f"distill() takes a module from prepare_training(), not {type(module).__name__}.")
-    for name, value in {
-        "seconds": seconds,
-        "rate": rate,
-        "batch": batch,
-        "steps": 1 if steps is None else steps,
-    }.items():
-        if isinstance(value, bool) or not value > 0:
-            raise OptionError(f"{name} must be a number above 0, not {value!r}.")
+    for name, number in {"seconds": seconds, "rate": rate}.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or not number > 0:
+            raise OptionError(f"{name} must be a number above 0, not {number!r}.")
+    for name, count in {"batch": batch, "steps": 1 if steps is None else steps}.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise OptionError(f"{name} must be an integer above 0, not {count!r}.")
+    if math.isinf(rate):
+        raise OptionError("rate must be finite. 0.02 suits most models.")
+    if math.isinf(seconds) and steps is None:
+        raise OptionError("Training without a limit of seconds needs a number of steps. Give steps=...")
     if has_state(module.graph_module):
         raise ModelError("This model has state. Train it step by step with an optimizer of your own.")
     teacher = module.quantized.reference if model is None else model
     if teacher is None:
         raise ModelError("The documented flow keeps no float graph. Give the float model as model=...")
+    if not callable(teacher):
+        raise ModelError(f"model=... must be the float model, not {type(teacher).__name__}.")
+    if isinstance(teacher, nn.Module):
+        check_eval(teacher, "distill")
     with typed_errors("Reading the training data", InputError):
         samples = list(inputs_in(data, forms_of(module.graph_module), transform=transform))
     if len(samples) < 2:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.flow_support import convert, seeded
@@ -34,6 +37,11 @@ def inputs(count: int, seed: int = 0) -> Tensor:
 def prepared(**options: Any) -> tuple[nn.Module, TrainableModel]:
     model, data = seeded(Reader).eval(), inputs(16)
     return model, prepare_training(model, data[:1], data, recover=None, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def module() -> TrainableModel:
+    return prepared()[1]
 
 
 def error(model: nn.Module, module: Any, values: Tensor) -> float:
@@ -80,6 +88,78 @@ def test_documented_flow_takes_the_float_model() -> None:
     with pytest.raises(ModelError, match="Give the float model"):
         distill(module, data, steps=2)
     assert distill(module, data, model=model, steps=2).steps == 2
+
+
+class Wrapped(nn.Module):
+    """Returns what `change` makes of the scores."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.reader, self.change = Reader(), change
+
+    def forward(self, steps: Tensor) -> Any:
+        return self.change(self.reader(steps)[0])
+
+
+WRONG_TEACHERS: dict[str, tuple[Any, str]] = {
+    "train mode": (lambda: Reader().train(), "Call model.eval"),
+    "a part in train mode": (lambda: nn.Sequential(Reader().train()).eval().append(nn.Dropout()), "is in train mode"),
+    "no function": (lambda: "reader.pt", "must be the float model, not str"),
+    "more outputs": (lambda: Wrapped(lambda y: (y, y)).eval(), "have the shapes"),
+    "no outputs": (lambda: Wrapped(lambda y: y.argmax(1)).eval(), "have the shapes"),
+    "other shape": (lambda: Wrapped(lambda y: y[:, 1:]).eval(), "have the shapes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TEACHERS)
+def test_another_model_than_the_float_model_is_refused(name: str) -> None:
+    build, message = WRONG_TEACHERS[name]
+    with pytest.raises(ModelError, match=message):
+        distill(prepared()[1], inputs(8), model=build(), steps=1)
+
+
+@pytest.mark.parametrize("change", [lambda y: y.argmax(1), lambda y: y.argmax(1).float()], ids=["int", "float"])
+def test_a_model_without_scores_is_refused(change: Callable[[Tensor], Any]) -> None:
+    model, data = seeded(lambda: Wrapped(change)).eval(), inputs(8)
+    module = prepare_training(model, data[:1], data, recover=None, progress=False)
+    with pytest.raises(ModelError, match="No output of floating point depends on trained weights"):
+        distill(module, data, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seconds", "600"), ("seconds", None), ("seconds", True), ("seconds", 0), ("seconds", math.nan),
+        ("seconds", math.inf), ("rate", 0), ("rate", math.inf), ("rate", [1]), ("batch", 1.5), ("batch", math.inf),
+        ("batch", True), ("batch", 0), ("steps", 1.5), ("steps", -1), ("steps", torch.tensor(2)),
+    ],
+)  # fmt: skip
+def test_invalid_numbers_are_refused(name: str, value: Any, module: TrainableModel) -> None:
+    options = {name: value}
+    with pytest.raises(OptionError, match=f"{name}|Training without a limit of seconds"):
+        distill(module, inputs(8), **options)
+
+
+def test_numbers_of_numpy_and_no_limit_of_seconds_are_valid(module: TrainableModel) -> None:
+    found = distill(module, inputs(8), math.inf, steps=np.int64(2), rate=np.float32(0.02), batch=np.int32(3))  # type: ignore[arg-type]
+    assert found.steps == 2
+
+
+class Scaled(Reader):
+    """Takes a scale of no dimensions."""
+
+    def forward(self, steps: Tensor, scale: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(steps)[0] * scale
+
+
+def test_a_scalar_is_stacked_with_the_samples_or_refused() -> None:
+    data, scale = inputs(4), torch.tensor(2.0)
+    samples = [(one, scale) for one in torch.split(data, 1)]
+    module = prepare_training(seeded(Scaled).eval(), samples[0], samples, recover=None, progress=False)
+    assert module(data[:, None], torch.full((4,), 2.0)).shape == (4, 1, 4)
+    for wrong in ((data, scale), (data[:, None], scale), (data[:0, None], torch.zeros(0))):
+        with pytest.raises(InputError, match="A sample is"):
+            module(*wrong)
 
 
 def test_wrong_use() -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from openneutron.errors import ModelError
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors
 
 __all__ = ["Distillation", "parameter_groups", "train_towards"]
@@ -133,6 +134,9 @@ def train_towards(
     decreases to 0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the
     loss of held-out samples is measured; if it is more than `MUCH_WORSE` times the least so far, training continues
     from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss.
+
+    Raises `ModelError` if no output of floating point depends on trained parameters, or if the outputs of `teacher` and
+    `student` differ in number or shape.
     """
     count = min(max(len(samples) // HELD_OUT_SHARE, 1), MOST_HELD_OUT)
     stride = len(samples) // count
@@ -140,6 +144,7 @@ def train_towards(
     trained = sorted(set(range(len(samples))) - set(held_out))
     with torch.no_grad():
         wanted = [_floats(teacher(sample)) for sample in samples]
+    _check_outputs(_floats(student(_stacked(samples, [0]))), wanted[0])
 
     def loss_of(chosen: Sequence[int]) -> Tensor:
         found = _floats(student(_stacked(samples, chosen)))
@@ -186,6 +191,21 @@ def train_towards(
     kept.takes(held_out_loss())
     kept.restore()
     return Distillation(step, _decibels(before), _decibels(kept.loss))
+
+
+def _check_outputs(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    """Compares the outputs of one sample: `found` of the student, [1, ...], and `wanted` of the teacher, [...]."""
+    if not any(value.requires_grad for value in found):
+        raise ModelError(
+            "No output of floating point depends on trained weights, so there is nothing to train towards. Return the "
+            "scores of the model, and take the argmax outside of it."
+        )
+    shapes, of_teacher = [list(value.shape[1:]) for value in found], [list(value.shape) for value in wanted]
+    if shapes != of_teacher:
+        raise ModelError(
+            f"The outputs of the module have the shapes {shapes}, and those of the float model {of_teacher}. Give the "
+            "float model that was quantized."
+        )
 
 
 def _stacked(samples: Samples, chosen: Sequence[int]) -> tuple[Any, ...]:

@@ -354,7 +354,7 @@ def _form_of(leaves: list[Any], structure: pytree.TreeSpec, examples: Examples) 
             return "sample"
         if len(counts := {_count_of_samples(found, one) for found, one in pairs}) == 1 and all(counts):
             return "batch"
-        if all(found.shape[1:] == one.shape for found, one in pairs) and len({len(found) for found, _ in pairs}) == 1:
+        if len(counts := {_count_of_stacked(found, one) for found, one in pairs}) == 1 and all(counts):
             return "stack"
     raise InputError(
         f"The inputs are {', '.join(_text_of(found) for found, _ in pairs)}. A sample is "
@@ -371,6 +371,11 @@ def _count_of_samples(found: Tensor, one: Tensor) -> int:
     """Returns the number of samples that are concatenated in `found`; 0 if its shape is another."""
     fits = found.dim() == one.dim() > 0 and found.shape[1:] == one.shape[1:] and len(one)
     return len(found) // len(one) if fits and len(found) % len(one) == 0 else 0
+
+
+def _count_of_stacked(found: Tensor, one: Tensor) -> int:
+    """Returns the number of samples that are stacked in `found`; 0 if its shape is another."""
+    return len(found) if found.dim() == one.dim() + 1 and found.shape[1:] == one.shape else 0
 
 
 def _samples_in(value: Any, one: Any) -> Any:
