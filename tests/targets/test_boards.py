@@ -135,6 +135,17 @@ class TestFile:
         third.write_text('based_on = "frdm_mcxn947"\n')
         assert read_board(third).regions == boards()["frdm_mcxn947"].regions
 
+    def test_regions_of_the_file_and_of_its_base_must_not_overlap(self, board_file: Path) -> None:
+        second = board_file.with_name("second.toml")
+        text = 'based_on = "board.toml"\n[[regions]]\nname = "{}"\nkind = "SRAM"\nstart = {:#x}\nbytes = 500\n'
+        second.write_text(text.format("pool", 0x2000_1000))
+        with pytest.raises(TargetError, match=r"second\.toml.*'sram' and 'pool' overlap at address 0x20001000"):
+            read_board(second)
+        second.write_text(text.format("sram", 0x2000_1000))
+        assert read_board(second).region("sram").start == 0x2000_1000
+        second.write_text(text.format("pool", 0x2000_0000 + 1_000_000))
+        assert [one.name for one in read_board(second).regions] == ["sram", "flash", "pool"]
+
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [

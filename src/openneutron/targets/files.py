@@ -70,6 +70,7 @@ def _read(path: Path, readers: tuple[Path, ...]) -> Board:
     if name in TARGETS:
         raise table.file_error(f"'name' is '{name}', the name of a chip. Give the board another name.")
     regions = _merged(base.regions, _regions(table))
+    _check_addresses(table, regions)
     return Board(
         name=name,
         chip=base.chip,
@@ -106,9 +107,7 @@ def _regions(table: TomlTable) -> tuple[Region, ...]:
         if region.name in found:
             raise one.file_error(f"there are two regions '{region.name}'. Give each region its own name.")
         found[region.name] = region
-    regions = tuple(found.values())
-    _check_addresses(table, regions)
-    return regions
+    return tuple(found.values())
 
 
 def _region(table: TomlTable) -> Region:
