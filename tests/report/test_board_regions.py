@@ -60,6 +60,15 @@ class TestPlace:
             ("sram", 800, 200), ("second", 500, 100),
         ]  # fmt: skip
 
+    def test_many_regions_are_placed_in_turn(self) -> None:
+        small = tuple(Region(f"bank {number}", "SRAM", 60, npu_reads=True) for number in range(60))
+        board = replace(BOARD, regions=(*small, SRAM))
+        found = place(parts(500, 400, 50, 60), board)
+        assert where(found) == {"temporary": "sram", "planned": "sram", "method": "bank 0", "program": "bank 1"}
+        assert found.verdict == "fits"
+        crowded = place(parts(500, 400, 110, 70), board)
+        assert (crowded.verdict, crowded.missing_bytes) == ("does not fit", 10)
+
     def test_the_placement_of_the_board_holds(self) -> None:
         board = replace(BOARD, placement=Placement(method=("sram",), program=("flash",)))
         found = place(parts(0, 100, 50, 60), board)

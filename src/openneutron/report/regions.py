@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,8 @@ from openneutron.targets import Board, Region
 __all__ = ["BoardFit", "Part", "PlacedPart", "RegionUse", "Remedy", "fit_on_board", "place", "with_remedies"]
 
 FETCH = "fetch_constants_to_sram=True"
+MOST_COMBINATIONS = 1 << 16
+"""The most combinations of regions that are tried: those of five parts and nine regions."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +97,34 @@ class BoardFit:
 def place(parts: Sequence[Part], board: Board) -> BoardFit:
     """Places each part in one region, and prefers the regions that `board.may_hold` lists first.
 
-    A region of unknown size has room for all parts; the verdict is then "unknown". If the parts do not all fit, places
-    them one by one in the order of `parts`.
+    A region of unknown size has room for all parts; the verdict is then "unknown". Places the parts one by one in the
+    order of `parts`. If they do not all fit so, tries all combinations of regions, if there are at most
+    `MOST_COMBINATIONS`.
     """
     choices = [_regions_for(part, board) for part in parts]
-    chosen = next((found for found in itertools.product(*choices) if _have_room(parts, found)), None)
-    placed = _place_in_turn(parts, choices) if chosen is None else [
-        PlacedPart(part.role, part.what, part.bytes, region.name) for part, region in zip(parts, chosen, strict=True)
-    ]  # fmt: skip
+    placed = _place_in_turn(parts, choices)
+    if any(one.region is None for one in placed) and math.prod(map(len, choices)) <= MOST_COMBINATIONS:
+        placed = _first_combination(parts, choices) or placed
     used: dict[str, int] = {}
     for part in placed:
         if part.region is not None:
             used[part.region] = used.get(part.region, 0) + part.bytes
     regions = tuple(RegionUse(one.name, one.kind, one.free_bytes, used.get(one.name, 0)) for one in board.regions)
     unknown = any(use.free_bytes is None and use.used_bytes for use in regions)
-    verdict = "does not fit" if chosen is None else "unknown" if unknown else "fits"
+    fits = all(one.region is not None for one in placed)
+    verdict = "does not fit" if not fits else "unknown" if unknown else "fits"
     return BoardFit(board.name, verdict, tuple(placed), regions, notes=tuple(_notes(parts, placed, board)))
 
 
 def _regions_for(part: Part, board: Board) -> list[Region]:
     return [one for one in board.may_hold(part.role) if not (part.npu_reads and one.npu_reads is False)]
+
+
+def _first_combination(parts: Sequence[Part], choices: Sequence[Sequence[Region]]) -> list[PlacedPart] | None:
+    chosen = next((found for found in itertools.product(*choices) if _have_room(parts, found)), None)
+    if chosen is None:
+        return None
+    return [PlacedPart(part.role, part.what, part.bytes, one.name) for part, one in zip(parts, chosen, strict=True)]
 
 
 def _have_room(parts: Sequence[Part], regions: Sequence[Region]) -> bool:
