@@ -20,7 +20,10 @@ from openneutron.report.regions import BoardFit, PlacedPart, RegionUse, Remedy
 SRAM, UNKNOWN = RegionUse("sram", "SRAM", 4000, 2500), RegionUse("psram_b", "PSRAM", None, 0)
 PLANNED = PlacedPart("planned", "planned buffers", 2500, "sram")
 TOO_LARGE = PlacedPart("program", "program", 9000, None, 7500)
-REMEDIES = (Remedy("int8_io=True", 3500, True), Remedy("half the weights of 'a<b'", 9500, False, "tried"))
+REMEDIES = (
+    Remedy("int8_io=True", 3500, True), Remedy("elsewhere", 3000, None),
+    Remedy("half the weights of 'a<b'", 9500, False, "tried"),
+)  # fmt: skip
 TOO_SMALL = BoardFit("our_board", "does not fit", (PLANNED, TOO_LARGE), (SRAM, UNKNOWN), REMEDIES, ("A note on <it>.",))
 FITS = BoardFit("our_board", "fits", (PLANNED,), (SRAM,))
 
@@ -49,6 +52,7 @@ def test_the_page_has_regions_parts_and_changes() -> None:
     ]
     assert shown["Changes of the program, and the memory that it needs then"][1:] == [
         ["int8_io=True", "fits", "3,500", "computed"],
+        ["elsewhere", "unknown", "3,000", "computed"],
         ["half the weights of 'a<b'", "does not fit", "9,500", "tried"],
     ]
     assert "A note on &lt;it&gt;." in page_of(summary)

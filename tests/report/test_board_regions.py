@@ -104,6 +104,18 @@ class TestChanges:
             (self.FETCHED, True, 1000), ("int8_io=True", False, 4600),
         ]  # fmt: skip
 
+    def test_a_change_into_a_region_of_unknown_size_is_unknown(self) -> None:
+        board = replace(BOARD, regions=(SRAM, replace(FLASH, bytes=None)))
+        changes = {
+            "smaller": parts(500, 400, 0, 2000), self.FETCHED: parts(600, 300, 0, 4000, fetches=True),
+            "int8_io=True": parts(500, 400, 0, 100),
+        }  # fmt: skip
+        found = fit_on_board(parts(500, 400, 0, 4000), board, changes)
+        assert found.verdict == "does not fit"
+        assert [(one.change, one.fits) for one in found.remedies] == [
+            ("int8_io=True", True), (self.FETCHED, None), ("smaller", False),
+        ]  # fmt: skip
+
     def test_other_changes_leave_the_verdict(self) -> None:
         found = fit_on_board(parts(500, 600), BOARD, {"int8_io=True": parts(500, 200)})
         assert found.verdict == "does not fit"
@@ -193,6 +205,16 @@ class TestPrograms:
         assert small.fit.verdict == "does not fit"
         assert small.fit.missing_bytes > 0
         assert small.fit.blame
+
+    def test_flash_of_unknown_size(self, convolutions: dict[str, openneutron.NeutronProgram]) -> None:
+        small = on("frdm_mcxn947", convolutions["float"].estimate("frdm_mcxn947").fit.needed_bytes - 1)
+        assert small.board is not None
+        sram, flash = small.board.regions
+        board = NeutronTargetSpec(replace(small.board, regions=(sram, replace(flash, bytes=None))))
+        estimate = convolutions["float"].estimate(board)
+        assert estimate.fit.verdict == "does not fit"
+        assert "fetch_constants_to_sram=True: unknown, " in str(estimate)
+        assert "int8_io=True: fits, " in str(estimate)
 
     def test_a_neutron_s_reads_the_program_in_ddr(self) -> None:
         estimate = program(nn.Sequential(nn.Conv2d(3, 4, 3)), 3, 8, 8).estimate("frdm_imx95")

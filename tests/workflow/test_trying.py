@@ -79,6 +79,20 @@ def test_tried_numbers_are_those_of_the_changed_programs(
     assert found.keys() == remedies(program.estimate(small).on_board).keys()
 
 
+def test_a_tried_change_is_unknown_in_a_region_of_unknown_size(
+    quantized: openneutron.QuantizedModel, program: openneutron.NeutronProgram, small: NeutronTargetSpec
+) -> None:
+    assert small.board is not None
+    sram, flash = small.board.regions
+    unknown = NeutronTargetSpec(replace(small.board, regions=(sram, replace(flash, bytes=None))))
+    verdict = try_changes(quantized, replace(program, board=unknown), {})
+    found = remedies(verdict)
+    assert (found[FETCH].fits, found[FETCH].how) == (None, "tried")
+    assert found[INT8].fits
+    assert verdict is not None
+    assert verdict.verdict == "does not fit"
+
+
 def test_options_of_the_program_are_kept(quantized: openneutron.QuantizedModel) -> None:
     options = {"int8_io": True}
     tiny = board(1000, flash=1000)

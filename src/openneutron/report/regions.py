@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from openneutron.targets import Board, Region
 
-__all__ = ["BoardFit", "Part", "PlacedPart", "RegionUse", "Remedy", "fit_on_board", "place", "with_remedies"]
+__all__ = [
+    "BoardFit", "Part", "PlacedPart", "RegionUse", "Remedy", "fit_on_board", "place", "remedy_of", "with_remedies",
+]  # fmt: skip
 
 FETCH = "fetch_constants_to_sram=True"
 MOST_COMBINATIONS = 1 << 16
@@ -64,7 +66,8 @@ class Remedy:
     """An option, or a description of the change."""
     ram_bytes: int
     """The bytes that the changed program needs in writable regions."""
-    fits: bool
+    fits: bool | None
+    """None if the changed program lies in a region of unknown size."""
     how: str = "computed"
     """"computed" from the program, or "tried" with the model."""
 
@@ -79,7 +82,7 @@ class BoardFit:
     parts: tuple[PlacedPart, ...]
     regions: tuple[RegionUse, ...]
     remedies: tuple[Remedy, ...] = ()
-    """If the program does not fit: changes of it. Those with which it fits are first."""
+    """If the program does not fit: changes of it. Those with which it fits are first, then unknown ones."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -168,7 +171,7 @@ def fit_on_board(parts: Sequence[Part], board: Board, changes: Mapping[str, Sequ
     found = place(parts, board)
     if found.verdict != "does not fit":
         return found
-    return with_remedies(found, [_remedy(change, changed, board) for change, changed in changes.items()])
+    return with_remedies(found, [remedy_of(change, place(changed, board)) for change, changed in changes.items()])
 
 
 def with_remedies(found: BoardFit, remedies: Sequence[Remedy]) -> BoardFit:
@@ -179,13 +182,13 @@ def with_remedies(found: BoardFit, remedies: Sequence[Remedy]) -> BoardFit:
     return replace(
         found,
         verdict="fits with fetch_constants_to_sram" if fetches else "does not fit",
-        remedies=tuple(sorted(remedies, key=lambda one: not one.fits)),
+        remedies=tuple(sorted(remedies, key=lambda one: (True, None, False).index(one.fits))),
     )
 
 
-def _remedy(change: str, parts: Sequence[Part], board: Board) -> Remedy:
-    found = place(parts, board)
-    return Remedy(change, found.ram_bytes, found.verdict != "does not fit")
+def remedy_of(change: str, found: BoardFit, how: str = "computed") -> Remedy:
+    """Returns the remedy of a change, from the verdict on the changed program."""
+    return Remedy(change, found.ram_bytes, None if found.verdict == "unknown" else found.verdict == "fits", how)
 
 
 def without(parts: Iterable[Part], role: str, saved: int) -> tuple[Part, ...]:

@@ -118,7 +118,7 @@ def _board_lines(found: BoardFit) -> Iterator[Text]:
             yield Text(f"    no room: {part.what} {part.bytes:,}, {part.missing_bytes:,} bytes are missing")
     yield from (Text(f"    {note}") for note in found.notes)
     for remedy in found.remedies:
-        outcome = "fits" if remedy.fits else "does not fit"
+        outcome = "unknown" if remedy.fits is None else "fits" if remedy.fits else "does not fit"
         yield Text(f"    {remedy.change}: {outcome}, {remedy.ram_bytes:,} bytes of RAM ({remedy.how})")
 
 

@@ -15,7 +15,7 @@ from openneutron.errors import OpenNeutronError
 from openneutron.flow import NeutronProgram, QuantizedModel, lower
 from openneutron.report.board_parts import CHANNELS_LAST, INT8
 from openneutron.report.inspect import inspect_bytes
-from openneutron.report.regions import FETCH, BoardFit, Remedy, with_remedies
+from openneutron.report.regions import FETCH, BoardFit, Remedy, remedy_of, with_remedies
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["try_changes"]
@@ -66,8 +66,7 @@ def _try(quantized: QuantizedModel, board: NeutronTargetSpec, options: Mapping[s
         program = lower(quantized, target=board, **{**options, **changed})
     found = inspect_bytes(program.buffer, "the program", board).estimate.on_board
     assert found is not None, "the first program has this board, too"
-    fits = found.verdict not in ("does not fit", "fits with fetch_constants_to_sram")
-    return Remedy(", ".join(changes), found.ram_bytes, fits, "tried")
+    return remedy_of(", ".join(changes), found, "tried")
 
 
 def _channels_last(value: Any) -> Any:
