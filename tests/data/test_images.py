@@ -148,6 +148,7 @@ def test_what_a_model_does_not_take(options: Any, sizes: Any, error: type[Except
         ({"mean": "0.5"}, "mean must be a number, or one number for each channel, not '0.5'"),
         ({"mean": (0.5, "x", 0.5)}, "mean must be a number"),
         ({"mean": float("nan")}, "mean must be a number"),
+        ({"mean": 10**400}, "mean must be a number"),
         ({"std": 0.0}, "std must be positive"),
         ({"std": (0.2, -0.2, 0.2)}, "std must be positive"),
         ({"scale": 0}, "scale must be a positive number"),

@@ -179,6 +179,11 @@ class TestFile:
             ("npu_hz", "npu_mhz", r"\[clocks\]: unknown key 'npu_mhz'\. Did you mean 'npu_hz'"),
             ("bytes_per_cycle = 2.5", "bytes_per_cycle = 0", r"\[costs\]: 'bytes_per_cycle' takes a number above 0"),
             ("bytes_per_cycle = 2.5", "bytes_per_cycle = nan", r"takes a number above 0, not nan"),
+            ("bytes_per_cycle = 2.5", "bytes_per_cycle = inf", r"takes a number above 0, not inf"),
+            ("bytes_per_cycle = 2.5", f"bytes_per_cycle = {10**400}", r"takes a number above 0, not 1000"),
+            ("bytes_per_cycle = 2.5", f"bytes_per_cycle = 0x{'f' * 5000}", r"not an integer of thousands of digits"),
+            ("bytes_per_cycle = 2.5", f"bytes_per_cycle = {'9' * 5000}", r"is not valid TOML"),
+            ("bytes_per_cycle = 2.5", f"x = {'[' * 9999}", r"is not valid TOML"),
             (
                 "operator_cycles = 1000",
                 "operator_cycles = -1",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "first_line", "is_unicode", "listed", "printable"]
+__all__ = ["did_you_mean", "first_line", "is_unicode", "listed", "printable", "shown"]
 
 
 def first_line(error: BaseException) -> str:
@@ -35,3 +36,11 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} others" if rest > 0 else "")
+
+
+def shown(value: object) -> str:
+    """Returns a value as Python writes it, shortened where it is long."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "an integer of thousands of digits"

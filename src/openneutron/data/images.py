@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -290,7 +289,8 @@ class ImageTransform:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _as_tuple(value: Any) -> tuple[float, ...]:

@@ -30,9 +30,10 @@ def read_settings(file: str | os.PathLike[str], given: Mapping[str, Any] | None 
     wrong value.
     """
     path = Path(file)
+    content = read_file(path)
     try:
-        tables = tomllib.loads(read_file(path).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and deeply nested lists
         raise OptionError(f"'{path}' is not valid TOML: {error}.") from error
     values: dict[str, Any] = {}
     for section, table in tables.items():

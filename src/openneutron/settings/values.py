@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from datetime import date, time
 from typing import Any
 
+from openneutron.core.messages import shown
 from openneutron.errors import OptionError
 
 __all__ = ["KINDS", "checked_value"]
@@ -14,26 +14,30 @@ __all__ = ["KINDS", "checked_value"]
 KINDS = {
     "bool": "true or false",
     "int": "an integer",
-    "float": "a number",
+    "float": "a finite number",
     "str": "a text",
     "tuple[float, ...]": "numbers, such as 0.485,0.456,0.406",
     "tuple[str, ...]": "a list of texts",
 }
 """The annotation of a field, without `| None`, and its description in messages."""
+MOST_BITS = 63
+"""The number of bits of an integer of TOML, without its sign."""
 
 
 def checked_value(name: str, kind: str, value: Any) -> Any:
     """Returns `value` as the type of a setting. Raises `OptionError` if that is not possible.
 
     `value` comes from the command line or from TOML. A list of numbers may also be a text with commas, and a number
-    stands for a list of one number.
+    stands for a list of one number. Integers of more than 64 bits are refused, and so are NaN and infinity.
     """
     if kind == "bool" and isinstance(value, bool):
         return value
     if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > MOST_BITS:
+            raise OptionError(f"'{name}' takes an integer of at most 64 bits, not {_shown(value)}.")
         return value
-    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+    if kind == "float" and isinstance(value, (int, float)) and (found := _numbers(value)) is not None:
+        return found[0]
     if kind == "str" and isinstance(value, str):
         return str(value)
     if kind == "str" and type(value) is date:  # TOML has dates without quotes
@@ -48,7 +52,9 @@ def checked_value(name: str, kind: str, value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """Returns a value of TOML for a message, as far as it is short."""
-    return f"the {type(value).__name__} {value}" if isinstance(value, (date, time)) else reprlib.repr(value)
+    if isinstance(value, (date, time)):
+        return f"the {type(value).__name__} {value}"
+    return shown(value)
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
@@ -60,6 +66,6 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
         return None
     try:
         found = tuple(map(float, value))
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
     return found if all(map(math.isfinite, found)) else None

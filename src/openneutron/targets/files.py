@@ -56,9 +56,10 @@ def read_board(file: str | os.PathLike[str]) -> Board:
 
 def _read(path: Path, readers: tuple[Path, ...]) -> Board:
     """Reads a board file. `readers` are the files whose `based_on` led to it."""
+    content = read_file(path)
     try:
-        table = TomlTable(str(path), "", tomllib.loads(read_file(path).decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = TomlTable(str(path), "", tomllib.loads(content.decode()))
+    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and deeply nested lists
         raise TargetError(f"'{path}' is not valid TOML: {error}.") from error
     if path.resolve() in readers:
         raise table.file_error("the file is based on itself, by its key 'based_on'.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openneutron.core.messages import did_you_mean
+from openneutron.core.messages import did_you_mean, shown
 from openneutron.errors import TargetError
 
 __all__ = ["TomlTable"]
@@ -60,7 +60,7 @@ class TomlTable:
         """Returns a finite positive number, or `default` if the key is missing. Integers are not converted to float."""
         value = self.values.get(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+        if not is_number or not 0 <= value <= sys.float_info.max or (value == 0 and not may_be_zero):
             raise self._wrong(key, "a number of 0 or more" if may_be_zero else "a number above 0")
         return value  # type: ignore[no-any-return]
 
@@ -101,4 +101,4 @@ class TomlTable:
         return TargetError(f"'{self.file}'{f', {self.title}' if self.title else ''}: {problem}")
 
     def _wrong(self, key: str, wanted: str) -> TargetError:
-        return self.file_error(f"'{key}' takes {wanted}, not {self.values.get(key)!r}.")
+        return self.file_error(f"'{key}' takes {wanted}, not {shown(self.values.get(key))}.")
