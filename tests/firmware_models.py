@@ -63,6 +63,20 @@ def _none_output() -> NeutronProgram:
     return _lowered(Model(lambda m, x: (m.a(x), None, m.a(x).mean((2, 3))), a=conv()), (IMAGE,))
 
 
+class _Outputs(nn.Module):
+    """Returns a view of a dequantized tensor, a constant, and float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = conv()
+        self.register_buffer("constant", torch.tensor([1.0, -0.0, float("nan")]))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        found = self.a(x)
+        return found.flatten(2), self.constant, found.half()
+
+
 def _index_output() -> NeutronProgram:
     torch.manual_seed(0)
     return _lowered(Model(lambda m, x: (m.a(x), m.a(x).argmax(1)), a=conv()), (IMAGE,))
@@ -115,6 +129,7 @@ PROGRAMS: dict[str, Callable[[], NeutronProgram]] = {
     "delegates": _two_delegates,
     "nothing": _none_output,
     "indices": _index_output,
+    "outputs": lambda: _lowered(_Outputs(), (IMAGE,)),
     "cpu": _on_the_cpu,
     "arguments": _arguments,
 }

@@ -8,9 +8,12 @@ import subprocess
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from tests.firmware_models import PROGRAMS, program
+import torch
+from tests.firmware_models import IMAGE, PROGRAMS, program
 
 _LIBRARY = Path(sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("LDLIBRARY") or "missing")
 _MISSING = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
@@ -53,6 +56,17 @@ def _selected(request: pytest.FixtureRequest) -> list[str]:
     return [name for name in PROGRAMS if name in used]
 
 
+def _near_outputs(path: Path) -> Path:
+    """Writes a vector of the program "outputs" with another zero, another NaN, and another last bit of float16."""
+    image = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
+    view, constant, half = (one.numpy() for one in program("outputs").run(image))
+    other = (constant.view(np.uint32) ^ np.array([0, 1 << 31, 1], np.uint32)).view(np.float32)
+    arrays: dict[str, Any] = {"input0": image.numpy(), "output0": view, "output1": other}
+    arrays["output2"] = (half.view(np.uint16) ^ 1).view(np.float16)
+    np.savez(path, **{name: array[None] for name, array in arrays.items()})
+    return path
+
+
 @pytest.fixture(scope="session")
 def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tree:
     folder = tmp_path_factory.mktemp("firmware")
@@ -70,6 +84,9 @@ def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         lines.append(f"add_subdirectory({name})")
         bytes_left = int(found[1]) - 16
         lines.append(f"target_compile_definitions({name}_test PRIVATE {name.upper()}_{macro}={bytes_left}u)")
+    if "outputs" in _selected(request):
+        program("outputs").package(folder / "near", name="near", vectors=_near_outputs(folder / "vectors.npz"))
+        lines.append("add_subdirectory(near)")
     (folder / "CMakeLists.txt").write_text("\n".join(lines) + "\n")
     command = ["cmake", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug"]
     made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -87,6 +104,15 @@ def test_outputs_equal_those_of_the_host_bit_for_bit(tree: Tree, name: str) -> N
     assert lines[-1] == f"PASS: {name}, 3 vectors, largest difference 0 LSB, allowed 1 LSB"
     used, size = map(int, re.findall(r"method pool: (\d+) of (\d+)", text)[0])
     assert size - 16 < used <= size
+
+
+@pytest.mark.parametrize("name", ["outputs"])
+def test_outputs_are_compared_as_numbers(tree: Tree, name: str) -> None:
+    code, text = tree.run("near")
+    found = re.search(r"^PASS: near, 1 vectors, largest difference ([\d.e-]+) LSB", text, re.MULTILINE)
+    assert code == 0, text
+    assert found is not None, text
+    assert 0 < float(found[1]) < 1
 
 
 @pytest.mark.parametrize("pool", sorted(SMALL))

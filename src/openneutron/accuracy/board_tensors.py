@@ -10,14 +10,13 @@ import torch
 from openneutron.accuracy.board_dump import BoardTensor
 from openneutron.errors import InputError
 from openneutron.formats import pte
+from openneutron.formats.kernel_calls import computing_call, writers_of
 from openneutron.formats.pte import KernelCall, Method, ProgramValue
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
 
 __all__ = ["board_inputs", "board_outputs"]
 
 _QUANTIZE, _DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
-_MOVES = ("clone", "copy", "view", "permute", "dim_order")
-"""Parts of the names of kernels that only move values."""
 
 
 def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
@@ -38,10 +37,10 @@ def board_outputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     A float output has the scale and the zero point of the dequantize kernel that writes it, if there is one.
     """
     method = _method_of(host)
-    writers = {call.numbers[-1]: call for call in _kernels(method) if call.numbers}
+    writers = writers_of(method)
     found = zip(host.outputs, method.outputs, method.output_numbers, strict=True)
     return tuple(
-        _board_tensor(position, info, value, _qparams(method, _through_moves(writers, number), _DEQUANTIZE))
+        _board_tensor(position, info, value, _qparams(method, computing_call(writers, number), _DEQUANTIZE))
         for position, (info, value, number) in enumerate(found)
         if not isinstance(info, ConstantInfo)
     )
@@ -53,17 +52,6 @@ def _method_of(host: HostProgram) -> Method:
 
 def _kernels(method: Method) -> Iterator[KernelCall]:
     yield from (call for call in method.calls if isinstance(call, KernelCall))
-
-
-def _through_moves(writers: dict[int, KernelCall], number: int) -> KernelCall | None:
-    """Returns the kernel that computes a value, and skips kernels that only move it."""
-    seen = set()
-    call = writers.get(number)
-    while call is not None and any(part in call.name for part in _MOVES) and number not in seen:
-        seen.add(number)
-        number = call.numbers[0]
-        call = writers.get(number)
-    return call
 
 
 def _qparams(method: Method, call: KernelCall | None, name: str) -> tuple[float, int] | None:

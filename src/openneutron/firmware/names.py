@@ -13,6 +13,15 @@ _LONGEST = 63  # characters of an identifier that a C11 compiler distinguishes (
 _OWN_FILES = frozenset({
     "main", "test_vectors", "host_backend", "manifest", "kernels", "kernel_selection", "etrecord", "profile_tracer",
 })  # fmt: skip
+_HEADERS = frozenset({
+    "assert", "byteswap", "complex", "ctype", "dirent", "dlfcn", "elf", "endian", "errno", "error", "fcntl", "features",
+    "fenv", "float", "getopt", "glob", "iconv", "inttypes", "langinfo", "libgen", "libintl", "limits", "link", "locale",
+    "malloc", "math", "memory", "monetary", "netdb", "newlib", "nl_types", "poll", "pthread", "pwd", "reent", "regex",
+    "sched", "search", "semaphore", "setjmp", "signal", "spawn", "stdalign", "stdarg", "stdatomic", "stdbit", "stdbool",
+    "stdckdint", "stddef", "stdint", "stdio", "stdlib", "stdnoreturn", "string", "strings", "sysexits", "syslog",
+    "termios", "tgmath", "threads", "time", "uchar", "unistd", "utime", "values", "wchar", "wctype", "wordexp",
+})  # fmt: skip
+"""Headers of C, POSIX and common C libraries, which `<name>.h` would hide, because its folder is an include path."""
 _KEYWORDS = frozenset({
     "alignas", "alignof", "and", "and_eq", "asm", "atomic", "auto", "bitand", "bitor", "bool", "break", "case",
     "catch", "char", "char16_t", "char32_t", "char8_t", "class", "compl", "complex", "concept", "const",
@@ -37,7 +46,12 @@ def check_name(name: object) -> str:
         )
     if name in _KEYWORDS:
         raise OptionError(f"'{name}' is a keyword of C or C++. Give the package another name, such as '{name}_model'.")
-    if name in _OWN_FILES or len(name) > _LONGEST - 32:
+    if name.lower() in _HEADERS:  # the names of files have no case on some machines
+        raise OptionError(
+            f"'{name}' cannot be the name of a package: '{name}.h' would hide the header <{name.lower()}.h> of the C "
+            f"library. Give another name, such as '{name}_model'."
+        )
+    if name.lower() in _OWN_FILES or len(name) > _LONGEST - 32:
         raise OptionError(
             f"'{name}' cannot be the name of a package: it is longer than {_LONGEST - 32} characters, or a file of the "
             f"package has this name. Give another name, such as '{name[:20]}_model'."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from openneutron.formats import pte
+from openneutron.formats.kernel_calls import computing_call, writers_of
 from openneutron.runtime import HostProgram, TensorInfo
 
 __all__ = ["Port", "bytes_of", "input_ports", "output_ports"]
@@ -27,7 +28,7 @@ class Port:
 
     `dim_order` lists the dimensions from the outermost to the innermost in memory. `scale` and `zero_point` are None
     for a tensor that is not quantized. `step` is the scale of the int8 tensor from which a float output is dequantized;
-    None if it is unknown. `is_planned` says whether the runtime provides its memory.
+    None if it is unknown. `is_planned` says whether the runtime or the program provides its memory.
     """
 
     name: str
@@ -92,7 +93,7 @@ def _ports(
     names: Sequence[str],
     method: pte.Method,
 ) -> tuple[Port, ...]:
-    steps = _steps(method)
+    writers = writers_of(method)
     return tuple(
         Port(
             name,
@@ -101,8 +102,8 @@ def _ports(
             value.dim_order,
             info.scale,
             info.zero_point,
-            step=steps.get(number),
-            is_planned=method.slots[number].is_planned,
+            step=_step(method, writers, number),
+            is_planned=method.slots[number].is_planned or method.slots[number].has_data,
         )
         if isinstance(info, TensorInfo)
         else Port(name, None, constant=getattr(info, "value", None))
@@ -110,12 +111,10 @@ def _ports(
     )
 
 
-def _steps(method: pte.Method) -> dict[int, float]:
-    """Returns the scale of each value that a dequantize writes, by the value's index."""
-    steps = {}
-    for call in method.calls:
-        if isinstance(call, pte.KernelCall) and call.name.startswith(_DEQUANTIZE) and len(call.numbers) > 1:
-            scale = method.slots[call.numbers[1]].constant
-            if isinstance(scale, float):
-                steps[call.numbers[-1]] = scale
-    return steps
+def _step(method: pte.Method, writers: Mapping[int, pte.KernelCall], number: int) -> float | None:
+    """Returns the scale of the dequantize that computes a value, if one does."""
+    call = computing_call(writers, number)
+    if call is None or not call.name.startswith(_DEQUANTIZE) or len(call.numbers) < 2:
+        return None
+    scale = method.slots[call.numbers[1]].constant
+    return scale if isinstance(scale, float) else None

@@ -233,7 +233,7 @@ def method_memory(plan: pte.Method, measured: MeasuredPools | None = None) -> Me
         given=tuple(
             PlannedBuffer(number, plan.slots[number].bytes)
             for number in ends
-            if plan.slots[number].bytes and not plan.slots[number].is_planned
+            if plan.slots[number].bytes and not (plan.slots[number].is_planned or plan.slots[number].has_data)
         ),
         search_bytes=search.used_bytes,
     )

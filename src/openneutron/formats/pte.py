@@ -108,6 +108,8 @@ class Slot:
     dtype: str = ""
     bytes: int = 0
     is_planned: bool = False
+    has_data: bool = False
+    """Whether the program holds values of a tensor: it is a constant, or a state with initial values."""
     kind: str = ""
     """ "tensor", "text", "ints", "doubles", "bools", "tensors" or "optional tensors"; empty for any other value."""
     items: int = 0
@@ -306,6 +308,7 @@ def _read_slot(table: Table) -> Slot:
         dtype=dtype,
         bytes=math.prod(sizes) * ITEM_BYTES.get(dtype, 1),
         is_planned=is_planned,
+        has_data=value.integer(5, "I") > 0,
         kind="tensor",
         is_resizable=value.integer(8, "b") != _STATIC,
         is_external=extra is not None and extra.integer(2, "b") == _EXTERNAL and not is_planned,

@@ -24,7 +24,8 @@ using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
 using executorch::aten::TensorImpl;
 
-// The section of the pools, such as -D@NAME@_POOL_SECTION='".sram"'.
+// The section of the pools, such as -D@NAME@_POOL_SECTION='".bss.sram"'. A section whose name does not begin with .bss.
+// is stored in the image, unless the linker script declares it NOLOAD.
 #ifdef @NAME@_POOL_SECTION
 #define POOL alignas(16) __attribute__((section(@NAME@_POOL_SECTION))) uint8_t
 #else
@@ -58,6 +59,8 @@ POOL temporary_pool[@NAME@_TEMPORARY_POOL_BYTES ? @NAME@_TEMPORARY_POOL_BYTES : 
 @planned_pools@
 const @name@_port inputs[] = @NAME@_INPUT_PORTS;
 const @name@_port outputs[] = @NAME@_OUTPUT_PORTS;
+const size_t input_count = @NAME@_INPUTS;
+const size_t output_count = @NAME@_OUTPUTS;
 
 // Remembers the peak, and whether a request did not fit. Prints the first such request at once: a delegate may use the
 // null pointer that it gets.
@@ -97,6 +100,7 @@ volatile uint32_t& at(uintptr_t address) {
 }
 void start_clock() {
   at(0xE000EDFC) = at(0xE000EDFC) | 1u << 24;  // DEMCR.TRCENA
+  at(0xE0001FB0) = 0xC5ACCE55;                 // DWT->LAR: unlocks the registers where they have a lock
   at(0xE0001004) = 0;                          // DWT->CYCCNT
   at(0xE0001000) = at(0xE0001000) | 1u;        // DWT->CTRL.CYCCNTENA
 }
@@ -121,17 +125,19 @@ int too_small(const char* macro, unsigned long bytes) {
   return 1;
 }
 
-// The difference of an element, in steps of the port's scale.
+// The difference of an element, in steps of the port's scale. NaN equals NaN, and 0 equals -0.
 template <typename T>
 double difference(const uint8_t* found, const uint8_t* expected, size_t index, float step) {
   T a, b;
   std::memcpy(&a, found + index * sizeof(T), sizeof(T));
   std::memcpy(&b, expected + index * sizeof(T), sizeof(T));
-  if (std::memcmp(&a, &b, sizeof(T)) == 0) {
+  const double x = static_cast<double>(a);
+  const double y = static_cast<double>(b);
+  if (a == b || (std::isnan(x) && std::isnan(y))) {
     return 0;
   }
-  const double steps = std::fabs(static_cast<double>(a) - static_cast<double>(b)) / (step > 0 ? step : 1);
-  return step > 0 && steps == steps ? steps : HUGE_VAL;  // NaN differs from all numbers
+  const double steps = std::fabs(x - y) / (step > 0 ? step : 1);
+  return step > 0 && !std::isnan(steps) ? steps : HUGE_VAL;  // NaN differs from all numbers
 }
 
 double difference(const @name@_port& port, const uint8_t* found, const uint8_t* expected, size_t index) {
@@ -144,6 +150,10 @@ double difference(const @name@_port& port, const uint8_t* found, const uint8_t* 
       return difference<int32_t>(found, expected, index, port.step);
     case ScalarType::Long:
       return difference<int64_t>(found, expected, index, port.step);
+    case ScalarType::Half:
+      return difference<executorch::aten::Half>(found, expected, index, port.step);
+    case ScalarType::BFloat16:
+      return difference<executorch::aten::BFloat16>(found, expected, index, port.step);
     case ScalarType::Float:
       return difference<float>(found, expected, index, port.step);
     case ScalarType::Double:
@@ -190,7 +200,7 @@ void print_output(size_t vector, size_t output, const uint8_t* bytes, size_t cou
 // Compares the outputs of one vector. Returns the largest difference in LSBs.
 double compare(et::Method& method, const uint8_t* vector, size_t number) {
   double largest = 0;
-  for (size_t i = 0; i < @NAME@_OUTPUTS; ++i) {
+  for (size_t i = 0; i < output_count; ++i) {
     const @name@_port& port = outputs[i];
     const et::EValue& value = method.get_output(i);
     if (port.kind != 0) {
@@ -253,7 +263,7 @@ int run() {
   double largest = 0;
   for (size_t number = 0; number < @NAME@_VECTORS; ++number) {
     const uint8_t* const vector = @name@_vectors + number * @NAME@_VECTOR_BYTES;
-    for (size_t i = 0; i < @NAME@_INPUTS; ++i) {
+    for (size_t i = 0; i < input_count; ++i) {
       if (!set_input(*method, inputs[i], vector, i)) {
         std::printf("FAIL: the program does not take input %u\n", static_cast<unsigned>(i));
         return 1;

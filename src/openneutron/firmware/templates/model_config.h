@@ -2,6 +2,7 @@
 #ifndef @NAME@_CONFIG_H
 #define @NAME@_CONFIG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 @pools@
