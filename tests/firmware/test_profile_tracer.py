@@ -21,6 +21,7 @@ INCLUDES = (
     str(ROOT / "include/executorch/runtime/core/portable_type/c10"),
 )
 DEFINITIONS = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
+POOLS = ("-DNET_METHOD_POOL_BYTES=4096u", "-DNET_TEMPORARY_POOL_BYTES=4096u")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs c++")
@@ -53,11 +54,11 @@ def test_profiles_of_delegates_are_printed_and_read_back(package: Path, tmp_path
 
 @pytest.mark.parametrize("prints", ["0", "1"])
 def test_main_compiles_with_and_without_profiles(package: Path, prints: str) -> None:
-    made = compiled(package, *DEFINITIONS, f"-DNET_PRINT_PROFILE={prints}", "-fsyntax-only", "main.cpp")
+    made = compiled(package, *DEFINITIONS, *POOLS, f"-DNET_PRINT_PROFILE={prints}", "-fsyntax-only", "main.cpp")
     assert made.returncode == 0, made.stderr
 
 
 def test_profiles_without_executorchs_event_tracer_are_refused(package: Path) -> None:
-    made = compiled(package, DEFINITIONS[0], "-DNET_PRINT_PROFILE=1", "-fsyntax-only", "main.cpp")
+    made = compiled(package, DEFINITIONS[0], *POOLS, "-DNET_PRINT_PROFILE=1", "-fsyntax-only", "main.cpp")
     assert made.returncode != 0
     assert "Profiles need ET_EVENT_TRACER_ENABLED" in made.stderr

@@ -68,7 +68,7 @@ def _pools(upper: str, pools: Pools) -> Iterator[str]:
         yield ""
         target = f"({target} + {pools.delegates}u * {upper}_DELEGATE_CONTEXT_BYTES)"
     yield "/* The method allocator, used when the program is loaded, and the temporary allocator, used in a run. */"
-    yield "#if UINTPTR_MAX > 0xFFFFFFFFu /* a 64-bit host, measured */"
+    yield "#if UINTPTR_MAX > 0xFFFFFFFFu /* a 64-bit host */"
     yield from _guarded(f"{upper}_METHOD_POOL_BYTES", host)
     yield from _guarded(f"{upper}_TEMPORARY_POOL_BYTES", f"{pools.temporary[0]}u")
     yield "#else /* a 32-bit processor, computed */"

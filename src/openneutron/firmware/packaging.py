@@ -218,6 +218,8 @@ class _Files:
         given = [(i, port) for i, port in enumerate(self.outputs) if port.dtype is not None and not port.is_planned]
         arrays = [f"POOL planned_{i}[{upper}_PLANNED_{i}_BYTES];" for i in numbers]
         arrays += [f"POOL output_{i}[{upper}_OUTPUT_{i}_BYTES];" for i, _ in given]
+        kept = {i for i, port in enumerate(self.inputs) if port.bytes and not port.is_planned}
+        arrays += [f"POOL input_{i}[{upper}_INPUT_{i}_BYTES];" for i in sorted(kept)]
         spans = ", ".join(f"{{planned_{i}, sizeof planned_{i}}}" for i in numbers)
         memory = f"  et::Span<uint8_t> planned[] = {{{spans}}};\n" if spans else ""
         argument = "planned" if spans else "et::Span<et::Span<uint8_t>>()"
@@ -238,6 +240,7 @@ class _Files:
             NAME=upper,
             rank=rank,
             planned_pools="".join(f"{line}\n" for line in arrays),
+            input_memory=", ".join(f"input_{i}" if i in kept else "nullptr" for i in range(len(self.inputs))),
             planned_memory=memory,
             planned_checks="\n".join(checks),
             given_outputs="\n".join(outputs),

@@ -1,6 +1,14 @@
 // Runs the program "@name@" on its test vectors and compares the outputs. Needs no operating system and no heap of its own.
 // Returns 0 if all outputs agree.
 #include "@name@.h"
+
+// @name@_config.h has pool sizes for 32-bit processors, and for a 64-bit host, whose delegates use LiteRT's memory.
+#if UINTPTR_MAX > 0xFFFFFFFFu && @NAME@_PAYLOAD != 0 && !defined(OPENNEUTRON_HOST)
+#if !defined(@NAME@_METHOD_POOL_BYTES) || !defined(@NAME@_TEMPORARY_POOL_BYTES)
+#error "Define @NAME@_METHOD_POOL_BYTES and @NAME@_TEMPORARY_POOL_BYTES: their sizes on a 64-bit board are unknown."
+#endif
+#endif
+
 #include "@name@_config.h"
 #include "test_vectors.h"
 
@@ -57,6 +65,7 @@ namespace {
 POOL method_pool[@NAME@_METHOD_POOL_BYTES];
 POOL temporary_pool[@NAME@_TEMPORARY_POOL_BYTES ? @NAME@_TEMPORARY_POOL_BYTES : 1];
 @planned_pools@
+uint8_t* const input_memory[] = {@input_memory@};
 const @name@_port inputs[] = @NAME@_INPUT_PORTS;
 const @name@_port outputs[] = @NAME@_OUTPUT_PORTS;
 const size_t input_count = @NAME@_INPUTS;
@@ -163,7 +172,9 @@ double difference(const @name@_port& port, const uint8_t* found, const uint8_t* 
   }
 }
 
-bool set_input(et::Method& method, const @name@_port& port, const uint8_t* vector, size_t index) {
+// Sets an input to its value in a vector. `memory` is nullptr if the runtime copies the value to a planned buffer;
+// otherwise the runtime keeps a pointer to it, because the NPU of some chips cannot read the vectors in flash.
+bool set_input(et::Method& method, const @name@_port& port, const uint8_t* vector, uint8_t* memory, size_t index) {
   if (port.kind != 0) {
     const et::EValue value = port.kind == 1 ? et::EValue(port.integer)
         : port.kind == 2                    ? et::EValue(port.number)
@@ -181,7 +192,10 @@ bool set_input(et::Method& method, const @name@_port& port, const uint8_t* vecto
     strides[dim_order[i]] = stride;
     stride *= shape[dim_order[i]] > 0 ? shape[dim_order[i]] : 1;
   }
-  auto* const data = const_cast<uint8_t*>(vector + port.offset);  // the runtime only reads it
+  auto* const data = memory != nullptr ? memory : const_cast<uint8_t*>(vector + port.offset);  // it is only read
+  if (memory != nullptr) {
+    std::memcpy(memory, vector + port.offset, port.bytes);
+  }
   TensorImpl tensor(static_cast<ScalarType>(port.dtype), port.rank, shape, data, dim_order, strides);
   return method.set_input(et::EValue(Tensor(&tensor)), index) == et::Error::Ok;
 }
@@ -264,7 +278,7 @@ int run() {
   for (size_t number = 0; number < @NAME@_VECTORS; ++number) {
     const uint8_t* const vector = @name@_vectors + number * @NAME@_VECTOR_BYTES;
     for (size_t i = 0; i < input_count; ++i) {
-      if (!set_input(*method, inputs[i], vector, i)) {
+      if (!set_input(*method, inputs[i], vector, input_memory[i], i)) {
         std::printf("FAIL: the program does not take input %u\n", static_cast<unsigned>(i));
         return 1;
       }

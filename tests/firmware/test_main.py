@@ -1,0 +1,53 @@
+"""The test program of a package, `main.cpp`: variants that the tests on the host do not build."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from executorch.exir import ExecutorchBackendConfig, to_edge
+from executorch.exir.passes import MemoryPlanningPass
+from tests.firmware.test_profile_tracer import DEFINITIONS, POOLS, compiled
+from tests.firmware_models import program
+from torch import nn
+
+from openneutron.firmware import package
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs c++")
+CHECK = (DEFINITIONS[0], "-fsyntax-only", "main.cpp")
+
+
+def test_a_program_without_inputs_and_outputs_compiles(tmp_path: Path) -> None:
+    folder = program("int8").package(tmp_path / "firmware", name="net").folder
+    for file in ("net_config.h", "test_vectors.h", "main.cpp"):
+        text = re.sub(r"NET_(IN|OUT)PUTS 1", r"NET_\1PUTS 0", (folder / file).read_text())
+        text = re.sub(r"^  \{0, .*\n", "", text, flags=re.MULTILINE)
+        (folder / file).write_text(text.replace("input_memory[] = {nullptr}", "input_memory[] = {}"))
+    made = compiled(folder, *CHECK, *POOLS)
+    assert made.returncode == 0, made.stderr
+
+
+@pytest.mark.skipif(sys.maxsize < 2**32, reason="needs a 64-bit compiler")
+def test_a_64_bit_board_needs_the_sizes_of_its_pools(tmp_path: Path) -> None:
+    folder = program("int8").package(tmp_path / "firmware", name="net").folder
+    for defined in ((), POOLS[:1], POOLS[1:]):
+        made = compiled(folder, *CHECK, *defined)
+        assert "Define NET_METHOD_POOL_BYTES and NET_TEMPORARY_POOL_BYTES" in made.stderr
+    assert compiled(folder, *CHECK, *POOLS).returncode == 0
+
+
+def test_inputs_without_planned_memory_are_copied_from_the_vectors(tmp_path: Path) -> None:
+    exported = torch.export.export(nn.Linear(4, 4).eval(), (torch.randn(1, 4),))
+    planning = MemoryPlanningPass(alloc_graph_input=False)
+    config = ExecutorchBackendConfig(memory_planning_pass=planning)
+    data = bytes(to_edge(exported).to_executorch(config).buffer)
+    folder = package(data, tmp_path / "firmware", name="net").folder
+    text = (folder / "main.cpp").read_text()
+    assert "POOL input_0[NET_INPUT_0_BYTES];\n" in text
+    assert "input_memory[] = {input_0};" in text
+    made = compiled(folder, *CHECK, *POOLS)
+    assert made.returncode == 0, made.stderr
