@@ -17,7 +17,7 @@ from tests.data.test_audio import write as write_wave
 
 from openneutron.data import ImageTransform, Samples, SkippedFilesWarning, check_data, read_data, read_labels
 from openneutron.data.sources import FileSource
-from openneutron.data.tables import TableHeaderWarning
+from openneutron.data.tables import TableHeaderWarning, read_table
 from openneutron.errors import InputError, OptionError
 
 
@@ -212,6 +212,7 @@ def test_rows_of_numbers(tmp_path: Path) -> None:
 NUMBERS = [[0.5, 1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
+@pytest.mark.filterwarnings("ignore::openneutron.data.tables.TableHeaderWarning")
 @pytest.mark.parametrize(
     ("header", "rows"),
     [
@@ -243,6 +244,43 @@ def test_a_header_of_numbers_above_integers_warns(tmp_path: Path) -> None:
     with pytest.warns(TableHeaderWarning, match=r"The first line of '.*a\.csv', 0, 1, 2, is taken for the numbers"):
         found = read_data(text(tmp_path / "a.csv", "0,1,2\n255,0,7\n9,9,9\n"))
     assert [sample.inputs.tolist() for sample in found] == [[255, 0, 7], [9, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("content", "warns"),
+    [
+        ("1,2\n0.5,0.2\n", True),
+        ("0,1,2\n0.5,0.2,1\n", True),
+        ("0,1,2,3\n0.5,0.2,1,2\n", False),
+        ("0,1,2,3\n5,2,1,2\n", True),
+        ("a,b\n0.5,0.2\n", False),
+        (",0,1\n0,0.5,0.2\n", False),
+        ("0,1,label\n0.5,0.2,7\n", False),
+    ],
+)
+def test_a_row_that_counts_few_columns_warns(content: str, warns: bool, tmp_path: Path) -> None:
+    path = text(tmp_path / "a.csv", content)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        table = read_table(path)
+    assert len(table.rows) == 1
+    assert [one.category for one in found] == [TableHeaderWarning] * warns
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.csv", "a.wav,yes\n1,2\n", 2),
+        ("a.csv", "a.WAV\n1\n", 2),
+        ("a.csv", '"a.wav","yes"\n1,2\n', 2),
+        ("a.csv", "a.png,label\nb.png,cat\n", 2),
+        ("a.txt", "a.png 0\n1 2\n", 2),
+        ("a.csv", "sepal.length,sepal.width\n1,2\n", 1),
+        ("a.csv", "file,label\na.wav,2\n", 1),
+    ],
+)
+def test_a_row_with_the_name_of_a_file_is_no_header(name: str, content: str, rows: int, tmp_path: Path) -> None:
+    assert len(read_table(text(tmp_path / name, content)).rows) == rows
 
 
 def test_a_label_that_is_a_name_of_columns_is_no_header(tmp_path: Path) -> None:
@@ -290,8 +328,8 @@ def test_lists_of_paths_and_labels(name: str, content: str, tmp_path: Path) -> N
         ("a,b\n", r"names 1 files that do not exist|has no rows"),
         ("1,2\n3\n", "line 2, has 1 columns; the lines before it have 2"),
         ("1,2\n3,x\n", "line 2, column 2: 'x' is not a number"),
-        ("1,2\n3,nan\n", "line 2, has a number that is not finite"),
-        ("1,2\n3,1e300\n", "line 2, has a number that is not finite"),
+        ("1.5,2\n3,nan\n", "line 2, has a number that is not finite"),
+        ("1.5,2\n3,1e300\n", "line 2, has a number that is not finite"),
         ("path,label\na.png,1\nno.png,2\nnone.png,1\n", r"names 2 files that do not exist: .*no\.png \(line 3\)"),
         ("path\na.png\n", "has no column of labels"),
         ("path,label\na.png,\n", "has 1 rows without a label"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from openneutron.core.files import is_file, read_file
 from openneutron.core.messages import listed
-from openneutron.data.files import LISTS
+from openneutron.data.files import LISTS, SAMPLE_TYPES
 from openneutron.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ PATH_NAMES = frozenset({"file", "filename", "file_name", "filepath", "image", "p
 DELIMITERS = ",;\t"
 INDEX_NAMES = ("", "Unnamed: 0")
 """The names that pandas gives to the column of row numbers."""
+CLEAR_COUNT = 4
+"""A row that counts fewer columns than these may well be a row of values."""
 _SHOWN = 5  # files that a message lists
 
 
 class TableHeaderWarning(UserWarning):
-    """The first line of a table of integers is taken for the numbers of its columns."""
+    """The first line of a table of integers, or of few columns, is taken for the numbers of its columns."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,14 @@ class PathTable:
 def read_table(path: Path) -> Table:
     """Reads a CSV file, separated by commas, semicolons or tabs, or a list of lines of a path and a label.
 
-    The first row is a header in one of these cases:
+    The first row is a header in one of these cases, unless a cell of it is the name of a file of data, such as a.wav:
 
     - One of its cells is in `LABEL_NAMES` or `PATH_NAMES`, and not a label of other rows.
     - It has no number, and the second row has numbers only.
     - All its cells are in quotes, and the second row has numbers without quotes.
     - It counts the columns (0, 1, 2, ... or from another number, as pandas writes it) in digits, and a number of
-      another row is not written in digits. If all rows are, it needs three columns, the second row must not count on,
-      and a `TableHeaderWarning` tells of it.
+      another row is not written in digits. If all rows are, it needs three columns, and the second row must not count
+      on. A `TableHeaderWarning` tells of it then, and where fewer than four columns count.
 
     A first column without a name that counts the rows is the index that pandas writes, and is left out. Empty lines
     are left out. Raises `InputError` for a file without rows, with rows of different lengths, or of another encoding
@@ -96,10 +98,12 @@ def read_table(path: Path) -> Table:
     else:
         cells = _cells(path, lines)
     rows = [(number, tuple(cell.strip() for cell in row)) for number, row in cells if any(map(str.strip, row))]
-    header = rows[0][1] if rows and (_is_header(rows) or _is_quoted_header(lines, rows)) else None
+    names_files = bool(rows) and any(Path(cell).suffix.lower() in SAMPLE_TYPES for cell in rows[0][1])
+    is_header = bool(rows) and not names_files and (_is_header(rows) or _is_quoted_header(lines, rows))
+    header = rows[0][1] if is_header else None
     if header is None and len(rows) > 1 and _counts_columns(rows):
         header = rows[0][1]
-        if all(cell.isdecimal() for _, row in rows[1:] for cell in row):
+        if len(header) < CLEAR_COUNT or all(cell.isdecimal() for _, row in rows[1:] for cell in row):
             warnings.warn(
                 f"The first line of '{path}', {listed(header, 3)}, is taken for the numbers of the columns, and not "
                 "for a row. If it is a row, write names of columns above it.",
