@@ -73,12 +73,23 @@ class TestPlace:
         board = replace(BOARD, placement=Placement(method=("sram",), program=("flash",)))
         found = place(parts(0, 100, 50, 60), board)
         assert where(found) == {"planned": "sram", "method": "sram", "program": None}
-        assert found.notes == ("No region that the NPU reads may hold the program.",)
+        assert found.notes[0] == "No region that the NPU reads may hold the program."
 
     def test_reserved_bytes_are_not_free(self) -> None:
         board = replace(BOARD, regions=(replace(SRAM, reserved_bytes=700),))
         assert place(parts(0, 300), board).verdict == "fits"
         assert place(parts(0, 301), board).missing_bytes == 1
+
+    def test_firmware_without_reserved_bytes_is_named(self) -> None:
+        found = place(parts(500, 300, 80, 4000, fetches=True), BOARD)
+        assert found.notes == (
+            "The firmware's own memory is not counted in fast, sram, because reserved_bytes is 0. Give it in a board "
+            "file.",
+        )  # fmt: skip
+        reserved = replace(BOARD, regions=(FAST, replace(SRAM, reserved_bytes=100), FLASH))
+        assert not place(parts(500, 300, program=4000, fetches=True), reserved).notes
+        external = replace(BOARD, regions=(replace(SRAM, kind="DDR"),))
+        assert not place(parts(500, 300), external).notes
 
     def test_the_unknown_stays_unknown(self) -> None:
         board = replace(BOARD, regions=(replace(SRAM, bytes=None, npu_reads=None),))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from openneutron.core.messages import listed
 from openneutron.targets import Board, Region
 
 __all__ = [
@@ -161,6 +162,14 @@ def _notes(parts: Sequence[Part], placed: Sequence[PlacedPart], board: Board) ->
     for part in parts:
         if not _regions_for(part, board):
             yield f"No region that the NPU reads may hold the {part.what}."
+    used = {where.region for where in placed}
+    # Linux manages DDR itself, and has far more of it than a program needs.
+    shared = [one.name for one in board.regions if one.name in used and one.is_writable and one.kind != "DDR"]
+    if unreserved := [name for name in shared if not names[name].reserved_bytes]:
+        yield (
+            f"The firmware's own memory is not counted in {listed(unreserved)}, because reserved_bytes is 0. Give it "
+            "in a board file."
+        )
 
 
 def fit_on_board(parts: Sequence[Part], board: Board, changes: Mapping[str, Sequence[Part]]) -> BoardFit:
