@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.firmware.io_check import LINKER_SCRIPT, STARTUP, check_source
 from tests.firmware_models import PROGRAMS, program
+
+from openneutron.firmware.config import Pools, config_header
+from openneutron.firmware.io_functions import io_header
+from openneutron.firmware.ports import Port
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 ARM = ("-mcpu=cortex-m33", "-mthumb", "-mfpu=fpv5-sp-d16", "-mfloat-abi=hard")
@@ -51,6 +56,29 @@ def test_headers_compute_what_python_computes(name: str, tmp_path: Path) -> None
     run(folder, "cc", "-std=c11", *WARNINGS, "-c", *arrays)
     run(folder, "c++", "-std=c++17", *WARNINGS, "-O1", "check.cpp", *objects, "-lm", "-o", "cpp")
     assert run(folder, "./cpp").startswith("PASS")
+
+
+@needs_compilers
+def test_int32_scores_far_apart_have_a_softmax(tmp_path: Path) -> None:
+    scores = Port("scores", "int32", (1, 2), (0, 1))
+    codes = replace(scores, name="codes", scale=0.5, zero_point=0)
+    texts = {
+        "net_config.h": config_header("", "net", Pools((), (0, 0), (0, 0)), (codes,), (scores,)),
+        "net_io.h": io_header("", "net", (codes,), (scores,)),
+        "check.c": """#include "net_io.h"
+int main(void) {
+  const int32_t scores[] = {INT32_MIN, INT32_MAX};
+  float found[2];
+  net_softmax_output0(scores, found);
+  return found[0] == 0.0f && found[1] == 1.0f ? 0 : 1;
+}
+""",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert "quantize" not in texts["net_io.h"]
+    run(tmp_path, "cc", "-std=c11", *WARNINGS, "-O1", "check.c", "-lm", "-o", "check")
+    run(tmp_path, "./check")
 
 
 @needs_arm

@@ -40,6 +40,9 @@ def test_a_device_program_has_the_vectors_of_its_portable_one(device: NeutronPro
     readme = (folder / "README.md").read_text()
     assert "Compile it for the NPU" not in readme
     assert "its delegates hold microcode for imxrt700" in readme
+    assert "project: `net.c test_vectors.c kernel_selection.c main.cpp`" in readme
+    assert "openneutron validate" in readme
+    assert "estimated" not in readme
     assert sorted(re.findall(r"^\| `([\w.]+)` \| [^|]+ \|$", readme, re.MULTILINE)) == sorted(found.files)
     size = re.findall(r"TEMPORARY_POOL_BYTES (\d+)u", (folder / "net_config.h").read_text())[-1]
     assert int(size) == device.memory.device.temporary.pool_bytes
@@ -60,6 +63,7 @@ def test_a_device_program_takes_vectors_from_a_file(device: NeutronProgram, tmp_
     np.savez(tmp_path / "vectors.npz", input0=image[None].numpy(), output0=device.run(image)[None].numpy())
     found = package(device.buffer, tmp_path / "firmware", vectors=tmp_path / "vectors.npz")
     assert (found.kind, found.vectors) == ("device", 1)
+    assert "openneutron validate" not in (found.folder / "README.md").read_text()  # nothing to compare with
     data = (found.folder / "test_vectors.bin").read_bytes()
     assert data[: 4 * image.numel()] == image.numpy().tobytes()
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_memory_of_known_size_has_no_remark(tmp_path: Path) -> None:
     assert "unknown" not in (folder / "model_config.h").read_text()
     readme = (folder / "README.md").read_text()
     assert re.search(r"\| [\d,]+, and of unknown size: the driver's contexts \| `MODEL_METHOD_POOL_BYTES` \|", readme)
-    assert re.search(r"\| [\d,]+ \| `MODEL_TEMPORARY_POOL_BYTES` \|", readme)
+    assert re.search(r"\| [\d,]+, estimated \| `MODEL_TEMPORARY_POOL_BYTES` \|", readme)
 
 
 def test_the_readme_has_a_row_for_each_file(tmp_path: Path) -> None:
@@ -122,6 +123,21 @@ def test_kernels_are_those_of_executorchs_own_tool(name: str, tmp_path: Path) ->
     cmake = (found.folder / "kernels.cmake").read_text()
     operators = {call.name for call in pte.read(program(name).buffer).methods[0].calls if hasattr(call, "name")}
     assert all(f'"{operator}"' in cmake for operator in operators)
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_one_library_has_the_kernels_of_several_programs(tmp_path: Path) -> None:
+    folder = program("floats").package(tmp_path / "firmware", name="net").folder
+    (tmp_path / "tools" / "cmake").mkdir(parents=True)
+    lines = ["function(gen_selected_ops)", "  message(STATUS ${ARGV})", "endfunction()"]
+    lines += [f"function({name})\nendfunction()" for name in ("generate_bindings_for_kernels", "gen_operators_lib")]
+    (tmp_path / "tools" / "cmake" / "Codegen.cmake").write_text("\n".join(lines))
+    own = "quantized_decomposed::quantize_per_tensor.out"
+    for more, count in ((None, 0), (f"aten::cos.out;{own}", 1)):
+        options = [f"-DEXECUTORCH_ROOT={tmp_path}"] + ([] if more is None else [f"-DOPENNEUTRON_MORE_OPERATORS={more}"])
+        command = ["cmake", *options, "-P", "kernels.cmake"]
+        text = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+        assert (text.count("aten::cos.out"), text.count(own)) == (count, 1)
 
 
 def test_a_bundled_program_is_read_by_executorch() -> None:
@@ -299,8 +315,11 @@ def test_the_command_writes_a_package_and_exits_with_2_for_wrong_input(tmp_path:
         command = [sys.executable, "-m", "openneutron", "package", "model.pte", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
+    selection = b"/* Noyaux s\xe9lectionn\xe9s */\n"  # not UTF-8
+    (tmp_path / "model_kernel_selection.c").write_bytes(selection)
     found = run("-o", "out", "--name", "kws", "--samples", "sample.npy", "--json")
     assert found.returncode == 0, found.stderr
+    assert (tmp_path / "out" / "kernel_selection.c").read_bytes() == selection
     assert json.loads(found.stdout) == {
         "folder": "out", "files": sorted(os.listdir(tmp_path / "out")), "payload": "portable", "vectors": 1,
     }  # fmt: skip

@@ -123,7 +123,10 @@ def _functions(name: str, kind: str, index: int, port: Port) -> Iterator[str]:
             "low": limits.min,
             "high": limits.max,
         }
-        yield (_QUANTIZE if kind == "input" else _DEQUANTIZE).format(**values)
+        if kind == "output":
+            yield _DEQUANTIZE.format(**values)
+        elif port.dtype != "int32":  # float32 has fewer digits than its codes
+            yield _QUANTIZE.format(**values)
     if port.is_channels_last:
         batch, channels = port.shape[:2]
         values |= {"batch": batch, "channels": channels, "spatial": port.elements // (batch * channels)}
@@ -132,6 +135,8 @@ def _functions(name: str, kind: str, index: int, port: Port) -> Iterator[str]:
         difference = "scores[i] - largest"
         if port.scale is not None:
             difference = f"(float)((int32_t)scores[i] - (int32_t)largest) * {values['macro']}_SCALE"
+        elif port.c_type == "int32_t":
+            difference = "(float)scores[i] - (float)largest"  # the difference of the integers may overflow
         elif port.c_type != "float":
             difference = f"(float)({difference})"
         yield _SCORES.format(difference=difference, **values)

@@ -40,6 +40,9 @@ NO_DELEGATE, PORTABLE, DEVICE = range(3)
 _KINDS = ("no delegates", "portable", "device")
 _DEPENDENCIES = ("openneutron", "executorch", "torch", "torchao", "ai-edge-litert")
 _EXECUTORCH = "1.5"
+_VALIDATE = (
+    "`openneutron validate <this folder> --against\nboard.log` compares them with the host, and names known mistakes. "
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def package(
     array: str = "auto",
     portable: bytes | None = None,
     leaves: Sequence[Leaf] | None = None,
-    kernel_selection: str | None = None,
+    kernel_selection: str | bytes | None = None,
     etrecord: bytes | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> Package:
@@ -107,7 +110,8 @@ def package(
     made = _Files(name, program, method, kind, inputs, outputs, found, tolerance, section, array, pools, other)
     files = made.all()
     if kernel_selection is not None:
-        files["kernel_selection.c"] = kernel_selection.encode()
+        text = kernel_selection
+        files["kernel_selection.c"] = text.encode() if isinstance(text, str) else text
     if etrecord is not None:
         files["etrecord.bin"] = etrecord
     names = (*files, "README.md", "manifest.json", "python.cmake")
@@ -262,6 +266,9 @@ class _Files:
         pools = self.pools
         names = tuple(files)
         arrays = [file for stem in (self.name, "test_vectors") for file in (f"{stem}.c", f"{stem}.S") if file in names]
+        arrays += [file for file in names if file == "kernel_selection.c"]
+        is_runnable = self.kind != DEVICE or self.portable is not None
+        estimated = ", estimated" if self.kind == PORTABLE else ""
         return filled(
             "README.md",
             name=self.name,
@@ -272,7 +279,8 @@ class _Files:
             sources=" ".join(arrays),
             planned=f"{sum(pools.planned):,}",
             method=_bytes_of_pool(pools.method[1], (*_contexts(pools), *pools.unknown_method)),
-            temporary=_bytes_of_pool(pools.temporary[1], pools.unknown_temporary),
+            temporary=_bytes_of_pool(pools.temporary[1], pools.unknown_temporary) + estimated,
+            validate=_VALIDATE if is_runnable else "",
             tolerance=f"{self.tolerance:g}",
             compile=filled("compile.md", name=self.name) if self.kind == PORTABLE else "",
         )

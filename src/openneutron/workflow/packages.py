@@ -51,7 +51,7 @@ def package_files(
         section=settings.package.section,
         array=settings.package.array,
         portable=source,
-        kernel_selection=_text(kernel_selection_path(build.program)),
+        kernel_selection=_bytes(kernel_selection_path(build.program)),
         etrecord=_bytes(etrecord_path(build.program)),
         recipe=None if build.summary_file is None else dict(build.summary().recipe),
     )
@@ -65,8 +65,3 @@ def _samples(program: bytes, files: Sequence[str | os.PathLike[str]], settings: 
 
 def _bytes(path: Path) -> bytes | None:
     return read_file(path) if path.is_file() else None
-
-
-def _text(path: Path) -> str | None:
-    data = _bytes(path)
-    return None if data is None else data.decode()
