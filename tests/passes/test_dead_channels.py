@@ -70,6 +70,25 @@ def test_rule_2_reaches_through_a_pool_and_an_addition() -> None:
     assert weights(module)[1][:, 3].any()
 
 
+def test_rule_2_does_not_fire_for_a_sum_of_values_of_different_rank() -> None:
+    """Dimension 1 of the second operand is dimension 2 of the sum."""
+
+    class Model(Chain):
+        def __init__(self) -> None:
+            super().__init__(frozenset({2}), nn.ReLU)
+            self.rows = nn.Conv1d(4, 6, 1)
+            with torch.no_grad():
+                self.rows.weight[2], self.rows.bias[2] = 0.0, -1.0  # type: ignore[index]
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            x = self.first(self.stem(x))
+            out: torch.Tensor = self.project(x + self.first(self.rows(y)))
+            return out
+
+    module = after(passes.remove_dead_channels, seeded(Model), torch.randn(1, 4, 6, 6), torch.randn(6, 4, 6))
+    assert weights(module)[1][:, 2].any()
+
+
 @pytest.mark.parametrize(
     "keeps",
     [

@@ -106,9 +106,13 @@ def _channel_bounds(node: Node) -> Bounds | None:
 
 
 def _interval_of_sum(node: Node, known: dict[Node, _Interval]) -> _Interval | None:
+    """Returns the bounds of a sum of two values with the same number of dimensions and channels."""
     args = arguments(node)
-    left, right = (known.get(args[name]) if isinstance(args[name], Node) else None for name in ("self", "other"))
+    operands = [args[name] for name in ("self", "other")]
+    left, right = (known.get(value) if isinstance(value, Node) else None for value in operands)
     if left is None or right is None or args["alpha"] != 1 or left.low.shape != right.low.shape:
+        return None
+    if len({len(shape_of(value)) for value in operands}) > 1:  # dimension 1 of one is another dimension of the sum
         return None
     return _Interval(left.low + right.low, left.high + right.high)
 
