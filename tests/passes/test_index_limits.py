@@ -15,6 +15,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from openneutron import NeutronQuantizer, quantize
 from openneutron.errors import InputError, OpenNeutronError
+from openneutron.ops.index_limits import index_limits
 
 Function = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 VALUES = torch.linspace(-1, 1, 24).reshape(4, 6)
@@ -22,6 +23,12 @@ READERS: dict[str, tuple[Function, int, int, str]] = {
     "embedding": (lambda m, x, i: m.e(i) + x, 0, 9, r"0 to 9.*aten\.embedding"),
     "a moved index": (lambda m, x, i: m.e(i[None].view(2, 2)).sum() + x, 0, 9, r"0 to 9.*aten\.embedding"),
     "two readers": (lambda m, x, i: m.e(i).sum() + m.l(x)[i].sum(), 0, 3, r"-4 to 3.*aten\.index"),
+    "signed and unsigned readers": (
+        lambda m, x, i: VALUES.flatten()[:4][i].sum() + m.e(i).sum() + m.l(x),
+        0,
+        3,
+        r"(0 to 9.*embedding|-4 to 3.*index)",
+    ),
     "gather": (lambda m, x, i: m.l(x).gather(1, i[:, None]), 0, 5, r"0 to 5.*aten\.gather"),
     "index_select": (lambda m, x, i: m.l(x).index_select(1, i), 0, 5, r"0 to 5.*aten\.index_select"),
     "second dimension": (lambda m, x, i: m.l(x)[:, i], -6, 5, r"-6 to 5.*aten\.index"),
@@ -43,6 +50,24 @@ def test_an_index_out_of_range(name: str) -> None:
         with pytest.raises(InputError, match=message) as error:
             module(VALUES, torch.tensor([0, 1, bad, 2]))
         assert error.value.source is not None
+
+
+def read_by_tensors(shape: tuple[int, ...], *indices: torch.Tensor) -> list[list[tuple[int, int]]]:
+    """Returns the limits of each index of `value[indices]` for a value of a shape."""
+    graph = torch.fx.Graph()
+    nodes = [graph.placeholder(f"x{number}") for number in range(1 + len(indices))]
+    for node, value in zip(nodes, (torch.zeros(shape), *indices), strict=True):
+        node.meta["val"] = value
+    graph.call_function(torch.ops.aten.index.Tensor, (nodes[0], nodes[1:]))
+    return [[(limit.first, limit.last) for limit in index_limits(node)] for node in nodes[1:]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_masks_select_from_as_many_dimensions_as_they_have(dtype: torch.dtype) -> None:
+    index = torch.zeros(1, dtype=torch.int64)
+    assert read_by_tensors((3, 4, 5), torch.ones(3, 4, dtype=dtype), index) == [[], [(-5, 4)]]
+    assert read_by_tensors((3, 4, 5), index, torch.ones(4, dtype=dtype), index) == [[(-3, 2)], [], [(-5, 4)]]
+    assert read_by_tensors((3, 4, 5), torch.ones(3, dtype=dtype)) == [[]]
 
 
 def test_integers_that_select_nothing() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from openneutron.core.fx import arguments, op_name, shape_of, source_of
+from openneutron.core.fx import arguments, dtype_of, op_name, shape_of, source_of
 from openneutron.ops.declared import facts_of
 
-__all__ = ["IndexLimit", "index_limit"]
+__all__ = ["IndexLimit", "index_limits"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -32,12 +32,11 @@ class IndexLimit:
         return values.numel() == 0 or (int(values.min()) >= self.first and int(values.max()) <= self.last)
 
 
-def index_limit(value: Node) -> IndexLimit | None:
-    """Returns the narrowest limit of the operators that read `value` as indices; None if there are none.
+def index_limits(value: Node) -> tuple[IndexLimit, ...]:
+    """Returns the limits of the operators that read `value` as indices: the one with the largest first index, and the
+    one with the smallest last index. Indices that both accept are within the limits of all operators.
 
-    Follows operators that only move values.
-
-    Linear in the readers.
+    Follows operators that only move values. Linear in the readers.
     """
     found: list[IndexLimit] = []
     pending, seen = [value], {value}
@@ -51,7 +50,10 @@ def index_limit(value: Node) -> IndexLimit | None:
             if reader not in seen and _moves(reader, moved):
                 seen.add(reader)
                 pending.append(reader)
-    return min(found, key=lambda limit: limit.last - limit.first, default=None)
+    if not found:
+        return ()
+    ends = max(found, key=lambda limit: limit.first), min(found, key=lambda limit: limit.last)
+    return tuple(dict.fromkeys(ends))
 
 
 def _moves(reader: Node, value: Node) -> bool:
@@ -86,8 +88,14 @@ def _along_dimension(args: dict[str, Any]) -> Reads:
 
 
 def _by_tensors(args: dict[str, Any]) -> Reads:
-    for index, size in zip(args["indices"], shape_of(args["self"]), strict=False):
-        yield index, size, True
+    """A mask (bool or uint8) selects from as many dimensions as it has; another tensor indexes one dimension."""
+    shape, dim = shape_of(args["self"]), 0
+    for index in args["indices"]:
+        if dtype_of(index) in (torch.bool, torch.uint8):
+            dim += len(shape_of(index))
+        else:
+            yield index, shape[dim], True
+            dim += 1
 
 
 def _classes(args: dict[str, Any]) -> Reads:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.errors import InputError
 from openneutron.model.data import size_advice
-from openneutron.ops.index_limits import IndexLimit, index_limit
+from openneutron.ops.index_limits import IndexLimit, index_limits
 
 __all__ = ["GUARDS", "InputCheck", "add_input_guards", "check_inputs_before_observers"]
 
@@ -42,20 +42,23 @@ class _TensorInput:
     dtype: torch.dtype
     shape: tuple[int | None, ...]
     """None for a size that the model does not fix."""
-    limit: IndexLimit | None = None
-    """The limit of indices, for an input of integers that select values."""
+    limits: tuple[IndexLimit, ...] = ()
+    """The limits of indices, for an input of integers that select values."""
 
     def check_indices(self, value: torch.Tensor) -> None:
         """Raises `InputError` if an index is out of range. A graph that is exported has no values to check."""
-        if self.limit is None or torch.compiler.is_compiling() or self.limit.accepts(value):
+        if not self.limits or torch.compiler.is_compiling():
+            return
+        exceeded = next((limit for limit in self.limits if not limit.accepts(value)), None)
+        if exceeded is None:
             return
         raise InputError(
             f"Input '{self.name}' has indices from {int(value.min())} to {int(value.max())}, but this operator takes "
-            f"indices from {self.limit.first} to {self.limit.last}. Check the integers in the data, such as the token "
+            f"indices from {exceeded.first} to {exceeded.last}. Check the integers in the data, such as the token "
             "of an unknown word or of padding.",
-            node=self.limit.node,
-            op=self.limit.op,
-            source=self.limit.source,
+            node=exceeded.node,
+            op=exceeded.op,
+            source=exceeded.source,
         )
 
     def accepts(self, value: object) -> bool:
@@ -123,7 +126,7 @@ def _input_error(value: object, expected: _TensorInput | _ConstantInput) -> Inpu
 def _expected_input(node: Node, value: object) -> _TensorInput | _ConstantInput | None:
     if isinstance(value, torch.Tensor):
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-        return _TensorInput(node.name, value.dtype, shape, index_limit(node))
+        return _TensorInput(node.name, value.dtype, shape, index_limits(node))
     is_constant = "val" in node.meta and isinstance(value, (int, float, str, type(None)))
     return _ConstantInput(node.name, value) if is_constant else None  # type: ignore[arg-type]
 
