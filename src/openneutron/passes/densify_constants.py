@@ -19,40 +19,71 @@ def densify_constants(module: GraphModule) -> bool:
 
     1. A sparse constant, such as the adjacency matrix of a graph network, becomes a dense constant.
     2. A product with a sparse matrix becomes a product of dense matrices.
-    3. A conversion of such a constant to a dense tensor is removed.
+    3. A conversion between sparse and dense layouts is removed.
 
-    Raises `ModelError` for a sparse input of the model.
+    Raises `ModelError` for a sparse input of the model, and for an operator that has no counterpart for dense tensors,
+    such as `indices()`.
     """
-    sparse: set[str] = set()
+    dense: set[Node] = set()
+    names: set[str] = set()
     for node in list(module.graph.nodes):
         value = constant_of(module, node)
         if value is not None and value.layout is not torch.strided:
-            node.replace_all_uses_with(insert_constant(module, node, value.to_dense(), "dense"))
-            sparse.add(str(node.target))
+            written = insert_constant(module, node, value.to_dense(), "dense")
+            node.replace_all_uses_with(written)
+            dense.add(written)
+            names.add(str(node.target))
         elif node.op == "placeholder" and _is_sparse(node):
             raise error_at(
                 node,
                 "This input is a sparse tensor. Programs take dense tensors: export the model with to_dense() of it.",
             )
-        elif sparse and node.op == "call_function":
-            _rewrite_reader(node)
-    if sparse:
+        elif node.op == "call_function" and (_is_sparse(node) or not dense.isdisjoint(node.all_input_nodes)):
+            _rewrite_call(node, dense)
+    if dense:
         module.graph.eliminate_dead_code()
         module.recompile()
-    for name in sparse:  # torch cannot copy every sparse tensor
+    for name in names:  # torch cannot copy every sparse tensor
         parent, _, last = name.rpartition(".")
         delattr(attribute(module, parent) if parent else module, last)
-    return bool(sparse)
+    return bool(dense)
 
 
-def _rewrite_reader(node: Node) -> None:
-    if is_op(node, "conversion to a dense tensor"):
-        node.replace_all_uses_with(first_operand(node))
+def _rewrite_call(node: Node, dense: set[Node]) -> None:
+    """Rewrites a call that reads or returns a sparse tensor. `dense` has the nodes that were sparse."""
+    if is_op(node, "assertion"):
+        return
+    was_sparse = _is_sparse(node)
+    if is_op(node, "conversion of the layout"):
+        value = first_operand(node)
+        node.replace_all_uses_with(value)
+        dense.update([value] if was_sparse else [])
         return
     if is_op(node, "product with a sparse matrix"):
         node.target = overload_of("mm")
-    if _is_sparse(node):
-        node.meta["val"] = infer_meta(node)
+    node.meta["val"] = _dense_output(node)
+    dense.update([node] if was_sparse else [])
+
+
+def _dense_output(node: Node) -> torch.Tensor:
+    """Returns the metadata of the output of a call whose operands became dense.
+
+    Raises `ModelError` if the call fails for dense operands, or returns a value of another kind or shape.
+    """
+    before = node.meta.get("val")
+    message = (
+        "This operator has no counterpart for dense tensors, and sparse tensors become dense ones. Compute its result "
+        "outside of forward, such as the indices or values of a sparse matrix, and register it as a buffer."
+    )
+    try:
+        found = infer_meta(node)
+    except RuntimeError as error:
+        raise error_at(node, message) from error
+    if not isinstance(found, torch.Tensor) or not isinstance(before, torch.Tensor):
+        raise error_at(node, message)
+    if found.layout is not torch.strided or found.shape != before.shape:
+        raise error_at(node, message)
+    return found
 
 
 def _is_sparse(node: Node) -> bool:

@@ -123,7 +123,7 @@ def remove_unused(module: GraphModule) -> bool:
 
 PASSES: tuple[Pass, ...] = (
     Pass(inline_regions, "inline the subgraphs that torch.export writes for no_grad, autocast and checkpoints"),
-    Pass(densify_constants, "write sparse constants as dense ones"),
+    Pass(densify_constants, "write sparse constants as dense ones", keeps_parameters=True),
     Pass(resolve_constant_shapes, "compute shapes that depend on constants alone, such as those of x[:, mask]"),
     Pass(check_is_static_eval, "refuse train mode, dynamic shapes and dtypes other than float32"),
     Pass(check_outputs, "refuse outputs that a program cannot return"),
