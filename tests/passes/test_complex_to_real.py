@@ -144,9 +144,35 @@ EXACT: dict[str, tuple[Call, tuple[int, ...]]] = {
     "istft without center": (lambda x: torch.istft(
         spectrum(x, center=False), 16, 4, window=torch.hamming_window(16), center=False), (2, 64)),
     "istft without batch or window": (lambda x: torch.istft(spectrum(x), 16, 4, window=torch.ones(16)), (64,)),
+    "integers in a concatenation": (
+        lambda x: real_of(torch.cat([complex_of(x), torch.ones(2, 1, dtype=torch.long), x[:, :2] > 0], 1)), ROW),
+    "integers in a stack": (lambda x: real_of(torch.stack([complex_of(x), torch.arange(16).reshape(2, 8)])), ROW),
+    "integers written to a slice": (
+        lambda x: real_of(torch.slice_scatter(complex_of(x), torch.full((2, 2), 3), 1, 2, 4)), ROW),
+    "integers of masked fills": (
+        lambda x: real_of(complex_of(x).masked_fill(x[:, :8] > 0, torch.tensor(2))), ROW),
+    "integers in arithmetic": (
+        lambda x: real_of(complex_of(x) * torch.arange(8) + torch.where(x[:, :8] > 0, complex_of(x), torch.arange(8)))
+        + (torch.arange(8) + 1j * x[:, :8]).real[..., None], ROW),
+    "indices of all kinds": (
+        lambda x: real_of(complex_of(x).gather(1, torch.tensor([[1, 2], [0, 3]]))
+                          + complex_of(x).index_put((torch.tensor([1]),), complex_of(x)[:1])[:, :2]), ROW),
+    "conversions to integers": (
+        lambda x: (complex_of(x) * 3).to(torch.int64) + (complex_of(x) * 3).int() + x[:, :8], ROW),
+    "norm that torch decomposes": (lambda x: torch.linalg.norm(complex_of(x), dim=1), ROW),
+    "l1 losses": (lambda x: F.l1_loss(complex_of(x), complex_of(x.flip(0)), reduction="none")
+                  + F.l1_loss(complex_of(x), complex_of(x.flip(0))), ROW),
+    "a complex exponent": (lambda x: real_of(complex_of(x) ** (2 + 0j)), ROW),
+    "complex alphas": (
+        lambda x: real_of(torch.add(complex_of(x), complex_of(x.flip(0)), alpha=1j)
+                          + torch.rsub(complex_of(x), complex_of(x.flip(0)), alpha=2 - 1j)), ROW),
+    "real results of operators on parts": (
+        lambda x: (x[:, :8] + torch.full_like(complex_of(x), 0.5, dtype=torch.float32)
+                   + complex_of(x).sum(1, keepdim=True, dtype=torch.float32)), ROW),
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Casting complex values")
 @pytest.mark.parametrize("name", EXACT)
 def test_the_function_is_kept(name: str) -> None:
     function, shape = EXACT[name]
@@ -294,6 +320,29 @@ REFUSED: dict[str, tuple[Call, str]] = {
         ).abs(),
         r"return_complex=False.*aten\.istft",
     ),
+    "a conversion to bool": (
+        lambda x: torch.where(complex_of(x).bool(), x[:, :8], 1.0),
+        r"to bool.*abs\(\).*aten\.to",
+    ),
+    "a view of integers": (
+        lambda x: complex_of(x).view(torch.int32) + x,
+        r"float32 numbers only.*view_as_real.*aten\.view",
+    ),
+    "a view of doubles": (
+        lambda x: complex_of(x).view(torch.float64).float() + x[:, :8],
+        r"float32 numbers only.*view_as_real.*aten\.view",
+    ),
+    "a complex exponent": (lambda x: real_of(complex_of(x) ** (2 + 1j)), r"Only powers.*aten\.pow"),
+    "a complex factor": (
+        lambda x: real_of(complex_of(x).index_add(0, torch.tensor([1]), complex_of(x)[:1], alpha=1j)),
+        r"factor 1j.*Multiply.*aten\.index_add",
+    ),
+    "a complex signal": (
+        lambda x: torch.stft(
+            complex_of(x), 4, 2, window=torch.ones(4), center=False, onesided=False, return_complex=True
+        ).abs(),
+        r"complex signals.*x\.real.*aten\.stft",
+    ),
     "an output": (complex_of, r"output is complex.*view_as_real"),
     "a large transform": (lambda x: torch.fft.rfft(x, n=5000).abs(), r"at most 1024.*aten\.fft_rfft"),
     "a computed window": (lambda x: torch.stft(x, 16, window=x[0], return_complex=True).abs(), r"window.*aten\.stft"),
@@ -309,6 +358,17 @@ def test_what_is_refused(name: str, documented: bool) -> None:
     exported = torch.export.export(model, samples[0]).module()
     with pytest.raises(ModelError, match=message) as error:
         prepare_pt2e(exported, NeutronQuantizer()) if documented else quantize(model, samples[0], samples)
+    assert error.value.source is not None
+
+
+@pytest.mark.parametrize("documented", [False, True])
+def test_undefined_outputs_of_an_istft_are_refused(documented: bool) -> None:
+    """torch raises an error for this call in eager mode, but exports it."""
+    ((sample,),) = samples_of([(2, 64)], 1)
+    model = Function(lambda x: torch.istft(spectrum(x, center=False), 16, 4, window=WINDOW, center=False)).eval()
+    exported = torch.export.export(model, (sample,)).module()
+    with pytest.raises(ModelError, match=r"add up to zero.*center=True.*aten\.istft") as error:
+        prepare_pt2e(exported, NeutronQuantizer()) if documented else quantize(exported, (sample,), [(sample,)])
     assert error.value.source is not None
 
 

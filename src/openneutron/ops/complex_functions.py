@@ -65,14 +65,15 @@ def _reciprocal(writing: ComplexRewriting) -> Pair:
 def _reversed_difference(writing: ComplexRewriting) -> Pair:
     """other - alpha * self."""
     value, other = (writing.pair(writing.args[name]) for name in ("self", "other"))
-    alpha = float(writing.args["alpha"])
-    real, imag = writing.mul(value.real, alpha), writing.mul(value.imag, alpha)
-    return Pair(writing.sub(other.real, real) or 0.0, writing.sub(other.imag, imag))
+    value = product(value, writing.pair(writing.args["alpha"]), writing, writing.mul)
+    return Pair(writing.sub(other.real, value.real) or 0.0, writing.sub(other.imag, value.imag))
 
 
 def _power(writing: ComplexRewriting) -> Pair:
     """A small whole exponent is written as products, 0.5 as a square root."""
     exponent = writing.args["exponent"]
+    if isinstance(exponent, complex) and exponent.imag == 0:
+        exponent = exponent.real
     if exponent == 0.5:
         return _square_root(writing)
     if exponent not in range(-_MAX_POWER, _MAX_POWER + 1) or exponent == 0:

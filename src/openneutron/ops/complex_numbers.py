@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from openneutron.core.fx import shape_of
+from openneutron.core.fx import dtype_of, shape_of
 from openneutron.ops.decomposition import Rewriting
-from openneutron.ops.graph_builder import Operand, add, expand, mul, sub, zeros_like
+from openneutron.ops.graph_builder import Operand, add, convert, expand, mul, sub, zeros_like
 
 __all__ = ["ComplexRewriting", "Pair", "Rule", "product", "squared_length"]
 
@@ -43,9 +43,13 @@ class ComplexRewriting:
     def pair(self, value: object) -> Pair:
         """Returns the pair of a complex value, a real value or a number."""
         if isinstance(value, Node):
-            return self.pairs.get(value, Pair(value))
+            return self.pairs.get(value) or Pair(self._as_float32(value))
         number = complex(value)  # type: ignore[call-overload]
         return Pair(number.real, number.imag or None)
+
+    def _as_float32(self, value: Node) -> Node:
+        is_float = dtype_of(value) in (None, torch.float32)
+        return value if is_float else convert(self.rewriting, value, torch.float32)
 
     def add(self, first: Operand | None, second: Operand | None) -> Operand | None:
         """Computes first + second; None is zero."""

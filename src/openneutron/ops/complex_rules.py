@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node, map_arg
 
 from openneutron.core.boundary import error_at
-from openneutron.core.fx import dtype_of, op_name, shape_of
+from openneutron.core.fx import dtype_of, iterate_nodes, op_name, shape_of
 from openneutron.ops.complex_functions import FUNCTION_RULES
 from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule, product, squared_length
 from openneutron.ops.declared import facts_of
@@ -41,6 +41,10 @@ def _to_last_dimension(writing: ComplexRewriting) -> Node:
 def _in_another_dtype(writing: ComplexRewriting) -> Pair | Node:
     """view(dtype): complex numbers as twice as many real ones, or real numbers as half as many complex ones."""
     rewriting, value, shape = writing.rewriting, writing.args["self"], writing.rewriting.shape
+    dtypes = {dtype_of(value), dtype_of(rewriting.instance.node)}
+    if not dtypes <= {torch.float32, torch.complex64}:
+        message = "Complex numbers can be viewed as float32 numbers only. Use torch.view_as_real and convert its dtype."
+        raise error_at(rewriting.instance.node, message)
     if not rewriting.instance.node.meta["val"].is_complex():
         return reshape(rewriting, _to_last_dimension(writing), shape)
     if value in writing.pairs:
@@ -76,9 +80,7 @@ def _difference(writing: ComplexRewriting) -> Pair:
 
 def _combined(writing: ComplexRewriting, combine: Callable[..., Operand | None]) -> Pair:
     first, second = (writing.pair(writing.args[name]) for name in ("self", "other"))
-    alpha = float(writing.args["alpha"])
-    if alpha != 1:
-        second = Pair(writing.mul(second.real, alpha) or 0.0, writing.mul(second.imag, alpha))
+    second = product(second, writing.pair(writing.args["alpha"]), writing, writing.mul)
     return Pair(combine(first.real, second.real) or 0.0, combine(first.imag, second.imag))
 
 
@@ -168,14 +170,19 @@ def _einsum(writing: ComplexRewriting) -> Pair:
 def _of_parts(writing: ComplexRewriting) -> Pair:
     """Applies an operator of real numbers to the real parts, and to the imaginary parts. Indices are not changed."""
     node = writing.rewriting.instance.node
-    parts = {value: writing.parts(value) for value in node.all_input_nodes if _is_number(value)}
+    operands = [value for name, value in writing.args.items() if name not in _INDICES]
+    parts = {value: writing.parts(value) for value in iterate_nodes(operands) if dtype_of(value) is not None}
+    factors = [value for name, value in writing.args.items() if name not in _FILLS and isinstance(value, complex)]
+    if factors:
+        message = f"The factor {factors[0]} of this operator is complex. Multiply the operand by it instead."
+        raise error_at(node, message)
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     options = {name: value for name, value in node.kwargs.items() if not _is_complex_dtype(value)}
 
     def of(part: int, name: str, value: Any) -> Any:
         if name in _FILLS and isinstance(value, (int, float, complex)):
             return (complex(value).real, complex(value).imag)[part]
-        return map_arg(value, lambda read: parts[read][part] if read in parts else read)
+        return value if name in _INDICES else map_arg(value, lambda read: parts[read][part] if read in parts else read)
 
     def applied(part: int) -> Node:
         args = [of(part, name, value) for name, value in zip(names, node.args, strict=False)]
@@ -189,6 +196,9 @@ def _of_parts(writing: ComplexRewriting) -> Pair:
 
 _FILLS = ("value", "fill_value")
 """Arguments that are written as values of the output."""
+
+_INDICES = ("index", "indices", "mask", "repeats", "tensor_indices_or_sections")
+"""Arguments that select values. All others are values."""
 
 
 def _ones(writing: ComplexRewriting) -> Pair:
@@ -210,12 +220,6 @@ def _where(writing: ComplexRewriting) -> Pair:
 
 def _is_complex_dtype(value: object) -> bool:
     return isinstance(value, torch.dtype) and value.is_complex
-
-
-def _is_number(value: Node) -> bool:
-    """Whether `value` holds numbers to compute with: complex or float ones, or a list of these."""
-    dtype = dtype_of(value)
-    return dtype is None or dtype.is_complex or dtype.is_floating_point
 
 
 def _item(writing: ComplexRewriting) -> Pair:
@@ -245,11 +249,14 @@ def _complex(writing: ComplexRewriting) -> Pair:
 
 def _conversion(writing: ComplexRewriting) -> Pair | Node:
     """A conversion to a real dtype drops the imaginary part, as torch does."""
-    if not writing.rewriting.instance.node.meta["val"].is_complex():
-        return _real(writing)
-    pair = _same(writing)
-    is_float = not isinstance(pair.real, Node) or dtype_of(pair.real) is torch.float32
-    return pair if is_float else Pair(convert(writing.rewriting, writing.node(pair.real), torch.float32), pair.imag)
+    node = writing.rewriting.instance.node
+    dtype = node.meta["val"].dtype
+    if dtype.is_complex:
+        return _same(writing)
+    if dtype is torch.bool:
+        raise error_at(node, "A conversion of complex numbers to bool is not supported. Compare abs() of them with 0.")
+    real = _real(writing)
+    return real if dtype_of(real) is dtype else convert(writing.rewriting, real, dtype)
 
 
 def _rules(rule: Rule, names: str, overloads: Sequence[str] = ("default",)) -> dict[str, Rule]:

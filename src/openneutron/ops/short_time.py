@@ -15,10 +15,19 @@ __all__ = ["SHORT_TIME_RULES"]
 
 aten = torch.ops.aten
 
+_SMALLEST_ENVELOPE = 1e-11
+"""torch.istft refuses sums of squared windows below this value."""
+
 
 def _forward(writing: ComplexRewriting) -> Pair | Node:
     """stft: a convolution with windowed cosines, and one with windowed sines."""
     args = writing.args
+    if args["self"].meta["val"].is_complex():
+        message = (
+            "stft of complex signals is not supported. Compute stft(x.real, ..., onesided=False) + "
+            "1j * stft(x.imag, ..., onesided=False) instead."
+        )
+        raise error_at(writing.rewriting.instance.node, message)
     if args.get("align_to_window") or args.get("center"):
         message = "stft pads the signal in a way that is not supported. Pad it with torch.nn.functional.pad instead."
         raise error_at(writing.rewriting.instance.node, message)
@@ -58,7 +67,14 @@ def _inverse(writing: ComplexRewriting) -> Node:
     total = size + hop * (frames - 1)
     wanted = total - 2 * begin if args["length"] is None else args["length"]
     kept = range(begin, min(begin + wanted, total))
-    scale = writing.rewriting.constant((1 / _envelope(window, hop, frames)[kept.start : kept.stop]).float())
+    envelope = _envelope(window, hop, frames)[kept.start : kept.stop]
+    if bool((envelope < _SMALLEST_ENVELOPE).any()):
+        message = (
+            "The squared windows of this istft add up to zero at some outputs, so these are undefined. Use "
+            "center=True, or a window and a hop_length whose squared windows overlap to positive sums."
+        )
+        raise error_at(node, message)
+    scale = writing.rewriting.constant((1 / envelope).float())
     found = mul(writing.rewriting, slice_(writing.rewriting, found, -1, kept), scale)
     if len(kept) < wanted:
         found = writing.rewriting.call(aten.constant_pad_nd.default, found, [0, wanted - len(kept)], 0.0)

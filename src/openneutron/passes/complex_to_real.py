@@ -35,7 +35,8 @@ def complex_to_real(module: GraphModule, target: NeutronTarget) -> bool:
     return bool(pairs)
 
 
-def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict[Node, Pair]) -> None:
+def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict[Node, Pair]) -> Pair | Node:
+    """Rewrites one operator. Returns the pair of its complex output, or the node that replaces its real output."""
     if node.op in ("placeholder", "output"):
         raise _is_outside(node, pairs)
     if is_state_write(node):
@@ -47,13 +48,16 @@ def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict
     rewriting = Rewriting(module, OpInstance(node, target))
     if (value := constant_of(module, node)) is not None:
         pairs[node] = Pair(*(rewriting.constant(part.float()) for part in (value.real, value.imag)))
-        return
-    rule = complex_rule(node)
-    written = _rewrite_parts(rewriting, pairs) if rule is None else rule(ComplexRewriting(rewriting, pairs))
+        return pairs[node]
+    rule, writing = complex_rule(node), ComplexRewriting(rewriting, pairs)
+    written = _rewrite_parts(rewriting, pairs) if rule is None else rule(writing)
+    if isinstance(written, Pair) and isinstance(node.meta.get("val"), torch.Tensor) and not _is_complex(node):
+        written = writing.node(written.real)
     if isinstance(written, Pair):
         pairs[node] = written
     else:
         node.replace_all_uses_with(written)
+    return written
 
 
 def _rewrite_parts(rewriting: Rewriting, pairs: dict[Node, Pair]) -> Pair | Node:
@@ -62,6 +66,7 @@ def _rewrite_parts(rewriting: Rewriting, pairs: dict[Node, Pair]) -> Pair | Node
     if not _can_be_decomposed(node):
         raise _has_no_rule(node)
     before = node.prev
+    replaced: dict[Node, Pair | Node] = {}
     try:
         written = rewriting.trace(core_aten_decompositions())
     except RuntimeError as error:  # a decomposition of torch for real numbers only
@@ -71,8 +76,8 @@ def _rewrite_parts(rewriting: Rewriting, pairs: dict[Node, Pair]) -> Pair | Node
         if _is_complex(before) or any(source in pairs for source in before.all_input_nodes):
             if before.op == "call_function" and complex_rule(before) is None:
                 raise _has_no_rule(node)
-            _rewrite(rewriting.module, before, rewriting.instance.target, pairs)
-    return pairs.get(written, written)
+            replaced[before] = _rewrite(rewriting.module, before, rewriting.instance.target, pairs)
+    return replaced.get(written, pairs.get(written, written))
 
 
 def _can_be_decomposed(node: Node) -> bool:
