@@ -16,6 +16,7 @@ from PIL import Image
 from tests.data.test_audio import write as write_wave
 
 from openneutron.data import ImageTransform, Samples, SkippedFilesWarning, check_data, read_data, read_labels
+from openneutron.data.arrays import read_array
 from openneutron.data.sources import FileSource
 from openneutron.data.tables import TableHeaderWarning, read_table
 from openneutron.errors import InputError, OptionError
@@ -545,3 +546,15 @@ def test_samples_of_files_can_be_pickled(tmp_path: Path) -> None:
     assert again == samples
     assert isinstance(again.source, FileSource)
     assert torch.equal(again[1].inputs, samples[1].inputs)
+
+
+@pytest.mark.parametrize("shape", ["(2, 7), } ]", "(99999999999999999999,)}", "(999999999999999,)}"])
+def test_damaged_header_of_an_array(tmp_path: Path, shape: str) -> None:
+    """numpy raises TokenError, OverflowError and MemoryError for these headers."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((2, 7), np.int8))
+    data = path.read_bytes()
+    start, end = data.index(b"(2, 7)"), data.index(b"\n")
+    path.write_bytes(data[:start] + shape.encode().ljust(end - start) + data[end:])
+    with pytest.raises(InputError, match=r"a\.npy cannot be read as an array"):
+        read_array(path)
