@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from openneutron.core.files import check_new_folder, check_output, write_file, write_folder
-from openneutron.errors import OutputError
+from openneutron.core.files import (
+    check_new_folder,
+    check_output,
+    exists,
+    is_file,
+    is_folder,
+    names_in,
+    read_file,
+    write_file,
+    write_files,
+    write_folder,
+)  # fmt: skip
+from openneutron.errors import InputError, OutputError
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
@@ -29,11 +41,11 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_interruption_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: int) -> int:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     (tmp_path / "file").write_bytes(b"old")
-    monkeypatch.setattr("os.umask", interrupt)
+    monkeypatch.setattr("pathlib.Path.chmod", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_file(tmp_path / "file", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
@@ -84,3 +96,53 @@ def error_of_new_folder(path: Path) -> OutputError | None:
     except OutputError as error:
         return error
     return None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permissions of this kind")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    (tmp_path / "link").symlink_to("old")
+    write_file(tmp_path / "link", b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    write_file(tmp_path / "new", b"new")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_rename_that_fails_leaves_the_files_before_it_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {tmp_path / name: b"new" for name in ("a", "b", "c")}
+    for path in files:
+        path.write_bytes(b"old")
+    replace = Path.replace
+
+    def of_all_but_b(self: Path, target: Path) -> Path:
+        if target.name == "b":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return replace(self, target)
+
+    monkeypatch.setattr("pathlib.Path.replace", of_all_but_b)
+    with pytest.raises(OutputError, match="b': Operation not permitted"):
+        write_files(files)
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {"a": b"new", "b": b"old", "c": b"old"}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\0b/c", "\ud800"], ids=["null", "folder", "surrogate"])
+def test_characters_that_no_path_has(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with pytest.raises(InputError, match="has a character that no path has"):
+        read_file(path)
+    assert not exists(path)
+    assert not is_file(path)
+    assert not is_folder(path)
+    assert names_in(path) == []
+    for write in (check_output, check_new_folder, lambda it: write_file(it, b""), lambda it: write_folder(it, {})):
+        with pytest.raises(OutputError, match="has a character that no path has"):
+            write(path)
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ __all__ = [
 
 LONGEST_PREFIX = 100
 """The number of characters of a file's name in the name of its temporary file."""
+_NO_PATH = "it has a character that no path has, such as the null character. Give another path."
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -31,6 +32,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
+    except ValueError as error:
+        raise InputError(f"Cannot read {os.fspath(path)!r}: {_NO_PATH}") from error
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -54,12 +57,15 @@ def names_in(folder: str | os.PathLike[str]) -> list[str]:
     """Returns the sorted names in a folder; none if it cannot be read."""
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):
         return []
 
 
 def _mode(path: str | os.PathLike[str], kind: type[InputError | OutputError] = InputError) -> int | None:
-    """Returns the mode of a file or folder; None if there is none. Raises `kind` if the system cannot tell."""
+    """Returns the mode of a file or folder; None if there is none. Raises `kind` if the system cannot tell.
+
+    There is none at a path with characters that no path has, to which nothing can be written: `OutputError`.
+    """
     try:
         return os.stat(path).st_mode
     except OSError as error:
@@ -67,8 +73,10 @@ def _mode(path: str | os.PathLike[str], kind: type[InputError | OutputError] = I
             return None
         what = "read" if kind is InputError else "write"
         raise kind(f"Cannot {what} '{os.fspath(path)}': {error.strerror or error}.") from error
-    except ValueError:  # a null character
-        return None
+    except ValueError as error:
+        if kind is InputError:
+            return None
+        raise kind(f"Cannot write {os.fspath(path)!r}: {_NO_PATH}") from error
 
 
 def reason_of(error: OSError) -> str:
@@ -80,7 +88,7 @@ def reason_of(error: OSError) -> str:
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes `data` to a temporary file in the folder of `path`, then renames it to `path`.
 
-    Raises `OutputError` if that fails; no temporary file remains then.
+    A file that is replaced keeps its permissions. Raises `OutputError` if that fails; no temporary file remains then.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OutputError(f"A file must be given by its path, not by a {type(path).__name__}.")
@@ -88,9 +96,10 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Writes several files as `write_file` does. No file is replaced before all contents are on the disk.
+    """Writes several files as `write_file` does. No file is replaced before all temporary files are written.
 
-    Raises `OutputError` if a file cannot be written; all files keep their earlier contents then.
+    Raises `OutputError` if a file cannot be written. All files keep their earlier contents then, unless it is a rename
+    that fails: the files before it, in the order of `files`, have their new contents.
     """
     staged: list[tuple[Path, Path]] = []
     try:
@@ -103,15 +112,23 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 staged.append((Path(temporary), target))
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
-                umask = os.umask(0)
-                os.umask(umask)
-                Path(temporary).chmod(0o666 & ~umask)
+                Path(temporary).chmod(_permissions_of(target))
         for temporary_path, target in staged:
             with _typed_output(target):
                 temporary_path.replace(target)
     finally:  # an interruption leaves no temporary file behind, either
         for temporary_path, _ in staged:
             temporary_path.unlink(missing_ok=True)
+
+
+def _permissions_of(path: Path) -> int:
+    """Returns the permissions of a file that is replaced, and those of a new file if there is none."""
+    mode = _mode(path, OutputError)
+    if mode is not None and os.name != "nt":  # Windows deletes no file without the permission to write
+        return mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 @contextmanager

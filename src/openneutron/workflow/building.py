@@ -204,7 +204,8 @@ def write_build(
 ) -> Build:
     """Writes the files of a build, and `others` by their names, to `folder`. Returns the build with the folder.
 
-    No file is replaced before all contents are made and on the disk. Raises `OutputError` otherwise.
+    No file is replaced before all contents are made and written to temporary files. Raises `OutputError` if a file
+    cannot be written.
     """
     with phase_bar("Writing", WRITING_SHARES) as end_phase:
         quantized = built.quantized.as_file(source_root)
