@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +14,18 @@ from openneutron.errors import InputError, OpenNeutronError
 
 __all__ = ["code_of_user", "line_of_user"]
 
-_INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
-_OWN_FOLDER = str(Path(__file__).resolve().parents[1])
+_FOLDERS = (*(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")), Path(__file__).parents[1])
+
+
+def prefixes_of(folders: Iterable[Path]) -> tuple[str, ...]:
+    """Returns the beginnings of the paths of files in `folders`.
+
+    Python names a file by the path through which it was imported, which may contain links or not.
+    """
+    return tuple({f"{path}{os.sep}" for folder in folders for path in (folder, folder.resolve())})
+
+
+_NOT_OF_USER = prefixes_of(_FOLDERS)
 
 
 @contextmanager
@@ -35,7 +46,9 @@ def code_of_user(what: str, kind: type[OpenNeutronError] = InputError, *, place:
     except OpenNeutronError as error:
         if place is None:
             raise
-        raise type(error)(f"{place}: {error}") from error
+        placed = type(error)(f"{place}: {error}")  # the text of the error has its node and its source line
+        placed.node, placed.op, placed.source = error.node, error.op, error.source
+        raise placed from error
     except (Exception, SystemExit) as error:
         if isinstance(error, Warning) and type(error).__module__.startswith("openneutron"):
             raise
@@ -48,7 +61,7 @@ def line_of_user(traceback: TracebackType | None) -> str | None:
     found = None
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
-        if not file.startswith((*_INSTALLED, _OWN_FOLDER, "<")):
+        if not file.startswith((*_NOT_OF_USER, "<")):
             found = f"{file}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found
