@@ -163,6 +163,7 @@ EXACT: dict[str, tuple[Call, tuple[int, ...]]] = {
     "l1 losses": (lambda x: F.l1_loss(complex_of(x), complex_of(x.flip(0)), reduction="none")
                   + F.l1_loss(complex_of(x), complex_of(x.flip(0))), ROW),
     "a complex exponent": (lambda x: real_of(complex_of(x) ** (2 + 0j)), ROW),
+    "an exponent of zero": (lambda x: real_of(complex_of(x) ** 0) * x[:, :8, None], ROW),
     "complex alphas": (
         lambda x: real_of(torch.add(complex_of(x), complex_of(x.flip(0)), alpha=1j)
                           + torch.rsub(complex_of(x), complex_of(x.flip(0)), alpha=2 - 1j)), ROW),

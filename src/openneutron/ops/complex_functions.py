@@ -76,7 +76,9 @@ def _power(writing: ComplexRewriting) -> Pair:
         exponent = exponent.real
     if exponent == 0.5:
         return _square_root(writing)
-    if exponent not in range(-_MAX_POWER, _MAX_POWER + 1) or exponent == 0:
+    if exponent == 0:
+        return Pair(1.0)
+    if exponent not in range(-_MAX_POWER, _MAX_POWER + 1):
         message = f"Only powers -{_MAX_POWER} to {_MAX_POWER} and 0.5 of complex numbers are supported, not {exponent}."
         raise error_at(writing.rewriting.instance.node, f"{message} Write it with abs() and angle().")
     base = writing.pair(writing.args["self"])
