@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openneutron.core import user_code
+from openneutron.core.fx import is_library
 from openneutron.core.user_code import code_of_user, prefixes_of
 from openneutron.errors import InputError, ModelError
 
@@ -37,6 +38,12 @@ def test_the_line_of_the_user_is_named_and_not_that_of_a_library(tmp_path: Path)
 def test_a_file_whose_name_begins_as_the_package_is_of_the_user(name: str) -> None:
     file = Path(user_code.__file__).parents[2] / name
     assert source_of_error(function_in(file, "1 / 0")) == f"{file}:2"
+    assert not is_library(str(file))
+
+
+def test_files_of_python_and_of_the_package_are_of_a_library() -> None:
+    for file in (json.__file__, user_code.__file__, str(Path(user_code.__file__).resolve()), "<string>"):
+        assert is_library(file)
 
 
 def test_installed_packages_are_recognized_by_their_path_and_by_the_folder_it_leads_to(

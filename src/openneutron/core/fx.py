@@ -13,6 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.sources import FRAME
+from openneutron.core.user_code import prefixes_of
 
 __all__ = [
     "STATE",
@@ -48,8 +49,8 @@ __all__ = [
 
 # Frames inside these packages are not the user's code.
 _LIBRARIES = re.compile(r"(?:^|[/\\])(site-packages|dist-packages)[/\\](torch|torchao|executorch)[/\\]|<eval_with_key>")
-_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
-_OWN_FOLDER = str(Path(__file__).parents[1])
+_STANDARD_LIBRARY = prefixes_of([Path(sysconfig.get_path("stdlib"))])
+_OWN_FOLDER = prefixes_of([Path(__file__).parents[1]])
 # The name that a non-strict export gives to a slice of a ModuleList or Sequential.
 _SLICE = re.compile(r"\.slice\((?P<start>\w+), \w+, (?P<step>\w+)\)")
 # convert_pt2e, torch.export and ExecuTorch's passes copy the metadata under this key to new nodes, and drop other keys.
@@ -89,7 +90,7 @@ def source_of(node: Node) -> str | None:
 
 def is_library(file: str) -> bool:
     """Whether a file of Python code is part of Python, torch, torchao, ExecuTorch or OpenNeutron."""
-    is_standard = file.startswith((_STANDARD_LIBRARY, "<")) and "-packages" not in file
+    is_standard = file.startswith((*_STANDARD_LIBRARY, "<")) and "-packages" not in file
     return is_standard or file.startswith(_OWN_FOLDER) or bool(_LIBRARIES.search(file))
 
 
