@@ -41,7 +41,7 @@ _KINDS = ("no delegates", "portable", "device")
 _DEPENDENCIES = ("openneutron", "executorch", "torch", "torchao", "ai-edge-litert")
 _EXECUTORCH = "1.5"
 _VALIDATE = (
-    "`openneutron validate <this folder> --against\nboard.log` compares them with the host, and names known mistakes. "
+    "`openneutron validate <this folder> --against\nboard.log` compares them with the host, and names known mistakes."
 )
 
 
