@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.core.boundary import typed_errors
-from openneutron.core.files import write_file, write_files
+from openneutron.core.files import output_path, write_file, write_files
 from openneutron.core.progress import phase_bar
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.model.arguments import Leaf, text_of_leaves
@@ -136,7 +136,7 @@ class QuantizedModel:
         The user's source lines in it are relative to `source_root`, by default the current folder.
         Raises `OutputError` if the file cannot be written, and `OptionError` for another suffix than .pt2.
         """
-        if Path(path).suffix != ".pt2":
+        if output_path(path).suffix != ".pt2":
             raise OptionError(f"A quantized model is saved as .pt2, but the path is '{os.fspath(path)}'.")
         write_file(path, self.as_file(source_root))
 
@@ -225,7 +225,7 @@ class NeutronProgram:
         `kernel_selection` and `etrecord`, if any, are written to the same folder: "model_kernel_selection.c" and
         "model_etrecord.bin" for "model.pte".
         """
-        write_files(self.files(Path(path)))
+        write_files(self.files(output_path(path)))
 
     def files(self, path: Path) -> dict[Path, bytes]:
         """Returns the files that `save` writes, with their contents."""

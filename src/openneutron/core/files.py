@@ -90,9 +90,14 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
 
     A file that is replaced keeps its permissions. Raises `OutputError` if that fails; no temporary file remains then.
     """
+    write_files({output_path(path): data})
+
+
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a file or folder that will be written. Raises `OutputError` for another object."""
     if not isinstance(path, (str, os.PathLike)):
-        raise OutputError(f"A file must be given by its path, not by a {type(path).__name__}.")
-    write_files({Path(path): data})
+        raise OutputError(f"A file or folder must be given by its path, not by a {type(path).__name__}.")
+    return Path(path)
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
@@ -164,9 +169,7 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
     """Raises `OutputError` if `path` cannot become a new folder: it exists and is not an empty folder, or its parent
     does not exist. Writes nothing.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise OutputError(f"A folder must be given by its path, not by a {type(path).__name__}.")
-    path = Path(path)
+    path = output_path(path)
     mode = _mode(path, OutputError)
     if mode is not None and not stat.S_ISDIR(mode):
         raise OutputError(f"Cannot write the folder '{path}': there is a file of this name. Give another path.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openneutron.core.files import write_file
+from openneutron.core.files import output_path, write_file
 from openneutron.core.fx import (
     is_dequantize,
     is_operator,
@@ -59,7 +59,7 @@ def write_model_explorer(
     placement = {row.node: row for row in summary.placement}
     graphs = [*([] if module is None else [_model_graph(module, placement)]), *delegates]
     files = {GRAPHS: {"label": summary.model, "graphs": graphs}, **_node_data(summary, layers, delegates, module)}
-    return tuple(_write(Path(folder), files))
+    return tuple(_write(output_path(folder), files))
 
 
 def _write(folder: Path, files: Mapping[str, Any]) -> Iterator[Path]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from openneutron.core.files import read_file, write_file
+from openneutron.core.files import output_path, read_file, write_file
 from openneutron.errors import InputError, OutputError
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
@@ -38,7 +38,7 @@ def extract(program: bytes | str | os.PathLike[str], folder: str | os.PathLike[s
     """
     models = list(tflite_models(program))
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        output_path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
     paths = tuple(Path(folder) / f"delegate{index}.tflite" for index in range(len(models)))
