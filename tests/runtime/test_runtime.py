@@ -414,6 +414,8 @@ class TestProgram:
     def test_load_of_what_cannot_be_read(self, tmp_path: Path) -> None:
         with pytest.raises(HostError, match=r"missing\.pte cannot be read: No such file"):
             load(tmp_path / "missing.pte")
+        with pytest.raises(HostError, match=r"'a\\x00b\.pte' cannot be read: it has a character that no path has"):
+            load("a\0b.pte")
         with pytest.raises(HostError, match="cannot be read: Is a directory"):
             load(tmp_path)
 

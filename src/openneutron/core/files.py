@@ -14,13 +14,14 @@ from pathlib import Path
 from openneutron.errors import InputError, OutputError
 
 __all__ = [
-    "check_new_folder", "check_output", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of",
-    "write_file", "write_files", "write_folder",
+    "NO_PATH", "check_new_folder", "check_output", "exists", "is_file", "is_folder", "names_in", "read_file",
+    "reason_of", "write_file", "write_files", "write_folder",
 ]  # fmt: skip
 
 LONGEST_PREFIX = 100
 """The number of characters of a file's name in the name of its temporary file."""
-_NO_PATH = "it has a character that no path has, such as the null character. Give another path."
+NO_PATH = "it has a character that no path has, such as the null character. Give another path."
+"""The reason why a path is refused for which Python raises `ValueError`."""
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -33,7 +34,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     except OSError as error:
         raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
     except ValueError as error:
-        raise InputError(f"Cannot read {os.fspath(path)!r}: {_NO_PATH}") from error
+        raise InputError(f"Cannot read {os.fspath(path)!r}: {NO_PATH}") from error
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -76,7 +77,7 @@ def _mode(path: str | os.PathLike[str], kind: type[InputError | OutputError] = I
     except ValueError as error:
         if kind is InputError:
             return None
-        raise kind(f"Cannot write {os.fspath(path)!r}: {_NO_PATH}") from error
+        raise kind(f"Cannot write {os.fspath(path)!r}: {NO_PATH}") from error
 
 
 def reason_of(error: OSError) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openneutron.core.files import reason_of
+from openneutron.core.files import NO_PATH, reason_of
 from openneutron.errors import FormatError, HostError, InputError
 from openneutron.formats import pte
 from openneutron.model.arguments import (
@@ -278,6 +278,8 @@ def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, iso
         data = Path(source).read_bytes()
     except OSError as error:
         raise HostError(f"{os.fspath(source)} cannot be read: {reason_of(error)}") from error
+    except ValueError as error:
+        raise HostError(f"{os.fspath(source)!r} cannot be read: {NO_PATH}") from error
     return HostProgram(data, os.fspath(source), isolated=isolated)
 
 
