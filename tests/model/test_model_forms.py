@@ -302,7 +302,7 @@ def test_errors_of_the_users_data_have_a_type() -> None:
         lambda q, data: compare_layers(q, 3, data),  # type: ignore[arg-type]
         lambda _, data: compare_layers(net(), None, data),  # type: ignore[arg-type]
         lambda q, _: lower(q).save(3),  # type: ignore[arg-type]
-        lambda q, _: q.save(3),  # type: ignore[arg-type]
+        lambda q, _: q.save(3),
         lambda q, _: lower(q).package(3),  # type: ignore[arg-type]
         lambda q, _: lower(q).to_model_explorer(3),  # type: ignore[arg-type]
         lambda q, data: lower(q.module, {"y": data[0]}),
