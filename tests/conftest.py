@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,10 @@ from tests.selection import ROWS_OF_A_TABLE, quick_tests, rest_of_tests
 # Processes that tests start inherit this setting.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# A shell makes the processes that it starts in the background ignore Ctrl-C, and their children inherit that.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The garbage collector took 7 % of the time, because it runs every 700 allocations over all objects of torch.
 gc.set_threshold(200_000, 20, 100)
