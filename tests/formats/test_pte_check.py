@@ -20,7 +20,8 @@ from openneutron.cpu.signatures import signature_of
 from openneutron.errors import FormatError, HostError
 from openneutron.formats import pte
 from openneutron.formats.flatbuffer import Source, Table, root
-from openneutron.formats.pte_check import ValueKind, check
+from openneutron.formats.pte import ValueKind
+from openneutron.formats.pte_check import check
 
 Change = Callable[[schema.ExecutionPlan], None]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from openneutron.formats.pte_check import KernelSignature, ValueKind
+from openneutron.formats.pte import ValueKind
+from openneutron.formats.pte_check import KernelSignature
 
 __all__ = ["signature_of"]
 

@@ -19,14 +19,17 @@ from openneutron.errors import FormatError
 from openneutron.formats.flatbuffer import Source, Table, root
 
 __all__ = [
+    "NO_TENSOR",
     "Backend",
     "DelegateCall",
     "Instruction",
+    "InstructionKind",
     "KernelCall",
     "Method",
     "Program",
     "ProgramValue",
     "Slot",
+    "ValueKind",
     "read",
     "replace_payloads",
 ]
@@ -49,16 +52,35 @@ SCALAR_TYPES = {
 ITEM_BYTES = {"int16": 2, "int32": 4, "int64": 8, "float16": 2, "float32": 4, "float64": 8, "bfloat16": 2}
 """Bytes of an element by dtype; 1 for any other dtype."""
 
-# Members of the unions KernelTypes and InstructionArguments, by their numbers in the schema.
-_NONE = 1
-_SCALARS = {2: ("int", "q"), 3: ("bool", "?"), 4: ("double", "d")}
-_TENSOR, _TEXT = 5, 6
-_LISTS = {7: "ints", 8: "doubles", 9: "bools", 10: "tensors", 11: "optional tensors"}
-_ITEM_DTYPES = {7: np.int64, 8: np.float64, 9: np.bool_}  # of the items of lists; indices of values are int32
-_LISTS_OF_TENSORS = (10, 11)
-_NO_TENSOR = -1  # in a list of optional tensors
-_KERNEL_CALL, _DELEGATE_CALL = 1, 2
-_INSTRUCTIONS = {_KERNEL_CALL: "kernel", _DELEGATE_CALL: "delegate", 3: "move", 4: "jump", 5: "free"}
+
+class ValueKind:
+    """Members of the union KernelTypes, by their numbers in the schema."""
+
+    NULL, INT, BOOL, DOUBLE, TENSOR, STRING = 1, 2, 3, 4, 5, 6
+    INT_LIST, DOUBLE_LIST, BOOL_LIST, TENSOR_LIST, OPTIONAL_TENSOR_LIST = 7, 8, 9, 10, 11
+
+
+class InstructionKind:
+    """Members of the union InstructionArguments, by their numbers in the schema."""
+
+    KERNEL, DELEGATE, MOVE, JUMP, FREE = 1, 2, 3, 4, 5
+
+
+NO_TENSOR = -1
+"""The index in a list of optional tensors that stands for None."""
+
+_SCALARS = {ValueKind.INT: ("int", "q"), ValueKind.BOOL: ("bool", "?"), ValueKind.DOUBLE: ("double", "d")}
+_LISTS = {
+    ValueKind.INT_LIST: "ints", ValueKind.DOUBLE_LIST: "doubles", ValueKind.BOOL_LIST: "bools",
+    ValueKind.TENSOR_LIST: "tensors", ValueKind.OPTIONAL_TENSOR_LIST: "optional tensors",
+}  # fmt: skip
+# The dtypes of the items of lists. Those of the other lists are indices of values, int32.
+_ITEM_DTYPES = {ValueKind.INT_LIST: np.int64, ValueKind.DOUBLE_LIST: np.float64, ValueKind.BOOL_LIST: np.bool_}
+_LISTS_OF_TENSORS = (ValueKind.TENSOR_LIST, ValueKind.OPTIONAL_TENSOR_LIST)
+_INSTRUCTIONS = {
+    InstructionKind.KERNEL: "kernel", InstructionKind.DELEGATE: "delegate", InstructionKind.MOVE: "move",
+    InstructionKind.JUMP: "jump", InstructionKind.FREE: "free",
+}  # fmt: skip
 _STATIC = 0  # TensorShapeDynamism
 _EXTERNAL = 1  # TensorDataLocation
 
@@ -284,7 +306,7 @@ def _read_segment(source: Source, base: int, table: Table) -> Segment:
 
 def _is_state(value: Table) -> bool:
     """Whether a value is a tensor with an initial value in planned memory."""
-    tensor = value.table(1) if value.integer(0, "B") == _TENSOR else None
+    tensor = value.table(1) if value.integer(0, "B") == ValueKind.TENSOR else None
     return tensor is not None and tensor.integer(5, "I") > 0 and tensor.table(6) is not None
 
 
@@ -298,9 +320,9 @@ def _read_slot(table: Table) -> Slot:
     kind, value = table.integer(0, "B"), table.table(1)
     if kind in _SCALARS and value is not None:
         return Slot(constant=value.number(0, _SCALARS[kind][1]))
-    if value is None or kind != _TENSOR:
+    if value is None or kind != ValueKind.TENSOR:
         items = value.count(0, _ITEM_DTYPES.get(kind, np.int32)) if value is not None and kind in _LISTS else 0
-        return Slot(kind="text" if kind == _TEXT else _LISTS.get(kind, ""), items=items)
+        return Slot(kind="text" if kind == ValueKind.STRING else _LISTS.get(kind, ""), items=items)
     sizes, is_planned, extra = value.integers(2), value.table(6) is not None, value.table(9)
     dtype = SCALAR_TYPES.get(value.integer(0, "b"), "")
     return Slot(
@@ -323,7 +345,7 @@ def _read_instructions(tables: Iterable[Table]) -> tuple[Instruction, ...]:
 
 def _read_instruction(table: Table) -> Instruction:
     kind, arguments = table.integer(0, "B"), table.table(1)
-    is_call = arguments is not None and kind in (_KERNEL_CALL, _DELEGATE_CALL)
+    is_call = arguments is not None and kind in (InstructionKind.KERNEL, InstructionKind.DELEGATE)
     return Instruction(_INSTRUCTIONS.get(kind, ""), arguments.integers(1) if arguments is not None and is_call else ())
 
 
@@ -364,13 +386,13 @@ class _Reader:
         for chain in plan.tables(5):
             for instruction in chain.tables(2):
                 kind, arguments = instruction.integer(0, "B"), instruction.table(1)
-                if arguments is None or kind not in (_KERNEL_CALL, _DELEGATE_CALL):
+                if arguments is None or kind not in (InstructionKind.KERNEL, InstructionKind.DELEGATE):
                     continue
                 number = arguments.integer(0, "i")
-                known = operators if kind == _KERNEL_CALL else backends
+                known = operators if kind == InstructionKind.KERNEL else backends
                 if not 0 <= number < len(known):
                     raise self.source.error(arguments.at, f"an index below {len(known)}", number)
-                if kind == _KERNEL_CALL:
+                if kind == InstructionKind.KERNEL:
                     yield KernelCall(
                         operators[number], tuple(self._flatten_indices(plan, arguments.integers(1), values))
                     )
@@ -383,7 +405,7 @@ class _Reader:
         for number in dict.fromkeys(numbers):
             value = values[number].table(1)
             if value is not None and values[number].integer(0, "B") in _LISTS_OF_TENSORS:
-                items = tuple(item for item in value.integers(0) if item != _NO_TENSOR)
+                items = tuple(item for item in value.integers(0) if item != NO_TENSOR)
                 self._check_indices(plan, items, values)
                 yield from items
             else:
@@ -428,12 +450,12 @@ class _Reader:
 
     def _read_value(self, table: Table) -> ProgramValue:
         kind, value = table.integer(0, "B"), table.table(1)
-        if value is None or kind == _NONE:
+        if value is None or kind == ValueKind.NULL:
             return ProgramValue((), "none", ())
-        if kind == _TENSOR:
+        if kind == ValueKind.TENSOR:
             dtype = SCALAR_TYPES.get(value.integer(0, "b"), f"type {value.integer(0, 'b')}")
             return ProgramValue(value.integers(2), dtype, value.integers(3, "uint8"))
-        if kind == _TEXT:
+        if kind == ValueKind.STRING:
             return ProgramValue((), "text", (), value.text(0) or "")
         if kind in _SCALARS:
             name, code = _SCALARS[kind]

@@ -12,24 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from openneutron.formats.flatbuffer import Source, Table, root
-from openneutron.formats.pte import FILE_IDENTIFIERS
+from openneutron.formats.pte import FILE_IDENTIFIERS, NO_TENSOR, InstructionKind, ValueKind
 
-__all__ = ["KernelSignature", "ValueKind", "check"]
-
-
-class ValueKind:
-    """Members of the union KernelTypes, by their numbers in the schema."""
-
-    NULL, INT, BOOL, DOUBLE, TENSOR, STRING = 1, 2, 3, 4, 5, 6
-    INT_LIST, DOUBLE_LIST, BOOL_LIST, TENSOR_LIST, OPTIONAL_TENSOR_LIST = 7, 8, 9, 10, 11
+__all__ = ["KernelSignature", "check"]
 
 
 _LISTS_OF_VALUES = (ValueKind.INT_LIST, ValueKind.TENSOR_LIST, ValueKind.OPTIONAL_TENSOR_LIST)
-_KERNEL_CALL, _DELEGATE_CALL, _MOVE_CALL, _JUMP_CALL, _FREE_CALL = 1, 2, 3, 4, 5
 # The vectors and texts of an ExecutionPlan and a Chain that the runtime reads even if the file lacks them.
 _PLAN_FIELDS = (0, 2, 3, 4, 5, 6, 7, 8)
 _INSTRUCTIONS = 2
-_NO_TENSOR = -1  # in a list of optional tensors
 
 # Bytes of an element by the number of ScalarType (runtime/core/portable_type/scalar_type.h). The runtime's kernels
 # support no other type.
@@ -225,7 +216,7 @@ class _MethodCheck:
             return
         items = content.integers(0)
         if kind == ValueKind.OPTIONAL_TENSOR_LIST:
-            items = tuple(item for item in items if item != _NO_TENSOR)
+            items = tuple(item for item in items if item != NO_TENSOR)
         self._indices(content, items)
         late = next((item for item in items if item >= index), None)
         if late is not None:
@@ -293,18 +284,18 @@ class _MethodCheck:
         self, instruction: Table, position: int, count: int, operators: Sequence[str], delegates: int
     ) -> None:
         kind, call = instruction.integer(0, "B"), instruction.table(1)
-        if call is None or not _KERNEL_CALL <= kind <= _FREE_CALL:
+        if call is None or not InstructionKind.KERNEL <= kind <= InstructionKind.FREE:
             raise self._source.error(instruction.at, "an instruction of kind 1 to 5", kind)
-        if kind in (_KERNEL_CALL, _DELEGATE_CALL):
+        if kind in (InstructionKind.KERNEL, InstructionKind.DELEGATE):
             self._require(call, 1)
-        if kind == _KERNEL_CALL:
+        if kind == InstructionKind.KERNEL:
             self._check_kernel_call(call, operators)
-        elif kind == _DELEGATE_CALL:
+        elif kind == InstructionKind.DELEGATE:
             self._index_below(call, delegates, "a delegate")
             self._indices(call, call.integers(1))
-        elif kind == _MOVE_CALL:
+        elif kind == InstructionKind.MOVE:
             self._check_move(call)
-        elif kind == _JUMP_CALL:
+        elif kind == InstructionKind.JUMP:
             self._indices(call, (call.integer(0, "i"),))
             if not position < call.integer(1, "i") <= count:
                 expected = f"a jump forward, to an instruction from {position + 1} to {count}"
@@ -349,7 +340,7 @@ class _MethodCheck:
         """Returns the indices of the tensors in a value: a tensor, or a list of them."""
         if self._kinds[index] in (ValueKind.TENSOR_LIST, ValueKind.OPTIONAL_TENSOR_LIST):
             items = self._content(self._values[index]).integers(0)
-            return [item for item in items if item != _NO_TENSOR and self._kinds[item] == ValueKind.TENSOR]
+            return [item for item in items if item != NO_TENSOR and self._kinds[item] == ValueKind.TENSOR]
         return [index] if self._kinds[index] == ValueKind.TENSOR else []
 
     def _check_operand(self, call: Table, name: str, index: int, *, is_written: bool) -> None:
