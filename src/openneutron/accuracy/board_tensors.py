@@ -10,13 +10,11 @@ import torch
 from openneutron.accuracy.board_dump import BoardTensor
 from openneutron.errors import InputError
 from openneutron.formats import pte
-from openneutron.formats.kernel_calls import computing_call, writers_of
+from openneutron.formats.kernel_calls import DEQUANTIZE, QUANTIZE, computing_call, qparams_of, writers_of
 from openneutron.formats.pte import KernelCall, Method, ProgramValue
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
 
 __all__ = ["board_inputs", "board_outputs"]
-
-_QUANTIZE, _DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
 
 
 def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
@@ -25,7 +23,7 @@ def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     readers = {number: call for call in _kernels(method) for number in call.numbers[:1]}
     found = zip(host.inputs, method.inputs, method.input_numbers, strict=True)
     return tuple(
-        _board_tensor(position, info, value, _qparams(method, readers.get(number), _QUANTIZE))
+        _board_tensor(position, info, value, qparams_of(method, readers.get(number), QUANTIZE))
         for position, (info, value, number) in enumerate(found)
         if isinstance(info, TensorInfo)
     )
@@ -40,7 +38,7 @@ def board_outputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     writers = writers_of(method)
     found = zip(host.outputs, method.outputs, method.output_numbers, strict=True)
     return tuple(
-        _board_tensor(position, info, value, _qparams(method, computing_call(writers, number), _DEQUANTIZE))
+        _board_tensor(position, info, value, qparams_of(method, computing_call(writers, number), DEQUANTIZE))
         for position, (info, value, number) in enumerate(found)
         if not isinstance(info, ConstantInfo)
     )
@@ -52,19 +50,6 @@ def _method_of(host: HostProgram) -> Method:
 
 def _kernels(method: Method) -> Iterator[KernelCall]:
     yield from (call for call in method.calls if isinstance(call, KernelCall))
-
-
-def _qparams(method: Method, call: KernelCall | None, name: str) -> tuple[float, int] | None:
-    """Returns scale and zero point of a call of quantize or dequantize; None for any other call."""
-    if call is None or call.name.partition("::")[2].partition(".")[0] != name:
-        return None
-    constants = [method.slots[number].constant for number in call.numbers]
-    scale = next((value for value in constants if isinstance(value, float)), None)
-    if scale is None or scale <= 0:
-        return None
-    after = constants[constants.index(scale) + 1 :]
-    zero = next((value for value in after if isinstance(value, int) and not isinstance(value, bool)), 0)
-    return scale, zero
 
 
 def _board_tensor(

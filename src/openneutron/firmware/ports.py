@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from openneutron.formats import pte
-from openneutron.formats.kernel_calls import computing_call, writers_of
+from openneutron.formats.kernel_calls import DEQUANTIZE, computing_call, qparams_of, writers_of
 from openneutron.runtime import HostProgram, TensorInfo
 
 __all__ = ["Port", "bytes_of", "input_ports", "output_ports"]
 
-_DEQUANTIZE = "quantized_decomposed::dequantize_per_tensor"
 _C_TYPES = {
     "uint8": "uint8_t", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "int64": "int64_t",
     "float32": "float", "float64": "double", "bool": "bool",
@@ -94,6 +93,11 @@ def _ports(
     method: pte.Method,
 ) -> tuple[Port, ...]:
     writers = writers_of(method)
+
+    def step(number: int) -> float | None:
+        qparams = qparams_of(method, computing_call(writers, number), DEQUANTIZE)
+        return None if qparams is None else qparams[0]
+
     return tuple(
         Port(
             name,
@@ -102,19 +106,10 @@ def _ports(
             value.dim_order,
             info.scale,
             info.zero_point,
-            step=_step(method, writers, number),
+            step=step(number),
             is_planned=method.slots[number].is_planned or method.slots[number].has_data,
         )
         if isinstance(info, TensorInfo)
         else Port(name, None, constant=getattr(info, "value", None))
         for name, info, value, number in zip(names, infos, values, numbers, strict=True)
     )
-
-
-def _step(method: pte.Method, writers: Mapping[int, pte.KernelCall], number: int) -> float | None:
-    """Returns the scale of the dequantize that computes a value, if one does."""
-    call = computing_call(writers, number)
-    if call is None or not call.name.startswith(_DEQUANTIZE) or len(call.numbers) < 2:
-        return None
-    scale = method.slots[call.numbers[1]].constant
-    return scale if isinstance(scale, float) else None
