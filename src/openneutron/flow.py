@@ -24,6 +24,7 @@ from openneutron.core.boundary import typed_errors
 from openneutron.core.files import output_path, write_file, write_files
 from openneutron.core.progress import phase_bar
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
+from openneutron.formats.method_memory import MethodMemory, memory_of
 from openneutron.model.arguments import Leaf, text_of_leaves
 from openneutron.model.data import Data, calibration_inputs, forms_of
 from openneutron.model.examples import Examples, examples_of, leaves_of, to_tensors
@@ -47,7 +48,7 @@ from openneutron.recovery.large_cell_states import modules_with_large_cell_state
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
-from openneutron.runtime.memory import MethodMemory, measure, memory_of
+from openneutron.runtime.memory import measure
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec, Target

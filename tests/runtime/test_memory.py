@@ -15,8 +15,9 @@ from torch import nn
 from openneutron import NeutronProgram, load, lower, quantize
 from openneutron.errors import HostError, InputError, PoolError
 from openneutron.formats import pte
+from openneutron.formats.method_memory import POOL_ALIGNMENT, Part, memory_of
 from openneutron.formats.payload import MICROCODE_MAGIC, PayloadHeader, pack_device, parse
-from openneutron.runtime.memory import POOL_ALIGNMENT, Part, measure, memory_of, run_in_pools
+from openneutron.runtime.memory import measure, run_in_pools
 
 
 class Counter(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 import executorch
 import pytest
 
-from openneutron.runtime.memory import ARM32, HOST64
+from openneutron.formats.method_memory import ARM32, HOST64
 
 INCLUDE = Path(executorch.__path__[0]) / "include"
 PREAMBLE = """

@@ -9,7 +9,7 @@ import numpy as np
 
 from openneutron.firmware.ports import Port
 from openneutron.firmware.templates import filled
-from openneutron.runtime.memory import CONTEXT_FUNCTION
+from openneutron.formats.method_memory import CONTEXT_FUNCTION
 
 __all__ = ["Pools", "c_float", "config_header"]
 

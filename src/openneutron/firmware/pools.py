@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from openneutron.firmware.config import Pools
-from openneutron.runtime.memory import measure, memory_of
+from openneutron.formats.method_memory import memory_of
+from openneutron.runtime.memory import measure
 
 __all__ = ["pools_of"]
 

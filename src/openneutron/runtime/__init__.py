@@ -4,7 +4,7 @@ The delegate then serves both this package's HostProgram and `executorch.runtime
 native module is not installed, nothing is registered, and running a program raises `NativeModuleError`.
 """
 
-from openneutron.runtime.memory import MethodMemory
+from openneutron.formats.method_memory import MethodMemory
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import HostProgram, TensorInfo, load
 from openneutron.runtime.timing import time_on_host

@@ -1,7 +1,6 @@
 """Counts the memory that ExecuTorch's runtime allocates for a method of a `.pte` on this machine.
 
-`openneutron.formats.method_memory` computes the same numbers from the program, also for the board. This module exports
-its names, too.
+`openneutron.formats.method_memory` computes the same numbers from the program, also for the board.
 """
 
 from __future__ import annotations
@@ -11,40 +10,10 @@ from collections.abc import Sequence
 
 from openneutron.errors import HostError, PoolError
 from openneutron.formats import pte
-from openneutron.formats.method_memory import (
-    ARM32,
-    CONTEXT_FUNCTION,
-    HOST64,
-    POOL_ALIGNMENT,
-    DelegateMemory,
-    MeasuredPools,
-    MethodMemory,
-    Part,
-    PlannedBuffer,
-    Pool,
-    Pools,
-    memory_of,
-    method_memory,
-)
+from openneutron.formats.method_memory import MeasuredPools
 from openneutron.runtime.native import native_module
 
-__all__ = [
-    "ARM32",
-    "CONTEXT_FUNCTION",
-    "HOST64",
-    "POOL_ALIGNMENT",
-    "DelegateMemory",
-    "MeasuredPools",
-    "MethodMemory",
-    "Part",
-    "PlannedBuffer",
-    "Pool",
-    "Pools",
-    "measure",
-    "memory_of",
-    "method_memory",
-    "run_in_pools",
-]
+__all__ = ["measure", "run_in_pools"]
 
 _LARGEST_POOL = 2**32 - 1
 """The runtime counts the bytes of the pools of the method and the temporary allocator in 32 bits."""

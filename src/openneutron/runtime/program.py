@@ -21,6 +21,7 @@ import torch
 from openneutron.core.files import NO_PATH, reason_of
 from openneutron.errors import FormatError, HostError, InputError
 from openneutron.formats import pte
+from openneutron.formats.method_memory import MethodMemory, memory_of
 from openneutron.model.arguments import (
     MISSING,
     Leaf,
@@ -31,7 +32,7 @@ from openneutron.model.arguments import (
     paths_from_tree,
 )
 from openneutron.runtime.child import ChildSession
-from openneutron.runtime.memory import MethodMemory, measure, memory_of
+from openneutron.runtime.memory import measure
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.session import METHOD, Session
 
