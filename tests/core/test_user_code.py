@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openneutron.core import user_code
+from openneutron.core import fx, user_code
 from openneutron.core.fx import is_library
 from openneutron.core.user_code import code_of_user, prefixes_of
 from openneutron.errors import InputError, ModelError
@@ -35,10 +35,16 @@ def test_the_line_of_the_user_is_named_and_not_that_of_a_library(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["openneutron_of_mine.py", "openneutron_mine/a.py"])
-def test_a_file_whose_name_begins_as_the_package_is_of_the_user(name: str) -> None:
-    file = Path(user_code.__file__).parents[2] / name
+def test_a_file_whose_name_begins_as_the_package_is_of_the_user(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = prefixes_of([tmp_path / "openneutron"])  # all neighbours of an installed one are libraries
+    monkeypatch.setattr(user_code, "_NOT_OF_USER", package)
+    monkeypatch.setattr(fx, "_OWN_FOLDER", package)
+    file = tmp_path / name
     assert source_of_error(function_in(file, "1 / 0")) == f"{file}:2"
     assert not is_library(str(file))
+    assert is_library(str(tmp_path / "openneutron" / "a.py"))
 
 
 def test_files_of_python_and_of_the_package_are_of_a_library() -> None:
