@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from openneutron.accuracy.validate import validate as validate
     from openneutron.compile_spec import CompileOptions as CompileOptions
     from openneutron.compile_spec import generate_neutron_compile_spec as generate_neutron_compile_spec
-    from openneutron.flow import NeutronProgram as NeutronProgram
-    from openneutron.flow import QuantizedModel as QuantizedModel
     from openneutron.flow import lower as lower
     from openneutron.flow import quantize as quantize
     from openneutron.model.state import Stream as Stream
     from openneutron.model.state import keep_assignments as keep_assignments
     from openneutron.model.state import reset as reset
+    from openneutron.neutron_program import NeutronProgram as NeutronProgram
     from openneutron.partition.backend import NeutronBackend as NeutronBackend
     from openneutron.partition.partitioner import NeutronPartitioner as NeutronPartitioner
     from openneutron.partition.placing import Placement as Placement
     from openneutron.partition.placing import placement as placement
     from openneutron.partition.quantized_io import int8_io as int8_io
+    from openneutron.quantized_model import QuantizedModel as QuantizedModel
     from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
     from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
@@ -49,11 +49,11 @@ _HOMES = {
     "CompileOptions": "compile_spec",
     "NeutronBackend": "partition.backend",
     "NeutronPartitioner": "partition.partitioner",
-    "NeutronProgram": "flow",
+    "NeutronProgram": "neutron_program",
     "NeutronQuantizer": "quantizer",
     "NeutronTargetSpec": "targets",
     "Placement": "partition.placing",
-    "QuantizedModel": "flow",
+    "QuantizedModel": "quantized_model",
     "Settings": "settings",
     "Stream": "model.state",
     "build": "workflow",

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import functools
 import inspect
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_map
 
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.core.boundary import typed_errors
-from openneutron.core.files import output_path, write_file, write_files
+from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
-from openneutron.formats.method_memory import MethodMemory, memory_of
-from openneutron.model.arguments import Leaf, text_of_leaves
+from openneutron.model.arguments import text_of_leaves
 from openneutron.model.data import Data, calibration_inputs, forms_of
-from openneutron.model.examples import Examples, examples_of, leaves_of, to_tensors
+from openneutron.model.examples import Examples, examples_of, leaves_of
 from openneutron.model.exporting import (
     as_module,
     check_eval,
@@ -36,33 +32,24 @@ from openneutron.model.exporting import (
     is_prepared,
     is_quantized,
     loaded_program,
-    saved_program,
     target_of_file,
 )
 from openneutron.model.lifting import lifted_program
-from openneutron.model.state import reset, samples_of
+from openneutron.model.state import samples_of
+from openneutron.neutron_program import NeutronProgram
 from openneutron.partition import quantized_io
-from openneutron.partition.placing import Placed, Placement
+from openneutron.partition.placing import Placed
+from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.large_cell_states import modules_with_large_cell_states
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
-from openneutron.runtime.memory import measure
-from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.trainable import TrainableModel
-from openneutron.vendor.device import compile_program, etrecord_path, kernel_selection_path
-from openneutron.vendor.profiling import Kernel
+from openneutron.vendor.device import compile_program
 from openneutron.vendor.sdk import converter_for
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from openneutron.accuracy.result import Analysis
-    from openneutron.firmware import Package
-    from openneutron.report.estimate import Estimate
 
 __all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
 
@@ -70,274 +57,6 @@ LOWERING_SHARES = (2, 2, 2, 4)
 """The shares of the phases of `lower` in its time: export, placement, compilation, ExecuTorch's lowering."""
 PREPARING_SHARES = (1, 1)
 """The shares of export and of the passes before annotation in the time before calibration."""
-
-
-@dataclass(frozen=True)
-class QuantizedModel:
-    """A converted model. `quantize` returns it, and `lower` takes it."""
-
-    module: GraphModule
-    """The result of `convert_pt2e`, a regular PyTorch model."""
-    example_inputs: tuple[Any, ...]
-    """The positional arguments that the model was exported with."""
-    target: str
-    """The name of the chip that the model was quantized for."""
-    reference: GraphModule | None = field(default=None, repr=False)
-    """The float graph that was annotated. It computes the values of `module` without rounding, under the same names."""
-    recipe: Recipe | None = None
-    """The recipe that was followed. `quantize(..., recover=recipe)` follows it again."""
-    trials: tuple[Trial, ...] = field(default=(), repr=False)
-    """With `recover="best"`, the recipes that were tried, in order."""
-    example_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """The keyword arguments that the model was exported with."""
-    parameters: frozenset[str] = field(default=frozenset(), repr=False)
-    """Digests of the float model's parameters. `analyze` compares them with those of the model that it gets."""
-    board: NeutronTargetSpec | None = field(default=None, repr=False)
-    """The board, if `quantize` was given one. `lower` gives it to the program. `save` stores the name of a
-    board that OpenNeutron has a file of, but not a board file."""
-
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Runs the converted module on tensors or numpy arrays. Returns tensors. State is kept between calls."""
-        return self.module(*tree_map(to_tensors, inputs), **tree_map(to_tensors, named))
-
-    def __str__(self) -> str:
-        from openneutron.report.summary import summary_of_model
-
-        return summary_of_model(self)
-
-    def _repr_html_(self) -> str:
-        from openneutron.report.tables import model_table
-
-        return model_table(self).as_html()
-
-    def __rich__(self) -> Table:
-        from openneutron.report.tables import model_table
-
-        return model_table(self).as_rich()
-
-    @property
-    def examples(self) -> Examples:
-        """The positional and keyword arguments that the model was exported with."""
-        return Examples(self.example_inputs, self.example_kwargs)
-
-    def reset(self) -> None:
-        """Restores the state that the module had when the model was exported."""
-        reset(self.module)
-
-    def as_file(self, source_root: str | os.PathLike[str] | None = None) -> bytes:
-        """Returns the content of the file that `save` writes."""
-        target = self.target if self.board is None else self.board.known_name
-        return saved_program(export(self.module, self.examples), target, source_root)
-
-    def save(self, path: str | os.PathLike[str], *, source_root: str | os.PathLike[str] | None = None) -> None:
-        """Exports the converted module and writes it to `path`, a file of torch.export (.pt2) that `lower` takes.
-
-        The file holds the name of the chip, or of a board that OpenNeutron has a file of. It does not hold a board
-        file: give that to `lower` again. Nor does it hold the float model, which `analyze` needs again.
-        The user's source lines in it are relative to `source_root`, by default the current folder.
-        Raises `OutputError` if the file cannot be written, and `OptionError` for another suffix than .pt2.
-        """
-        if output_path(path).suffix != ".pt2":
-            raise OptionError(f"A quantized model is saved as .pt2, but the path is '{os.fspath(path)}'.")
-        write_file(path, self.as_file(source_root))
-
-
-@dataclass(frozen=True)
-class NeutronProgram:
-    """A lowered program: a `.pte` and its placement. `lower` returns it."""
-
-    buffer: bytes = field(repr=False)
-    """The bytes of the `.pte`: a device program if `is_device`, else a portable program."""
-    placement: tuple[Placement, ...]
-    """One row per operator of the quantized graph, with its processor and the reason."""
-    target: str = "imxrt700"
-    """The name of the chip that the program was lowered for."""
-    device_source: bytes | None = field(default=None, repr=False)
-    """The portable `.pte` from which a device program was compiled. The host runs it. None for a portable program."""
-    kernel_selection: str | None = field(default=None, repr=False)
-    """The C source that `dump_kernel_selection_code` requests; None without that option."""
-    kernels: tuple[tuple[Kernel, ...], ...] = ()
-    """With `use_profiling`, the NPU's kernels of each delegate of a device program, in the order of its profile.
-
-    The `nodes` of a kernel are nodes of `placement`, which has the source lines.
-    """
-    leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
-    """The path of each input of the `.pte` in the arguments of `forward`; None if unknown."""
-    origins: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
-    """For each delegate, the node of `placement` that each operator of its TFLite model came from, in their order.
-
-    An operator at an end of the delegate, such as a transpose, may have another name.
-    """
-    board: NeutronTargetSpec | None = field(default=None, repr=False)
-    """The board, for estimates; None if only a chip was named. The bytes of the program do not depend on it."""
-    etrecord: bytes | None = field(default=None, repr=False)
-    """With `use_profiling`, ExecuTorch's ETRecord of the program, for its Inspector; else None."""
-
-    @property
-    def is_device(self) -> bool:
-        """Whether `buffer` contains microcode, which only the board runs."""
-        return self.device_source is not None
-
-    @property
-    def portable(self) -> bytes:
-        """The bytes of the portable `.pte`. The host runs it."""
-        return self.buffer if self.device_source is None else self.device_source
-
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """The shape and dtype of each input of the `.pte`, and the qparams of inputs that `int8_io` changed to int8.
-
-        An entry is a `TensorInfo` for a tensor, and a `ConstantInfo` for a number, a bool, a string or None.
-        """
-        return self._loaded.inputs
-
-    @property
-    def outputs(self) -> tuple[Any, ...]:
-        """The shape and dtype of each output of the `.pte`, in the form of `inputs`."""
-        return self._loaded.outputs
-
-    @functools.cached_property
-    def memory(self) -> MethodMemory:
-        """The memory of `forward` on the board and on this machine (see `MethodMemory`).
-
-        Sizes on the board are those of `buffer`. The portable program is loaded and run once on this machine, to count;
-        without the native module, this is left out.
-        """
-        return memory_of(self.buffer, measured=measure(self.portable) if is_installed() else None)
-
-    def __str__(self) -> str:
-        from openneutron.report.summary import summary_of_program
-
-        return summary_of_program(self)
-
-    def _repr_html_(self) -> str:
-        from openneutron.report.tables import program_table
-
-        return program_table(self).as_html()
-
-    def __rich__(self) -> Table:
-        from openneutron.report.tables import program_table
-
-        return program_table(self).as_rich()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.
-
-        `kernel_selection` and `etrecord`, if any, are written to the same folder: "model_kernel_selection.c" and
-        "model_etrecord.bin" for "model.pte".
-        """
-        write_files(self.files(output_path(path)))
-
-    def files(self, path: Path) -> dict[Path, bytes]:
-        """Returns the files that `save` writes, with their contents."""
-        files = {path: self.buffer}
-        if self.etrecord is not None:
-            files[etrecord_path(path)] = self.etrecord
-        if self.kernel_selection is not None:
-            files[kernel_selection_path(path)] = self.kernel_selection.encode()
-        return files
-
-    def run(self, *inputs: Any, **named: Any) -> Any:
-        """Runs the portable program on this machine, like `HostProgram.run`.
-
-        Takes tensors or numpy arrays of the shapes and dtypes of `inputs`, as the arguments of `forward`. Returns one
-        tensor for a program with one output, else a tuple. The program is loaded once and keeps its state between
-        calls. Calls from several threads run one after the other. Raises `InputError` for inputs that the program does
-        not take, `HostError` if the run fails, and `NativeModuleError` if the native module is not installed.
-        """
-        return self._loaded.run(*inputs, **named)
-
-    def reset(self) -> None:
-        """Restores the initial state of the program. Does nothing for a program without state."""
-        self._loaded.reset()
-
-    def package(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        name: str = "model",
-        samples: Iterable[Any] | None = None,
-        vectors: int | str | os.PathLike[str] = 3,
-        tolerance: float = 1.0,
-        section: str | None = None,
-        array: str = "auto",
-    ) -> Package:
-        """Writes a new folder with the program, the files that its firmware needs, and a test for this machine.
-
-            program.package("firmware")        # then: cmake -B build && cmake --build build && ctest --test-dir build
-
-        The folder holds the program as an array, sizes of memory, functions for inputs and outputs, the list of CPU
-        kernels, test vectors, a main function, and a README.md with the steps for a board.
-
-        - `name`: the prefix of files, macros and functions, an identifier of C.
-        - `samples`: the inputs of the test vectors, in the forms that `run` takes; floats are quantized where the
-          program takes int8. None stands for random ones.
-        - `vectors`: the number of random test vectors, or a .npz file with the inputs and outputs of vectors.
-        - `tolerance`: the largest difference of an output that passes on the board, in LSBs.
-        - `section`: the section of the linker script for the array of the program.
-        - `array`: "c", "incbin" (assembler source that includes the file), or "auto", which is "incbin" for large ones.
-
-        Raises `OptionError` for wrong options, `OutputError` for a folder that is not empty or cannot be written, and
-        `InputError` for samples that do not fit. After an error, no files are left.
-        """
-        from openneutron.firmware import package
-
-        return package(
-            self.buffer,
-            folder,
-            name=name,
-            samples=samples,
-            vectors=vectors,
-            tolerance=tolerance,
-            section=section,
-            array=array,
-            portable=self.device_source,
-            leaves=self.leaves,
-            kernel_selection=self.kernel_selection,
-            etrecord=self.etrecord,
-        )
-
-    def to_model_explorer(
-        self,
-        folder: str | os.PathLike[str],
-        quantized: QuantizedModel | None = None,
-        analysis: Analysis | None = None,
-        name: str = "model",
-    ) -> tuple[Path, ...]:
-        """Writes files for Google's Model Explorer to `folder`, and returns their paths.
-
-        graphs.json has a graph for each delegate and, with `quantized`, the ATen graph by modules. Further files hold
-        node data: estimated cycles, bytes of weights, the processor of each operator, and, with `analysis`, the SQNR of
-        each layer. Open them with `model-explorer FOLDER/graphs.json --node_data_paths=FOLDER/cycles.json`. `name` is
-        the name of the model there.
-
-        Raises `OutputError` if a file cannot be written, and `InputError` for a program without a delegate.
-        """
-        from openneutron.page import summarize
-        from openneutron.page.model_explorer import write_model_explorer
-
-        summary = summarize(name, self, quantized=quantized, analysis=analysis)
-        module = None if quantized is None else quantized.reference or quantized.module
-        return write_model_explorer(self.portable, summary, folder, module)
-
-    @functools.cached_property
-    def _loaded(self) -> HostProgram:
-        return HostProgram(self.portable, leaves=self.leaves)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns the fields for pickling. The loaded program is left out, because it belongs to this process."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def estimate(self, target: Target | None = None) -> Estimate:
-        """Estimates the cycles of the NPU and the bytes of scratch memory and weights, by layer and in total.
-
-        The estimate tells whether the program fits into the memory of `target`, a chip, a board or a board file, by
-        default the program's own. It needs no vendor SDK, and it is not a measurement. Raises `TargetError` for an
-        unknown target.
-        """
-        from openneutron.report.inspect import inspect_bytes
-
-        return inspect_bytes(self.portable, "the program", target or self.board or self.target).estimate
 
 
 def quantize(
@@ -415,7 +134,8 @@ class _QuantizeOptions:
         recipe_of(self.recover, observes=self.observes)
         check_seconds(self.recovery_seconds)
         own = ("recover", "recovery_seconds", "transform", *(field.name for field in fields(CalibrationOptions)))
-        _check_options("quantize", self.quantizer, [*inspect.signature(NeutronQuantizer).parameters, *own])
+        known = {*inspect.signature(NeutronQuantizer).parameters, *own, "target"}
+        check_option_names("quantize", self.quantizer, known)
         if self.quantizer.get("is_qat"):
             raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
 
@@ -543,7 +263,9 @@ def lower(
             "lower() needs example_inputs for a converted module: they determine the shapes of the program."
         )
     examples = kept if example_inputs is None and kept is not None else examples_of(example_inputs, module)
-    _check_options("lower", compile_options, ["int8_io", *(field.name for field in fields(CompileOptions))])
+    check_option_names(
+        "lower", compile_options, {"int8_io", *(field.name for field in fields(CompileOptions)), "target"}
+    )
     if not isinstance(int8_io, bool):
         raise OptionError(f"int8_io takes True or False, not {int8_io!r}.")
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
@@ -645,12 +367,3 @@ def _etrecord_of(lowered: Any) -> bytes:
     record = io.BytesIO()
     lowered.get_etrecord().save(record)
     return record.getvalue()
-
-
-def _check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
-    names = sorted({*known, "target"})
-    for option in options:
-        if option not in names:
-            near = difflib.get_close_matches(option.lower(), names, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise OptionError(f"{function}() has no option '{option}'.{hint} Options: {', '.join(names)}.")

@@ -12,11 +12,12 @@ from torch.fx import GraphModule
 
 from openneutron.core.boundary import typed_errors
 from openneutron.errors import InputError, ModelError, OptionError
-from openneutron.flow import QuantizedModel, quantize
+from openneutron.flow import quantize
 from openneutron.model.data import Data, forms_of, inputs_in
 from openneutron.model.examples import arguments_of, examples_of
 from openneutron.model.exporting import check_eval, is_quantized
 from openneutron.model.state import has_state
+from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.weighted_layers import layers_of
 from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.distillation import Distillation, train_towards

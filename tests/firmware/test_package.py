@@ -250,6 +250,7 @@ def test_files_that_hold_no_vectors_are_refused(tmp_path: Path, data: bytes) -> 
         ({"tolerance": float("nan")}, "a number of LSBs"),
         ({"section": 'a"b'}, "name of a section"),
         ({"array": "hex"}, "one of auto, c, incbin"),
+        ({"vector": 1}, r"package\(\) has no option 'vector'\. Did you mean 'vectors'"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

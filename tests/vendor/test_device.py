@@ -18,11 +18,11 @@ from torch import nn
 from openneutron import lower, quantize
 from openneutron.compile_spec import CompileOptions
 from openneutron.errors import ConverterError, HostError, ModelError, OptionError
-from openneutron.flow import NeutronProgram
 from openneutron.formats import pte, tflite
 from openneutron.formats.payload import PayloadHeader, parse
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ir.kinds import RELU
+from openneutron.neutron_program import NeutronProgram
 from openneutron.runtime import HostProgram
 from openneutron.vendor import sdk
 from openneutron.vendor.device import compile_program, converter_flags, device_payload

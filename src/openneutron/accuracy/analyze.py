@@ -24,14 +24,15 @@ from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, s
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
 from openneutron.core.fx import modules_of, op_name, output_node, source_of
 from openneutron.errors import ModelError, OptionError
-from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.ir.graph import QParams
 from openneutron.model.data import Data
 from openneutron.model.examples import arguments_of
 from openneutron.model.exporting import as_module, check_eval, digests, export
 from openneutron.model.state import Stream, samples_of
+from openneutron.neutron_program import NeutronProgram
 from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
+from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import native_module
 

@@ -20,8 +20,8 @@ from openneutron.accuracy.validate import load_program, program_forms, random_in
 from openneutron.core.boundary import typed_errors
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.errors import InputError, OptionError
-from openneutron.flow import NeutronProgram
 from openneutron.model.data import Data, first_steps, streams_in
+from openneutron.neutron_program import NeutronProgram
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo
 

@@ -24,13 +24,14 @@ from openneutron.core.evaluation import GraphRun, compute_from
 from openneutron.core.files import read_file
 from openneutron.core.fx import first_operand, is_dequantize, modules_of, op_name, output_node, placeholders, source_of
 from openneutron.errors import InputError, ModelError
-from openneutron.flow import NeutronProgram, QuantizedModel, lower
+from openneutron.flow import lower
 from openneutron.formats import pte, tflite
 from openneutron.formats.payload import Payload, parse
 from openneutron.model.data import Data
 from openneutron.model.examples import arguments_of, examples_of
 from openneutron.model.exporting import export
 from openneutron.model.state import next_value
+from openneutron.neutron_program import NeutronProgram
 from openneutron.partition import quantized_io
 from openneutron.partition.clusters import Cluster, Constants, qparams_of
 from openneutron.partition.compile import compile_partition
@@ -38,6 +39,7 @@ from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.placing import Placed, place
 from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
+from openneutron.quantized_model import QuantizedModel
 from openneutron.runtime.native import native_module
 from openneutron.runtime.notices import without_notices
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo

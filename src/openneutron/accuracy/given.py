@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 
 from openneutron.core.boundary import typed_errors
 from openneutron.errors import InputError, ModelError
-from openneutron.flow import QuantizedModel
 from openneutron.model.data import Data, Inputs, first_steps, forms_of, streams_in
 from openneutron.model.exporting import is_quantized
+from openneutron.quantized_model import QuantizedModel
 
 __all__ = ["Given", "given"]
 

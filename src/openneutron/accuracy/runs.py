@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from openneutron.calibration.bare_graph import bare_graph
 from openneutron.core.fx import output_node, placeholders
 from openneutron.errors import ModelError, OptionError
-from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.model.arguments import MISSING, Leaf, leaves_at
 from openneutron.model.data import InputForm, forms_of
 from openneutron.model.examples import leaves_of
 from openneutron.model.state import has_state, initial_states, reset
+from openneutron.neutron_program import NeutronProgram
+from openneutron.quantized_model import QuantizedModel
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo, load
 

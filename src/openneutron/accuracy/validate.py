@@ -21,12 +21,13 @@ from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import is_dequantize, output_node
 from openneutron.core.progress import phase_bar
 from openneutron.errors import InputError, ModelError, OptionError
-from openneutron.flow import NeutronProgram, QuantizedModel
 from openneutron.model.arguments import Leaf
 from openneutron.model.data import Data, InputForm, Inputs, first_steps, forms_of, streams_in
 from openneutron.model.examples import Examples, arguments_of, call_with_leaves
 from openneutron.model.exporting import as_module, check_eval, export
 from openneutron.model.state import Stream, has_state, reset
+from openneutron.neutron_program import NeutronProgram
+from openneutron.quantized_model import QuantizedModel
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo, load
 

@@ -11,18 +11,18 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import check_new_folder, write_folder
 from openneutron.core.json_values import without_infinite_numbers
-from openneutron.errors import FormatError, InputError, OptionError
+from openneutron.errors import FormatError, InputError
 from openneutron.firmware.arrays import array_source, uses_assembler
 from openneutron.firmware.config import Pools, config_header
 from openneutron.firmware.contents import table_of_files
 from openneutron.firmware.io_functions import io_header
 from openneutron.firmware.kernels import kernels_cmake, kernels_yaml, operators_of
-from openneutron.firmware.names import check_name
+from openneutron.firmware.options import PackageOptions, with_defaults
 from openneutron.firmware.pools import pools_of
 from openneutron.firmware.ports import Port, input_ports, output_ports
 from openneutron.firmware.templates import filled
@@ -62,39 +62,27 @@ def package(
     program: bytes,
     folder: str | os.PathLike[str],
     *,
-    name: str = "model",
-    samples: Iterable[Any] | None = None,
-    vectors: int | str | os.PathLike[str] = 3,
-    tolerance: float = 1.0,
-    section: str | None = None,
-    array: str = "auto",
     portable: bytes | None = None,
     leaves: Sequence[Leaf] | None = None,
     kernel_selection: str | bytes | None = None,
     etrecord: bytes | None = None,
     recipe: Mapping[str, Any] | None = None,
+    **options: Unpack[PackageOptions],
 ) -> Package:
     """Writes the package of a program to a new folder: sources for a firmware project, and a test of them.
 
     - `program`: the bytes of a `.pte`.
-    - `name`: the prefix of files, macros, functions and arrays, an identifier of C.
-    - `samples`: the inputs of the test vectors, in the forms that `HostProgram.run` takes; floats are quantized where
-      the program takes int8. None stands for random inputs.
-    - `vectors`: the number of random test vectors, or a .npz file with the inputs and outputs of vectors.
-    - `tolerance`: the allowed difference of outputs on the board, in LSBs.
-    - `section`: the section of the linker script for the array of the program.
-    - `array`: "c", "incbin" (assembler source that includes the file), or "auto": "incbin" for large arrays.
     - `portable`: for a device program, the portable program that it was compiled from. It computes the vectors.
     - `leaves`: the paths of the inputs in the arguments of `forward`, if the `.pte` has none.
     - `kernel_selection`, `etrecord`: further files that the lowering wrote. `recipe`: an entry of `manifest.json`.
+    - `options`: see `PackageOptions`.
 
-    Raises `OptionError` for a name that is no identifier and for other wrong options; `OutputError` for a folder that
-    is not empty or cannot be written; `FormatError` and `HostError` for a program that is damaged or of another runtime
-    version; `InputError` for samples that do not fit, and for a device program without vectors. After an error, no
-    files are left.
+    Raises `OptionError` for wrong options; `OutputError` for a folder that is not empty or cannot be written;
+    `FormatError` and `HostError` for a program that is damaged or of another runtime version; `InputError` for samples
+    that do not fit, and for a device program without vectors. After an error, no files are left.
     """
-    check_name(name)
-    _check_options(vectors, tolerance, section)
+    given = with_defaults(options)
+    vectors = given["vectors"]
     check_new_folder(folder)
     method = _method(program)
     kind = _kind(method)
@@ -102,12 +90,24 @@ def package(
     host = HostProgram(runnable, "The program", leaves=leaves, loads=is_runnable)
     inputs, outputs = input_ports(host, method), output_ports(host, method)
     if isinstance(vectors, int):
-        found = computed_vectors(host, samples, vectors)
+        found = computed_vectors(host, given["samples"], vectors)
     else:
         found = read_vectors(vectors, inputs, outputs)
     other = portable if kind == DEVICE else None
-    pools = pools_of(program, portable if kind == DEVICE else program)
-    made = _Files(name, program, method, kind, inputs, outputs, found, tolerance, section, array, pools, other)
+    made = _Files(
+        name=given["name"],
+        program=program,
+        method=method,
+        kind=kind,
+        inputs=inputs,
+        outputs=outputs,
+        vectors=found,
+        tolerance=given["tolerance"],
+        section=given["section"],
+        array=given["array"],
+        pools=pools_of(program, program if other is None else other),
+        portable=other,
+    )
     files = made.all()
     if kernel_selection is not None:
         text = kernel_selection
@@ -292,16 +292,6 @@ def _contexts(pools: Pools) -> tuple[str, ...]:
 
 def _bytes_of_pool(size: int, unknown: Sequence[str]) -> str:
     return f"{size:,}" + (f", and of unknown size: {', '.join(unknown)}" if unknown else "")
-
-
-def _check_options(vectors: object, tolerance: object, section: object) -> None:
-    if isinstance(vectors, bool) or (isinstance(vectors, int) and vectors < 1):
-        raise OptionError(f"'vectors' is a positive number of test vectors, or a .npz file, not {vectors!r}.")
-    is_number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
-    if not is_number or not 0 <= tolerance < float("inf"):  # type: ignore[operator]
-        raise OptionError(f"'tolerance' is a number of LSBs from 0, not {tolerance!r}.")
-    if section is not None and (not isinstance(section, str) or not section or any(c in section for c in '"\\\n')):
-        raise OptionError(f"'section' is the name of a section of the linker script, not {section!r}.")
 
 
 def _method(program: bytes) -> pte.Method:

@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from openneutron.accuracy.result import Analysis, LayerAccuracy, RecurrentAccuracy
     from openneutron.accuracy.side_by_side import SideBySide
     from openneutron.accuracy.validate import Validation
-    from openneutron.flow import NeutronProgram, QuantizedModel
+    from openneutron.neutron_program import NeutronProgram
     from openneutron.partition.placing import Placement
+    from openneutron.quantized_model import QuantizedModel
 
 __all__ = ["HISTOGRAMS", "analysis_rows", "summarize"]
 

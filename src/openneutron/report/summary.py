@@ -13,7 +13,8 @@ from openneutron.formats import pte
 from openneutron.partition.placing import Placement
 
 if TYPE_CHECKING:
-    from openneutron.flow import NeutronProgram, QuantizedModel
+    from openneutron.neutron_program import NeutronProgram
+    from openneutron.quantized_model import QuantizedModel
 
 __all__ = [
     "inputs_of_model", "operators_of_model", "program_edges", "program_kind", "summary_of_model", "summary_of_program",

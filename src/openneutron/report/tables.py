@@ -9,7 +9,8 @@ from openneutron.core.tables import ResultTable
 from openneutron.report.summary import inputs_of_model, operators_of_model, program_edges, program_kind
 
 if TYPE_CHECKING:
-    from openneutron.flow import NeutronProgram, QuantizedModel
+    from openneutron.neutron_program import NeutronProgram
+    from openneutron.quantized_model import QuantizedModel
     from openneutron.report.estimate import Estimate
 
 __all__ = ["estimate_table", "model_table", "program_table"]

@@ -42,7 +42,7 @@ from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors, fake_quantize
 
 if TYPE_CHECKING:
-    from openneutron.flow import QuantizedModel
+    from openneutron.quantized_model import QuantizedModel
 
 __all__ = ["TrainableModel"]
 

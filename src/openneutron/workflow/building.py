@@ -20,10 +20,12 @@ from openneutron.core.files import write_files
 from openneutron.core.messages import did_you_mean
 from openneutron.core.progress import counting_bar, phase_bar
 from openneutron.errors import OptionError, OutputError
-from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
+from openneutron.flow import lower, quantize
 from openneutron.model.data import Data
+from openneutron.neutron_program import NeutronProgram
 from openneutron.page import Summary, page_of, summarize
 from openneutron.page.html import check_page_packages
+from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
 from openneutron.targets import Target

@@ -24,10 +24,12 @@ from openneutron.core.objects import is_reference
 from openneutron.core.progress import counting_bar
 from openneutron.data import Samples, read_data, transform_of
 from openneutron.errors import OptionError
-from openneutron.flow import NeutronProgram, QuantizedModel, lower, quantize
+from openneutron.flow import lower, quantize
 from openneutron.model.exporting import loaded_program
 from openneutron.model.loading import load_model
 from openneutron.model.shapes import example_inputs_of
+from openneutron.neutron_program import NeutronProgram
+from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text

@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_map
 
 from openneutron.core.messages import first_line
 from openneutron.errors import OpenNeutronError
-from openneutron.flow import NeutronProgram, QuantizedModel, lower
+from openneutron.flow import lower
+from openneutron.neutron_program import NeutronProgram
+from openneutron.quantized_model import QuantizedModel
 from openneutron.report.board_parts import CHANNELS_LAST, INT8
 from openneutron.report.inspect import inspect_bytes
 from openneutron.report.regions import FETCH, BoardFit, Remedy, remedy_of, with_remedies

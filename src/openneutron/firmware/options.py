@@ -1,0 +1,63 @@
+"""The options of a package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, Final, TypedDict
+
+from openneutron.core.options import check_option_names
+from openneutron.errors import OptionError
+from openneutron.firmware.names import check_name
+
+__all__ = ["PackageOptions", "with_defaults"]
+
+
+class PackageOptions(TypedDict, total=False):
+    """The options of a package, all of which may be left out."""
+
+    name: str
+    """The prefix of files, macros, functions and arrays, an identifier of C. By default "model"."""
+    samples: Iterable[Any] | None
+    """The inputs of the test vectors, in the forms that `HostProgram.run` takes; floats are quantized where the program
+    takes int8. By default None, which stands for random inputs."""
+    vectors: int | str | os.PathLike[str]
+    """The number of random test vectors, or a .npz file with the inputs and outputs of vectors. By default 3."""
+    tolerance: float
+    """The largest difference of an output that passes on the board, in LSBs. By default 1."""
+    section: str | None
+    """The section of the linker script for the array of the program. By default None, the usual one of constants."""
+    array: str
+    """"c", "incbin" (assembler source that includes the file), or "auto", the default: "incbin" for large arrays."""
+
+
+_DEFAULTS: Final[PackageOptions] = {
+    "name": "model",
+    "samples": None,
+    "vectors": 3,
+    "tolerance": 1.0,
+    "section": None,
+    "array": "auto",
+}
+
+
+def with_defaults(options: PackageOptions) -> PackageOptions:
+    """Returns all options, those left out with their defaults. Raises `OptionError` for an unknown or a wrong one.
+
+    `array` is checked where the array is written.
+    """
+    check_option_names("package", options, _DEFAULTS)
+    complete: PackageOptions = {**_DEFAULTS, **options}
+    check_name(complete["name"])
+    _check_values(complete["vectors"], complete["tolerance"], complete["section"])
+    return complete
+
+
+def _check_values(vectors: object, tolerance: object, section: object) -> None:
+    if isinstance(vectors, bool) or (isinstance(vectors, int) and vectors < 1):
+        raise OptionError(f"'vectors' is a positive number of test vectors, or a .npz file, not {vectors!r}.")
+    is_number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not is_number or not 0 <= tolerance < float("inf"):  # type: ignore[operator]
+        raise OptionError(f"'tolerance' is a number of LSBs from 0, not {tolerance!r}.")
+    if section is not None and (not isinstance(section, str) or not section or any(c in section for c in '"\\\n')):
+        raise OptionError(f"'section' is the name of a section of the linker script, not {section!r}.")

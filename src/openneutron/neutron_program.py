@@ -1,0 +1,207 @@
+"""The result of `lower`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from openneutron.core.files import output_path, write_files
+from openneutron.formats.method_memory import MethodMemory, memory_of
+from openneutron.model.arguments import Leaf
+from openneutron.partition.placing import Placement
+from openneutron.runtime.memory import measure
+from openneutron.runtime.native import is_installed
+from openneutron.runtime.program import HostProgram
+from openneutron.targets import NeutronTargetSpec, Target
+from openneutron.vendor.device import etrecord_path, kernel_selection_path
+from openneutron.vendor.profiling import Kernel
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from openneutron.accuracy.result import Analysis
+    from openneutron.firmware import Package, PackageOptions
+    from openneutron.quantized_model import QuantizedModel
+    from openneutron.report.estimate import Estimate
+
+__all__ = ["NeutronProgram"]
+
+
+@dataclass(frozen=True)
+class NeutronProgram:
+    """A lowered program: a `.pte` and its placement. `lower` returns it."""
+
+    buffer: bytes = field(repr=False)
+    """The bytes of the `.pte`: a device program if `is_device`, else a portable program."""
+    placement: tuple[Placement, ...]
+    """One row per operator of the quantized graph, with its processor and the reason."""
+    target: str = "imxrt700"
+    """The name of the chip that the program was lowered for."""
+    device_source: bytes | None = field(default=None, repr=False)
+    """The portable `.pte` from which a device program was compiled. The host runs it. None for a portable program."""
+    kernel_selection: str | None = field(default=None, repr=False)
+    """The C source that `dump_kernel_selection_code` requests; None without that option."""
+    kernels: tuple[tuple[Kernel, ...], ...] = ()
+    """With `use_profiling`, the NPU's kernels of each delegate of a device program, in the order of its profile.
+
+    The `nodes` of a kernel are nodes of `placement`, which has the source lines.
+    """
+    leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
+    """The path of each input of the `.pte` in the arguments of `forward`; None if unknown."""
+    origins: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    """For each delegate, the node of `placement` that each operator of its TFLite model came from, in their order.
+
+    An operator at an end of the delegate, such as a transpose, may have another name.
+    """
+    board: NeutronTargetSpec | None = field(default=None, repr=False)
+    """The board, for estimates; None if only a chip was named. The bytes of the program do not depend on it."""
+    etrecord: bytes | None = field(default=None, repr=False)
+    """With `use_profiling`, ExecuTorch's ETRecord of the program, for its Inspector; else None."""
+
+    @property
+    def is_device(self) -> bool:
+        """Whether `buffer` contains microcode, which only the board runs."""
+        return self.device_source is not None
+
+    @property
+    def portable(self) -> bytes:
+        """The bytes of the portable `.pte`. The host runs it."""
+        return self.buffer if self.device_source is None else self.device_source
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The shape and dtype of each input of the `.pte`, and the qparams of inputs that `int8_io` changed to int8.
+
+        An entry is a `TensorInfo` for a tensor, and a `ConstantInfo` for a number, a bool, a string or None.
+        """
+        return self._loaded.inputs
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """The shape and dtype of each output of the `.pte`, in the form of `inputs`."""
+        return self._loaded.outputs
+
+    @functools.cached_property
+    def memory(self) -> MethodMemory:
+        """The memory of `forward` on the board and on this machine (see `MethodMemory`).
+
+        Sizes on the board are those of `buffer`. The portable program is loaded and run once on this machine, to count;
+        without the native module, this is left out.
+        """
+        return memory_of(self.buffer, measured=measure(self.portable) if is_installed() else None)
+
+    def __str__(self) -> str:
+        from openneutron.report.summary import summary_of_program
+
+        return summary_of_program(self)
+
+    def _repr_html_(self) -> str:
+        from openneutron.report.tables import program_table
+
+        return program_table(self).as_html()
+
+    def __rich__(self) -> Table:
+        from openneutron.report.tables import program_table
+
+        return program_table(self).as_rich()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.
+
+        `kernel_selection` and `etrecord`, if any, are written to the same folder: "model_kernel_selection.c" and
+        "model_etrecord.bin" for "model.pte".
+        """
+        write_files(self.files(output_path(path)))
+
+    def files(self, path: Path) -> dict[Path, bytes]:
+        """Returns the files that `save` writes, with their contents."""
+        files = {path: self.buffer}
+        if self.etrecord is not None:
+            files[etrecord_path(path)] = self.etrecord
+        if self.kernel_selection is not None:
+            files[kernel_selection_path(path)] = self.kernel_selection.encode()
+        return files
+
+    def run(self, *inputs: Any, **named: Any) -> Any:
+        """Runs the portable program on this machine, like `HostProgram.run`.
+
+        Takes tensors or numpy arrays of the shapes and dtypes of `inputs`, as the arguments of `forward`. Returns one
+        tensor for a program with one output, else a tuple. The program is loaded once and keeps its state between
+        calls. Calls from several threads run one after the other. Raises `InputError` for inputs that the program does
+        not take, `HostError` if the run fails, and `NativeModuleError` if the native module is not installed.
+        """
+        return self._loaded.run(*inputs, **named)
+
+    def reset(self) -> None:
+        """Restores the initial state of the program. Does nothing for a program without state."""
+        self._loaded.reset()
+
+    def package(self, folder: str | os.PathLike[str], **options: Unpack[PackageOptions]) -> Package:
+        """Writes a new folder with the program, the files that its firmware needs, and a test for this machine.
+
+            program.package("firmware")        # then: cmake -B build && cmake --build build && ctest --test-dir build
+
+        The folder holds the program as an array, sizes of memory, functions for inputs and outputs, the list of CPU
+        kernels, test vectors, a main function, and a README.md with the steps for a board. The options are those of
+        `openneutron.firmware.PackageOptions`: the name of the model in C, the test vectors, the tolerance, and the form
+        and the section of the array.
+
+        Raises `OptionError` for wrong options, `OutputError` for a folder that is not empty or cannot be written, and
+        `InputError` for samples that do not fit. After an error, no files are left.
+        """
+        from openneutron.firmware import package
+
+        return package(
+            self.buffer,
+            folder,
+            portable=self.device_source,
+            leaves=self.leaves,
+            kernel_selection=self.kernel_selection,
+            etrecord=self.etrecord,
+            **options,
+        )
+
+    def to_model_explorer(
+        self,
+        folder: str | os.PathLike[str],
+        quantized: QuantizedModel | None = None,
+        analysis: Analysis | None = None,
+        name: str = "model",
+    ) -> tuple[Path, ...]:
+        """Writes files for Google's Model Explorer to `folder`, and returns their paths.
+
+        graphs.json has a graph for each delegate and, with `quantized`, the ATen graph by modules. Further files hold
+        node data: estimated cycles, bytes of weights, the processor of each operator, and, with `analysis`, the SQNR of
+        each layer. Open them with `model-explorer FOLDER/graphs.json --node_data_paths=FOLDER/cycles.json`. `name` is
+        the name of the model there.
+
+        Raises `OutputError` if a file cannot be written, and `InputError` for a program without a delegate.
+        """
+        from openneutron.page import summarize
+        from openneutron.page.model_explorer import write_model_explorer
+
+        summary = summarize(name, self, quantized=quantized, analysis=analysis)
+        module = None if quantized is None else quantized.reference or quantized.module
+        return write_model_explorer(self.portable, summary, folder, module)
+
+    @functools.cached_property
+    def _loaded(self) -> HostProgram:
+        return HostProgram(self.portable, leaves=self.leaves)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the fields for pickling. The loaded program is left out, because it belongs to this process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def estimate(self, target: Target | None = None) -> Estimate:
+        """Estimates the cycles of the NPU and the bytes of scratch memory and weights, by layer and in total.
+
+        The estimate tells whether the program fits into the memory of `target`, a chip, a board or a board file, by
+        default the program's own. It needs no vendor SDK, and it is not a measurement. Raises `TargetError` for an
+        unknown target.
+        """
+        from openneutron.report.inspect import inspect_bytes
+
+        return inspect_bytes(self.portable, "the program", target or self.board or self.target).estimate
