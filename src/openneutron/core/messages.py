@@ -6,7 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "first_line", "is_unicode", "listed", "printable", "shown"]
+__all__ = ["did_you_mean", "first_line", "is_unicode", "listed", "near_matches", "printable", "shown"]
 
 
 def first_line(error: BaseException) -> str:
@@ -19,6 +19,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'a' or 'b'?" with the names in `known` that resemble `name`; empty if there are none."""
     near = difflib.get_close_matches(name, sorted(known), n=3)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Returns " Near matches: a, b." with up to five names in `known` that resemble `name`; empty if there are none."""
+    near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+    return f" Near matches: {', '.join(near)}." if near else ""
 
 
 def is_unicode(text: str) -> bool:

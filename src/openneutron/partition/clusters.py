@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from openneutron.core.fx import (
     operator_aliases,
     operator_names,
 )
+from openneutron.core.messages import near_matches
 from openneutron.errors import OptionError
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ir.scales import may_break_scale_limits, scale_fault
@@ -456,10 +456,9 @@ def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
         if node.op == "call_function":
             known |= names_of(node)
     for name in sorted(names - known):
-        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
-        hint = f" Near matches: {', '.join(near)}." if near else ""
         raise OptionError(
-            f"operators_not_to_delegate names '{name}', which is neither an operator nor a node of this program.{hint}"
+            f"operators_not_to_delegate names '{name}', which is neither an operator nor a node of this program."
+            f"{near_matches(name, known)}"
         )
 
 

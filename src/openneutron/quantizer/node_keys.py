@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
@@ -10,6 +9,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import is_operator, modules_of, operator_aliases, operator_names
+from openneutron.core.messages import near_matches
 from openneutron.errors import OptionError
 
 __all__ = ["Key", "NodeKeys", "operator_labels"]
@@ -114,8 +114,7 @@ class _Scope:
     def check(self, key: str, labels: list[str], setting: str, problem: Callable[[str], str]) -> None:
         found = [label for label in labels if label in self.known]
         if not found:
-            near = difflib.get_close_matches(key.strip("'"), self.known, n=5, cutoff=0.5)
-            hint = f" Near matches: {', '.join(near)}." if near else ""
+            hint = near_matches(key.strip("'"), self.known)
             raise OptionError(
                 f"{self.option}[{key}] matches no {self.kind} that this model runs.{hint} A batch norm is part "
                 "of the convolution or linear that it follows; dropout and identities are removed."
