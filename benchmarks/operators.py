@@ -12,7 +12,8 @@ import warnings
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tests.operator_cases import CASES, Case
+from tests.case import Case
+from tests.operator_cases import CASES
 from tests.oracle import Agreement, agreement, everything_on_the_npu, lowered, quantized
 
 from openneutron.ops import DECLARED

@@ -10,6 +10,7 @@ from tests.flow_support import seeded
 from torch import Tensor, nn
 
 from openneutron import QuantizedModel, quantize
+from openneutron.accuracy import Analysis, LayerAccuracy
 
 SHAPE = (1, 8, 12, 12)
 # Layers without recovery, so that a sabotaged layer remains sabotaged.
@@ -73,3 +74,8 @@ def altered(model: QuantizedModel, name: str) -> QuantizedModel:
     constant = other.module.get_buffer(layer.args[1].args[0].target)
     constant[0] = 60
     return other
+
+
+def layer_row(analysis: Analysis, module: str) -> LayerAccuracy:
+    (found,) = (layer for layer in analysis.layers if layer.module == module and layer.weight_range is not None)
+    return found

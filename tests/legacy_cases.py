@@ -53,7 +53,7 @@ LEGACY_REJECTED = (
     Rejected("mean", "means_aligned_channels", "no keepdim", of(lambda x: x.mean((2, 3))), ((2, 3, 6, 6),),
              padded=True),
     Rejected("hardtanh", "is_a_relu", "", lambda: nn.Hardtanh(-2.0, 3.0), (IMAGE,)),
-    Rejected("softmax", "has_legacy_softmax_size", "granules", of(lambda x: x.softmax(1)), ((2, 10),)),
+    Rejected("softmax", "has_legacy_softmax_size", "alignment", of(lambda x: x.softmax(1)), ((2, 10),)),
     Rejected("softmax", "has_legacy_softmax_size", "rank 1", of(lambda x: x.softmax(0)), ((16,),)),
     Rejected("permute", "swaps_two_blocks", "height and width", permute(0, 1, 3, 2), (IMAGE,)),
     Rejected("permute", "swaps_two_blocks", "batch", permute(0, 3, 1, 2), ((2, 8, 8, 8),)),
@@ -83,9 +83,9 @@ def _convolutions() -> list[Case]:
         case("stacked 2x2 stride 2", (2, 3, 6, 5), 3, 4, 2, (2, 1)),
         case("stacked depthwise", (2, 8, 4, 7), 8, 8, (1, 5), padding=(0, 2), groups=8),
         case("stacked groups", (2, 8, 4, 4), 8, 8, 1, groups=2),
-        case("groups of one granule", (1, 32, 20, 20), 32, 32, 3, groups=4),
-        case("groups without granules", (1, 12, 9, 9), 12, 9, 3, groups=3),
-        case("groups without granules no bias", (1, 12, 16), 12, 6, 1, groups=3, bias=False),
+        case("aligned groups", (1, 32, 20, 20), 32, 32, 3, groups=4),
+        case("unaligned groups", (1, 12, 9, 9), 12, 9, 3, groups=3),
+        case("unaligned groups no bias", (1, 12, 16), 12, 6, 1, groups=3, bias=False),
     ]
 
 

@@ -32,12 +32,12 @@ from tests import (
     volume_cases,
 )
 from tests.arithmetic_cases import ARITHMETIC_CASES
-from tests.case import Case, Rejected, Shape, move, moved, of
-from tests.legacy_cases import LEGACY_REJECTED
+from tests.case import Case, Shape, move, moved, of
 from tests.oracle import Function
 from torch import nn
 
-__all__ = ["CASES", "REJECTED", "Case", "Rejected"]
+__all__ = ["CASES", "conv"]
+
 
 aten = torch.ops.aten
 
@@ -488,56 +488,4 @@ CASES: tuple[Case, ...] = (
     *constant_write_cases.CASES, *special_cases.CASES, *embedding_cases.CASES,
     *matmul_cases.CASES, *attention_cases.CASES, *recurrent_cases.CASES, *blend_cases.CASES, *indexing_cases.CASES,
     *volume_cases.CASES,
-)  # fmt: skip
-
-
-def cat(dim: int) -> Callable[[], nn.Module]:
-    return of(lambda x, y: torch.cat([move(x), move(y)], dim))
-
-
-def permute(*dims: int) -> Callable[[], nn.Module]:
-    return moved(lambda x: x.permute(dims))
-
-
-IMAGE = (1, 8, 6, 6)
-
-
-def _int8_convolution(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Returns a convolution as another quantizer leaves it, with an int8 weight."""
-    dequantize = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-    return F.conv2d(values, dequantize(codes, 0.02, 0, -127, 127, torch.int8))
-
-
-REJECTED: tuple[Rejected, ...] = (
-    *matmul_cases.REJECTED,
-    *attention_cases.REJECTED,
-    *recurrent_cases.REJECTED,
-    Rejected("convolution", "has_a_batch", "2d", of(_int8_convolution, torch.ones(5, 3, 3, 3, dtype=torch.int8)),
-             ((3, 7, 7),), quantized_elsewhere=True),
-    Rejected("convolution", "has_supported_geometry", "kernel", conv(2, 1, 2, (1, 4097)), ((1, 1, 1, 4100),)),
-    Rejected("convolution", "has_supported_geometry", "stride", conv(2, 1, 2, 1, stride=(1, 4097)), ((1, 1, 2, 4100),)),
-    Rejected("convolution", "has_supported_geometry", "dilation", conv(1, 1, 2, 2, dilation=4097), ((1, 1, 4100),)),
-    Rejected("convolution", "fits_accumulation", "", conv(2, 8192, 2, 3), ((1, 8192, 3, 3),)),
-    Rejected("softmax", "has_few_softmax_channels", "channels", of(lambda x: x.softmax(1)), ((1, 2041),)),
-    Rejected("softmax", "has_few_softmax_channels", "positions", of(lambda x: x.softmax(1)), ((4097, 2),),
-             quantized_elsewhere=True),
-    Rejected("softmax", "has_few_softmax_channels", "elements", of(lambda x: x.softmax(1)), ((1025, 512),),
-             quantized_elsewhere=True),
-    Rejected("reshape", "has_rank_for_reshape", "", moved(lambda x: x.view(1, 2, 1, 3, 2, 1, 2, 1)), ((2, 12),)),
-    Rejected("permute", "has_rank_for_transpose", "", permute(6, 5, 4, 3, 2, 1, 0), ((1, 2, 1, 3, 2, 1, 2),)),
-    *pointwise_cases.REJECTED,
-    *transposed_cases.REJECTED,
-    *pooling_cases.REJECTED,
-    *reduction_cases.REJECTED,
-    *resize_cases.REJECTED,
-    *rounding_cases.REJECTED,
-    *shape_cases.REJECTED,
-    *scatter_cases.REJECTED,
-    *scan_cases.REJECTED,
-    *constant_write_cases.REJECTED,
-    *embedding_cases.REJECTED,
-    *blend_cases.REJECTED,
-    *indexing_cases.REJECTED,
-    *volume_cases.REJECTED,
-    *LEGACY_REJECTED,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.networks import NETWORKS
-from tests.accuracy_models import PLAIN, altered, images, net, quantized, sabotaged
+from tests.accuracy_models import PLAIN, altered, images, layer_row, net, quantized, sabotaged
 from tests.flow_support import convert, seeded
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -51,11 +51,6 @@ def found(broken: QuantizedModel) -> Analysis:
     return analyze(None, broken, images(6, seed=2), program=lower(broken))
 
 
-def row(analysis: Analysis, module: str) -> LayerAccuracy:
-    (found,) = (layer for layer in analysis.layers if layer.module == module and layer.weight_range is not None)
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ shares of the error
 
 
@@ -84,7 +79,7 @@ def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(fo
     assert after.output_sqnr_db == pytest.approx(promised, abs=1.5)
     assert not after.advice
     assert after.verdict.endswith("No layer needs treatment.")
-    assert row(after, "second").weak_channels == 0
+    assert layer_row(after, "second").weak_channels == 0
 
 
 def test_the_share_is_what_the_model_gains_with_that_layer_in_float(found: Analysis, broken: QuantizedModel) -> None:
@@ -136,7 +131,7 @@ def dequantized(value: Tensor, low: float, high: float) -> Tensor:
 def test_sqnr_is_that_of_a_computation_by_hand(healthy: QuantizedModel) -> None:
     data, model = images(3, seed=4), net()
     analysis = analyze(None, healthy, data)
-    layer = row(analysis, "first")
+    layer = layer_row(analysis, "first")
     (entry,) = (one for one in analysis.layers if one.op == "input")
     conv = model.first
     scale = conv.weight.abs().max() / 127
@@ -165,7 +160,7 @@ def test_sqnr_of_the_output_is_that_of_the_two_models(healthy: QuantizedModel) -
         noise = sum(float((healthy(x) - model(x)).square().sum()) for x in data)
     analysis = analyze(None, healthy, data)
     assert analysis.output_sqnr_db == pytest.approx(10 * math.log10(signal / noise), abs=1e-3)
-    assert row(analysis, "head").sqnr_db == pytest.approx(analysis.output_sqnr_db)
+    assert layer_row(analysis, "head").sqnr_db == pytest.approx(analysis.output_sqnr_db)
 
 
 def test_sqnr_with_weights_alone_is_that_of_the_float_model_with_their_int8_values(healthy: QuantizedModel) -> None:
@@ -180,7 +175,7 @@ def test_sqnr_with_weights_alone_is_that_of_the_float_model_with_their_int8_valu
     assert analysis.weights_sqnr_db == pytest.approx(10 * math.log10(signal / noise), abs=0.01)
     assert analysis.output_sqnr_db < min(analysis.weights_sqnr_db, analysis.activations_sqnr_db)
     assert f"{analysis.weights_sqnr_db:.1f} with only weights" in analysis.verdict
-    head = row(analysis, "head")
+    head = layer_row(analysis, "head")
     assert head.weights_sqnr_db == pytest.approx(analysis.weights_sqnr_db, abs=1e-3)
     assert head.activations_sqnr_db == pytest.approx(analysis.activations_sqnr_db, abs=1e-3)
 
@@ -204,7 +199,7 @@ def test_dead_channels_and_saturation_are_counted_as_by_brute_force() -> None:
         conv.weight[5] *= 1e-4
         conv.bias[5] = 1e-3  # type: ignore[index]
     data = images(4, seed=5, scale=2.0)
-    layer = row(analyze(None, quantized(model), data), "first")
+    layer = layer_row(analyze(None, quantized(model), data), "first")
     with torch.no_grad():
         outputs = torch.cat([torch.relu(conv(x)) for x in data]).transpose(0, 1).flatten(1)
     low, high = layer.int8_range
@@ -221,69 +216,12 @@ def test_dead_channels_and_saturation_are_counted_as_by_brute_force() -> None:
 
 def test_a_relu_does_not_count_as_saturation_and_one_value_is_no_dead_channel(healthy: QuantizedModel) -> None:
     analysis = analyze(None, healthy, images(1))
-    assert row(analysis, "first").saturation == 0.0
+    assert layer_row(analysis, "first").saturation == 0.0
     assert all(layer.dead_channels == layer.lost_channels == 0 for layer in analysis.layers if layer.channels == 10)
 
 
-def test_values_that_readers_do_not_distinguish_are_no_error() -> None:
-    model = seeded(lambda: nn.Sequential(nn.Linear(16, 16), nn.Sigmoid(), nn.Linear(16, 8)))
-    with torch.no_grad():
-        model.get_parameter("0.weight").mul_(40)
-    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
-    layer = row(analyze(None, quantize(model, (data[0],), data, recover=None), data), "0")
-    assert layer.int8_range == pytest.approx((-6.24, 5.13), abs=0.1)
-    assert layer.float_range[1] > 10
-    assert layer.saturation == 0
-    assert layer.own_sqnr_db > 35
-
-
-class SumOfLayers(nn.Module):
-    """The tanh of the sum of a layer with values up to 40 and of a layer with values up to 2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.far, self.near = nn.Linear(16, 16), nn.Linear(16, 16)
-        with torch.no_grad():
-            self.far.weight.mul_(40)
-
-    def forward(self, values: Tensor) -> Tensor:
-        bounded: Tensor = (self.far(values) + self.near(values)).tanh()
-        return bounded
-
-
-@pytest.mark.parametrize("saved", [False, True])
-@pytest.mark.parametrize("documented", [False, True])
-def test_values_beyond_the_limits_of_a_sum_are_no_error(documented: bool, saved: bool, tmp_path: Path) -> None:
-    model = seeded(SumOfLayers)
-    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
-    inputs = [(one,) for one in data]
-    quantized: Any = quantize(model, inputs[0], data, recover=None)
-    if saved:
-        quantized.save(tmp_path / "model.pt2")
-        quantized = torch.export.load(tmp_path / "model.pt2").module()
-    elif documented:
-        quantized = convert(model, inputs[0], calibration=inputs)
-    analysis = analyze(model if documented or saved else None, quantized, data)
-    layer = row(analysis, "far")
-    assert layer.float_range[1] > 2 * layer.int8_range[1]
-    assert layer.saturation == 0
-    assert layer.own_sqnr_db > 30
-    assert row(analysis, "near").saturation < 0.01
-
-
-def test_needed_values_beyond_the_range_of_an_addend_are_an_error() -> None:
-    model = seeded(SumOfLayers)
-    with torch.no_grad():
-        model.get_parameter("far.weight").div_(40)
-    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
-    quantized = quantize(model, (data[0],), [one * 0.1 for one in data], recover=None)
-    layer = row(analyze(None, quantized, data), "far")
-    assert layer.saturation > 0.3
-    assert layer.own_sqnr_db < 15
-
-
 def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
-    layer = row(found, "third")
+    layer = layer_row(found, "third")
     assert len(layer.histogram.reference) == len(layer.histogram.quantized) == 64
     assert sum(layer.histogram.reference) == sum(layer.histogram.quantized) == 6 * 16 * 4 * 4
 
@@ -307,7 +245,7 @@ def test_saturation_asks_for_another_observer_or_calibration() -> None:
     model = net()
     narrow = quantize(model, (images(1)[0],), images(4, scale=0.2))
     analysis = analyze(None, narrow, images(4, seed=6))
-    layer = row(analysis, "first")
+    layer = layer_row(analysis, "first")
     assert layer.saturation > 0.1
     finding = finding_of(Case(layer, None))
     assert code_of(finding, analysis.layers) == "observer=RangeObserver"

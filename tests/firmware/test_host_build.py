@@ -116,7 +116,7 @@ def test_outputs_are_compared_as_numbers(tree: Tree, name: str) -> None:
 
 
 @pytest.mark.parametrize("pool", sorted(SMALL))
-def test_a_pool_that_is_one_granule_smaller_is_named(tree: Tree, pool: str) -> None:
+def test_a_pool_that_is_16_bytes_smaller_is_named(tree: Tree, pool: str) -> None:
     code, text = tree.run(f"small_{pool}")
     assert code == 1
     # With less temporary memory, the runtime searches for kernels in the method pool, which has no room for that.

@@ -1,4 +1,4 @@
-"""The files of a package, and wrong input: typed errors that leave nothing behind."""
+"""The files of a package, and wrong input: typed errors that leave no files."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ CASES: dict[str, tuple[Change, str]] = {
         append_call(lambda _: schema.JumpFalseCall(cond_value_index=4, destination_instruction=0)),
         "a jump forward",
     ),
-    "jump behind the end": (
+    "jump beyond the end": (
         append_call(lambda _: schema.JumpFalseCall(cond_value_index=4, destination_instruction=99)),
         "a jump forward",
     ),

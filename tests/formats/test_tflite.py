@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251  as above
-from tests.operator_cases import CASES, Case
+from tests.case import Case
+from tests.operator_cases import CASES
 from tests.oracle import Function, quantized
 from tests.runtime_models import litert
 from torch import nn
@@ -87,7 +88,7 @@ class Twins(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def twins() -> Any:
+def equal_weights() -> Any:
     return read(tflite.write(graph_of(quantized(Twins(), ((1, 4, 5, 5),)))))
 
 
@@ -113,17 +114,19 @@ def test_no_buffer_is_there_twice(files: dict[str, tuple[Graph, bytes]]) -> None
         assert len(set(buffers)) == len(buffers), name
 
 
-def test_equal_weights_are_stored_once(twins: Any) -> None:
-    sizes = [len(buffer.data) for buffer in twins.buffers if buffer.data is not None]
+def test_equal_weights_are_stored_once(equal_weights: Any) -> None:
+    sizes = [len(buffer.data) for buffer in equal_weights.buffers if buffer.data is not None]
     assert sizes.count(4 * 3 * 3 * 4) == 1
-    convolutions = [operator.inputs[1] for operator in twins.subgraphs[0].operators if len(operator.inputs) == 3]
+    convolutions = [
+        operator.inputs[1] for operator in equal_weights.subgraphs[0].operators if len(operator.inputs) == 3
+    ]
     assert len(convolutions) == 3
-    assert len({twins.subgraphs[0].tensors[index].buffer for index in convolutions}) == 1
+    assert len({equal_weights.subgraphs[0].tensors[index].buffer for index in convolutions}) == 1
 
 
-def test_first_buffer_is_empty_and_stands_for_computed_tensors(twins: Any) -> None:
-    assert twins.buffers[0].data is None
-    (graph,) = twins.subgraphs
+def test_first_buffer_is_empty_and_stands_for_computed_tensors(equal_weights: Any) -> None:
+    assert equal_weights.buffers[0].data is None
+    (graph,) = equal_weights.subgraphs
     computed = {*graph.inputs, *(index for operator in graph.operators for index in operator.outputs)}
     assert {index for index, tensor in enumerate(graph.tensors) if tensor.buffer == 0} == computed
 

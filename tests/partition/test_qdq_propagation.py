@@ -228,7 +228,7 @@ def test_quantization_that_nothing_on_the_npu_needs_is_not_written() -> None:
     assert [row.op for row in free.rows if row.where == "cpu"] == ["aten.exp.default"]
 
 
-def test_our_own_quantizer_leaves_no_islands() -> None:
+def test_our_own_quantizer_leaves_no_float_operators_between_quantized_ones() -> None:
     def function(a: Any, b: Any, x: torch.Tensor) -> Any:
         return b(F.channel_shuffle(a(x), 2).contiguous()).flatten(1)
 

@@ -115,7 +115,7 @@ def test_no_choice_breaks_the_limit_on_weights() -> None:
     assert kinds(graph).count("CONV_2D") == 2
 
 
-def test_legacy_choices_slice_and_concatenate_whole_granules() -> None:
+def test_legacy_choices_slice_and_concatenate_aligned_channels() -> None:
     legacy = {"neutron_converter_flavor": "SDK_25_06"}
     for groups, convolutions in ((Groups("whole", 32, 32, 2, 3, 32), 2), (Groups("not", 24, 24, 2, 3, 32), 1)):
         (graph,) = partition_graphs(groups.quantized(), **legacy)

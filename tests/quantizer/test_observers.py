@@ -26,7 +26,6 @@ from openneutron.ops.masks import HIDDEN
 from openneutron.quantizer import observers, ranges
 from openneutron.quantizer.observers import (
     DistributionObserver,
-    MaskedObserver,
     PerChannelWeightObserver,
     RangeObserver,
     WeightObserver,
@@ -41,6 +40,7 @@ from openneutron.quantizer.sample import (
     flattened,
     positions,
 )
+from openneutron.quantizer.wrapping_observers import MaskedObserver
 
 INT8_AFFINE: dict[str, Any] = {
     "dtype": torch.int8, "quant_min": -128, "quant_max": 127, "qscheme": torch.per_tensor_affine,

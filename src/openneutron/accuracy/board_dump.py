@@ -243,7 +243,7 @@ def _per_vector(array: Array, tensor: BoardTensor, name: str) -> Iterator[Array]
         yield array.reshape(-1)
         return
     raise InputError(
-        f"{name} has the shape {array.shape}. The output has {tensor.shape}; give that shape, or that shape behind a "
+        f"{name} has the shape {array.shape}. The output has {tensor.shape}; give that shape, or that shape after a "
         "dimension of vectors."
     )
 

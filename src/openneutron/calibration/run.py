@@ -31,7 +31,7 @@ from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
 from openneutron.model.data import align
 from openneutron.quantizer.bias_correction import ChannelMeans
-from openneutron.quantizer.observers import WrappingObserver
+from openneutron.quantizer.wrapping_observers import WrappingObserver
 
 __all__ = ["CalibrationOptions", "calibrate"]
 

@@ -122,7 +122,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         for temporary_path, target in staged:
             with _typed_output(target):
                 temporary_path.replace(target)
-    finally:  # an interruption leaves no temporary file behind, either
+    finally:  # after an interruption, too
         for temporary_path, _ in staged:
             temporary_path.unlink(missing_ok=True)
 
@@ -208,7 +208,7 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> No
         if path.is_dir():
             path.rmdir()  # it is empty
         temporary.rename(path)
-    except BaseException as error:  # an interruption leaves no folder behind, either
+    except BaseException as error:  # after an interruption, too
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         if not isinstance(error, OSError):

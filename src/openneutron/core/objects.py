@@ -95,7 +95,7 @@ def load_object(text: str, what: str = "The reference") -> Any:
 
     A file is imported under its own name, and once: a second reference to it finds the same module. A file in a package
     (a folder with `__init__.py`) is imported as part of it, so it may use relative imports. During the import, the
-    file's folder is in front of `sys.path`; for a module, the current folder is. Afterwards `sys.path` is as before.
+    file's folder is the first of `sys.path`; for a module, the current folder is. Afterwards `sys.path` is as before.
     Modules of the same names in other folders, imported before, are set aside during the import. What the file and the
     modules of its folder define is pickled by value, so that it can be sent to other processes.
 
@@ -260,7 +260,7 @@ def _free_name(file: Path) -> str:
 
 
 def _is_found(name: str, file: Path) -> bool:
-    """Whether `name` is a module other than `file`. The file's folder is in front of the path, so look behind it."""
+    """Whether `name` is a module other than `file`. The file's folder, the first of `sys.path`, is left out."""
     path = [folder for folder in sys.path if Path(folder or ".").resolve() != file.parent]
     return importlib.machinery.PathFinder.find_spec(name, path) is not None
 

@@ -31,12 +31,12 @@ def functionalize(module: GraphModule) -> bool:
     """
     if not any(writes_memory(node) for node in module.graph.nodes):
         return False
-    walk = _Functionalizer({node: index for index, node in enumerate(module.graph.nodes)})
+    functionalizer = _Functionalizer({node: index for index, node in enumerate(module.graph.nodes)})
     for node in list(module.graph.nodes):
-        walk.visit(node)
-    for node in reversed(walk.dead):
+        functionalizer.visit(node)
+    for node in reversed(functionalizer.dead):
         module.graph.erase_node(node)
-    return walk.changed
+    return functionalizer.changed
 
 
 def writes_memory(node: Node) -> bool:

@@ -70,13 +70,13 @@ def integers_to_floats(module: GraphModule, target: NeutronTarget) -> bool:
     6. A conversion of `x` to int16, int32 or int64 and back becomes trunc(x).
     7. Before a softmax, scores - n * mask becomes scores + (-n) * mask if n hides scores.
     """
-    walk = _IntegerRewriter(module, target)
+    rewriter = _IntegerRewriter(module, target)
     for node in list(module.graph.nodes):
-        walk.visit(node)
-    if walk.changed or walk.choices:  # new moves of booleans may have no reader
+        rewriter.visit(node)
+    if rewriter.changed or rewriter.choices:  # new moves of booleans may have no reader
         module.graph.eliminate_dead_code()
         module.recompile()
-    return walk.changed
+    return rewriter.changed
 
 
 @dataclass

@@ -31,7 +31,7 @@ from openneutron.ops.masks import (
     is_mask_computation,
     mark_mask_computation,
 )
-from openneutron.quantizer.observers import MaskedObserver
+from openneutron.quantizer.wrapping_observers import MaskedObserver
 
 __all__ = ["AddedMask", "AddedMaskObserver", "MaskedAtRunTime", "MaskedSumObserver", "added_masks"]
 

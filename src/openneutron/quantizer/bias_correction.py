@@ -24,9 +24,9 @@ from openneutron.core.fx import arguments, placeholders, shape_of
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.passes.add_input_guards import GUARDS
-from openneutron.quantizer.observers import MaskedObserver
 from openneutron.quantizer.quantized_constant import QuantizedConstant
 from openneutron.quantizer.trained_modules import called
+from openneutron.quantizer.wrapping_observers import MaskedObserver
 
 __all__ = ["ChannelMeans", "CorrectedBias", "correct_biases_at_conversion"]
 

@@ -18,7 +18,7 @@ from openneutron.core.constants import constant_value
 from openneutron.core.fx import note, note_of
 from openneutron.ir.graph import QParams
 from openneutron.ops.spec import OutputRule
-from openneutron.quantizer.observers import WrappingObserver
+from openneutron.quantizer.wrapping_observers import WrappingObserver
 
 if TYPE_CHECKING:
     from openneutron.quantizer.fused_operators import FusedOperator

@@ -23,8 +23,6 @@ from openneutron.ops.intervals import EVERYTHING, Interval
 from openneutron.quantizer.observers import (
     SCALE_OF_ZERO_WEIGHTS,
     DistributionObserver,
-    MaskedObserver,
-    NeededRangeObserver,
     Origin,
     PerChannelWeightObserver,
     RangeObserver,
@@ -34,6 +32,7 @@ from openneutron.quantizer.observers import (
 from openneutron.quantizer.output_parts import LinkedParts, PartObserver
 from openneutron.quantizer.ranges import SMALLEST_SCALE
 from openneutron.quantizer.sum_ranges import AddendLimit, AddendObserver
+from openneutron.quantizer.wrapping_observers import MaskedObserver, NeededRangeObserver
 
 __all__ = [
     "ObservedValue", "ObserverWrapper", "activation", "bias", "check_observer", "fixed", "least_scale_of_input",

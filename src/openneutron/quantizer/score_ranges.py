@@ -20,7 +20,7 @@ from openneutron.core.constants import number_of
 from openneutron.core.fx import arguments, shape_of
 from openneutron.ops.attention import is_difference_of_scores
 from openneutron.ops.declared import is_op, is_view
-from openneutron.quantizer.observers import WrappingObserver
+from openneutron.quantizer.wrapping_observers import WrappingObserver
 
 __all__ = ["ScoreRange", "ScoresObserver", "score_ranges"]
 

@@ -17,8 +17,9 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import arguments, first_operand, is_quantize, note, note_of
 from openneutron.ops.intervals import EVERYTHING, AddendNeeds, Interval, NeededBySum
-from openneutron.quantizer.observers import DistributionObserver, WrappingObserver, extended_by_one_step
+from openneutron.quantizer.observers import DistributionObserver
 from openneutron.quantizer.ranges import SMALLEST_SCALE
+from openneutron.quantizer.wrapping_observers import WrappingObserver, extended_by_one_step
 
 __all__ = [
     "MOST_SUMS", "AddendLimit", "AddendObserver", "SumTerm", "joined_terms", "link_addends", "needed_of_addends",

@@ -1,0 +1,144 @@
+"""Programs that the host refuses, and runs that fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from tests.runtime_calls import SHAPE, assert_equal, blank, device_payload, double_payload, random_int8, single_call
+from tests.runtime_models import double_model, litert, straight_header
+
+from openneutron.errors import HostError
+from openneutron.formats.payload import PayloadHeader, pack_portable
+from openneutron.runtime import HostProgram, _host
+from openneutron.runtime.engine import Port
+
+
+@pytest.fixture(scope="module")
+def doubling() -> bytes:
+    return single_call(double_payload())
+
+
+class TestRefusals:
+    def test_device_payload(self) -> None:
+        with pytest.raises(HostError, match=r"holds NPU microcode.*run it on the board, or lower the model again"):
+            HostProgram.from_bytes(single_call(device_payload()))
+
+    @pytest.mark.parametrize("offset", [0, 1, 8, 16, 20, 40, 200, -20, -16, -8, -4])
+    def test_corrupted_payload_in_the_file(self, doubling: bytes, offset: int) -> None:
+        payload = double_payload()
+        start = doubling.index(payload)
+        data = bytearray(doubling)
+        data[start + offset % len(payload)] ^= 0x5A
+        with pytest.raises(HostError, match=r"byte \d+ of the delegate payload: expected "):
+            HostProgram.from_bytes(bytes(data))
+
+    @pytest.mark.parametrize("length", [0, 1, 15, 16, 24, 100, -1])
+    def test_truncated_payload(self, length: int) -> None:
+        with pytest.raises(HostError, match=r"byte \d+ of the delegate payload: expected "):
+            HostProgram.from_bytes(single_call(double_payload()[:length]))
+
+    def test_tflite_that_litert_refuses(self) -> None:
+        payload = pack_portable(straight_header(1, 1), b"\x1c\0\0\0TFL3" + bytes(range(64)))
+        with pytest.raises(HostError, match="LiteRT cannot run the TFLite model of the payload"):
+            HostProgram.from_bytes(single_call(payload))
+
+    def test_header_that_disagrees_with_the_tflite(self) -> None:
+        payload = pack_portable(straight_header(2, 1), double_model(SHAPE))
+        with pytest.raises(
+            HostError, match="header has 2 inputs and 1 outputs, but its TFLite model has 1 inputs and 1 outputs"
+        ):
+            HostProgram.from_bytes(single_call(payload, 2))
+
+    @pytest.mark.parametrize("argument_count", [1, 3])
+    def test_header_that_disagrees_with_the_program(self, argument_count: int) -> None:
+        header = PayloadHeader((0,), (0,), (0,), (0,), argument_count)
+        program = HostProgram.from_bytes(single_call(pack_portable(header, double_model(SHAPE)), 2))
+        with pytest.raises(HostError, match=f"gives the delegate 3 arguments, the payload takes {argument_count + 1}"):
+            program.run(random_int8(SHAPE), random_int8(SHAPE))
+
+    def test_size_that_disagrees_with_the_program(self) -> None:
+        program = HostProgram.from_bytes(single_call(double_payload((1, 4, 6, 7))))
+        with pytest.raises(HostError, match="delegate argument 0 has 192 bytes, the TFLite model's tensor 168"):
+            program.run(random_int8(SHAPE))
+
+    def test_dtype_that_disagrees_with_the_program(self) -> None:
+        payload = pack_portable(straight_header(1, 1), double_model(SHAPE, "FLOAT32"))
+        program = HostProgram.from_bytes(single_call(payload))
+        with pytest.raises(HostError, match="delegate argument 0 has scalar type 1, the TFLite model takes 6"):
+            program.run(random_int8(SHAPE))
+
+    def test_a_failure_leaves_the_next_run_and_other_programs_alone(self, doubling: bytes) -> None:
+        bad = HostProgram.from_bytes(single_call(double_payload((1, 4, 6, 7))))
+        good = HostProgram.from_bytes(doubling)
+        x = random_int8(SHAPE)
+        for _ in range(3):
+            with pytest.raises(HostError, match="168"):
+                bad.run(x)
+            assert_equal(good.run(x), litert(double_model(SHAPE), x))
+
+
+class FakeEngine:
+    """Replaces `runtime.engine.Engine` in tests that block or break the interpreter."""
+
+    argument_count = 1
+    inputs = ()
+    outputs = (Port(argument=1, channels_last=False, dtype=1, channels=8, view=lambda: np.ones(SHAPE, np.int8)),)
+
+    def __init__(self, invoke: Callable[[], None]) -> None:
+        self.invoke = invoke
+
+
+class TestEngineFailures:
+    def test_exception_in_invoke(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail() -> None:
+            raise RuntimeError("no more memory")
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(fail))
+        program = HostProgram.from_bytes(doubling)
+        with pytest.raises(HostError, match="RuntimeError: no more memory"):
+            program.run(random_int8(SHAPE))
+
+    def test_exception_that_cannot_even_be_printed(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        class UnprintableError(Exception):
+            def __str__(self) -> str:
+                raise ValueError("no words for it")
+
+        def fail() -> None:
+            raise UnprintableError
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(fail))
+        program = HostProgram.from_bytes(doubling)
+        with pytest.raises(HostError, match="ValueError: no words for it"):
+            program.run(random_int8(SHAPE))
+
+    def test_keyboard_interrupt_reaches_the_user(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(interrupt))
+        program = HostProgram.from_bytes(doubling)
+        with pytest.raises(KeyboardInterrupt):
+            program.run(random_int8(SHAPE))
+
+    def test_call_that_overlaps_another(self, doubling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        entered, leave = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            entered.set()
+            assert leave.wait(30)
+
+        monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(wait))
+        program = HostProgram.from_bytes(doubling)
+        inputs = [blank(SHAPE)]
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(program._session.call, inputs)  # after the lock of run()
+            assert entered.wait(30)
+            with pytest.raises(RuntimeError):
+                program._session.call(inputs)
+            assert _host.last_error() == "the program is running in another thread"
+            leave.set()
+            assert_equal(first.result()[0], [np.ones(SHAPE, np.int8)])
