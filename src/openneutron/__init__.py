@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from openneutron.workflow import Build as Build
     from openneutron.workflow import build as build
     from openneutron.workflow import build_from_settings as build_from_settings
+    from openneutron.workflow import try_changes as try_changes
 
 _HOMES = {
     "Build": "workflow",
@@ -71,6 +72,7 @@ _HOMES = {
     "quantize": "flow",
     "read_settings": "settings",
     "reset": "model.state",
+    "try_changes": "workflow",
     "validate": "accuracy.validate",
 }
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from openneutron.cli.file_verbs import Quantized as OfTrial
+from openneutron.cli.file_verbs import TryChanges
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
 from openneutron.settings import Settings
@@ -169,6 +171,7 @@ def _validate_board(
 def report(
     terminal: Terminal,
     program: Program,
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     other: Annotated[
         Path | None, typer.Option(exists=True, help="Another build or program, to show the differences to.")
@@ -176,13 +179,22 @@ def report(
     target: Annotated[
         str | None, typer.Option(help="The target of the estimates of a bare program: a chip, a board or a board file.")
     ] = None,
+    try_changes: TryChanges = False,
+    quantized: OfTrial = None,
 ) -> None:
     """Write the report page of a program, of a build, or of two builds beside each other."""
     from openneutron.page import write_page
     from openneutron.workflow.folders import BuildFolder, comparable_summaries
 
     folder = BuildFolder.of(program)
-    summary = folder.summary(target)
+    if try_changes:
+        from openneutron.workflow.trying import report_with_changes
+
+        with terminal.step("try changes"):
+            read, board = report_with_changes(folder.program, quantized or folder.quantized, target)
+        summary = folder.summary_with_changes(read, board)
+    else:
+        summary = folder.summary(target)
     if other is None:
         write_page(output, summary)
     else:

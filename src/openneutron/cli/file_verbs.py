@@ -13,11 +13,22 @@ from openneutron.cli.verbs import add_verb
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
 
-__all__ = ["add_verbs"]
+__all__ = ["Quantized", "TryChanges", "add_verbs"]
 
 Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or the folder of a build.")]
 TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
 Target = Annotated[str | None, typer.Option(help=f"Target of the estimates: {TARGET_HELP}")]
+TryChanges = Annotated[
+    bool,
+    typer.Option(
+        "--try-changes",
+        help="If the program does not fit on the board, lower its quantized model with changes, and list their memory.",
+    ),
+]
+Quantized = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="The quantized model (.pt2) of the program, for --try-changes."),
+]
 Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
 ]
@@ -34,15 +45,25 @@ def add_verbs() -> None:
 def inspect(
     terminal: Terminal,
     file: Program,
+    *,
     target: Target = None,
     layers: Annotated[bool, typer.Option("--layers", help="Print a row for each operator on the NPU.")] = False,
+    try_changes: TryChanges = False,
+    quantized: Quantized = None,
 ) -> None:
     """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
     from openneutron.report import text
     from openneutron.report.inspect import inspect as read
     from openneutron.workflow.folders import BuildFolder
 
-    report = read(BuildFolder.of(file).program, target)
+    folder = BuildFolder.of(file)
+    if try_changes:
+        from openneutron.workflow.trying import report_with_changes
+
+        with terminal.step("try changes"):
+            report, _ = report_with_changes(folder.program, quantized or folder.quantized, target)
+    else:
+        report = read(folder.program, target)
     if terminal.json:
         terminal.show(None, json_format.loads(text.as_json(report)))
     else:

@@ -15,7 +15,7 @@ from openneutron.page.content import (
     wilson_interval,
 )
 from openneutron.page.html import page_of, write_page
-from openneutron.page.summary import summarize
+from openneutron.page.summary import summarize, with_board_fit
 
 __all__ = [
     "AccuracyRow",
@@ -27,5 +27,6 @@ __all__ = [
     "page_of",
     "summarize",
     "wilson_interval",
+    "with_board_fit",
     "write_page",
 ]  # fmt: skip

@@ -40,7 +40,7 @@ from openneutron.page.content import (
     finite,
 )
 from openneutron.page.verdict import verdict_of
-from openneutron.report.estimate import LayerEstimate, with_board
+from openneutron.report.estimate import Estimate, LayerEstimate, with_board
 from openneutron.report.inspect import NEUTRON_BACKEND, Delegate, Report, TensorSummary, inspect_bytes
 from openneutron.report.regions import BoardFit
 from openneutron.report.runtime_memory import RuntimeMemory
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from openneutron.partition.placing import Placement
     from openneutron.quantized_model import QuantizedModel
 
-__all__ = ["HISTOGRAMS", "analysis_rows", "summarize"]
+__all__ = ["HISTOGRAMS", "analysis_rows", "summarize", "with_board_fit"]
 
 Root = str | os.PathLike[str] | None
 HISTOGRAMS = 6
@@ -154,6 +154,21 @@ def summarize(
         seconds=dict(seconds or {}),
     )
     return replace(without_verdict, verdict=verdict_of(without_verdict))
+
+
+def with_board_fit(summary: Summary, estimate: Estimate) -> Summary:
+    """Returns the summary with the verdict on the board in `estimate`."""
+    fit = estimate.fit
+    memory = replace(
+        summary.memory,
+        verdict=fit.verdict,
+        needed_bytes=fit.needed_bytes,
+        missing_bytes=fit.missing_bytes,
+        blame=fit.blame,
+        on_board=estimate.on_board,
+    )
+    changed = replace(summary, memory=memory)
+    return replace(changed, verdict=verdict_of(changed))
 
 
 def analysis_rows(analysis: Analysis, source_root: Root = None) -> AnalysisRows:

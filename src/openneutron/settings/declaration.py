@@ -196,6 +196,9 @@ class BuildSettings:
         path="target",
     )
     analyze: bool = setting("Find the layers that lose accuracy, for the report.", True)
+    try_changes: bool = setting(
+        "If the program does not fit on the board, measure changes that may make it fit, smaller images included.", True
+    )
     date: str | None = setting(
         "The date that the report shows. By default, the current date. A build writes it to openneutron.toml, so that "
         "a second build gives the same bytes.",

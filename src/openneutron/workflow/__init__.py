@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from openneutron.workflow.building import Build, build
     from openneutron.workflow.from_settings import build_from_settings
+    from openneutron.workflow.trying import try_changes
 
-__all__ = ["Build", "build", "build_from_settings"]
+__all__ = ["Build", "build", "build_from_settings", "try_changes"]
 
-_HOMES = {"Build": "building", "build": "building", "build_from_settings": "from_settings"}
+_HOMES = {
+    "Build": "building",
+    "build": "building",
+    "build_from_settings": "from_settings",
+    "try_changes": "trying",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -79,6 +79,7 @@ def build(
     metric: Any = "top1",
     transform: Callable[[Any], Any] | None = None,
     analyze: bool = True,
+    try_changes: bool = True,
     name: str | None = None,
     date: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -99,14 +100,15 @@ def build(
       SQNR of the outputs.
     - `metric`: "top1", "top5", or a function of outputs and label that returns a number.
     - `analyze`: whether to find the layers that lose accuracy.
+    - `try_changes`: whether to try changes if the program does not fit on the target's board. The model is lowered
+      again, once for each change of options or of the layout of inputs, and quantized and lowered again for images with
+      3/4 and half of their sides. The report lists the memory that each changed program needs. The accuracy of smaller
+      images is not measured.
     - `name`, `date`: the name of the model and the date, for the report.
     - `settings`: options of the build, for the report.
     - `source_root`: the folder to which the source lines in the report are relative, by default the current one.
     - `step`: called with the title of each step, to show progress.
     - `options`: options of `quantize` and of `lower`, by their names.
-
-    If the program does not fit on the target's board, each change of options or of the layout of inputs that may make
-    it fit is tried: the model is lowered again, once for each.
 
     A program runs on this machine only with the native module. Without it, the accuracy is that of the float model and
     the converted module, and there is no validation.
@@ -137,8 +139,12 @@ def build(
     if analyze:
         with run("analyze"), counting_bar("analyze", progress) as done:
             analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES, progress=done)
+    on_board = None
+    board = None if program.board is None else program.board.board
+    if try_changes and board is not None and board.regions:
+        with run("try changes"):
+            on_board = _try_changes(program, quantized, model=model, example_inputs=example_inputs, **of_quantize)
     with run("report"):
-        on_board = try_changes(quantized, program, of_lower)
         summary = summarize(
             name or type(model).__name__,
             program,
@@ -159,6 +165,7 @@ def build(
 
 
 _analyze = analyze
+_try_changes = try_changes
 
 
 def no_step(_: str) -> AbstractContextManager[None]:

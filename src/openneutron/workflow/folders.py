@@ -7,9 +7,10 @@ from pathlib import Path
 
 from openneutron.core.files import is_file, is_folder, read_file
 from openneutron.errors import InputError
-from openneutron.page import Summary, summarize
+from openneutron.page import Summary, summarize, with_board_fit
+from openneutron.report.inspect import Report
 from openneutron.settings.toml import FILE_NAME
-from openneutron.targets import Target
+from openneutron.targets import NeutronTargetSpec, Target
 
 __all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "BuildFolder", "comparable_summaries"]
 
@@ -44,6 +45,16 @@ class BuildFolder:
         if self.summary_file is None or target is not None:
             return self.bare_summary(target)
         return Summary.from_json(read_file(self.summary_file), str(self.summary_file))
+
+    def summary_with_changes(self, report: Report, board: NeutronTargetSpec) -> Summary:
+        """Returns the summary with the verdict on a board in `report`, for which changes of the program were tried.
+
+        The summary in the folder is used if it is about the same board.
+        """
+        summary = self.summary()
+        if board.board is None or summary.target.board != board.board.name:
+            summary = self.bare_summary(board)
+        return with_board_fit(summary, report.estimate)
 
     def bare_summary(self, target: Target | None = None) -> Summary:
         """Returns what the program alone tells, as if the folder had no summary."""

@@ -268,6 +268,7 @@ def build_from_settings(
         metric=settings.data.metric,
         transform=transform_from(settings),
         analyze=settings.build.analyze,
+        try_changes=settings.build.try_changes,
         name=_name(settings),
         date=settings.build.date,
         settings=_shown(settings),

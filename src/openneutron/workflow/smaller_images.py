@@ -1,0 +1,119 @@
+"""Quantizes a model for smaller images, to find the memory that its program would need."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from openneutron.core.messages import first_line, listed
+from openneutron.errors import OpenNeutronError
+from openneutron.flow import quantize
+from openneutron.model.examples import register_dataclasses, to_tensors
+from openneutron.quantized_model import QuantizedModel
+from openneutron.targets import Target
+
+__all__ = ["NOT_MEASURED", "SmallerImages", "quantized_for_smaller_images", "smaller_examples"]
+
+FRACTIONS = (Fraction(3, 4), Fraction(1, 2))
+"""The sides of the smaller images, relative to those of the example inputs."""
+SMALLEST_SIDE = 16
+"""The smallest side of an image, before it is made smaller, in pixels."""
+STRIDE = 32
+"""Most networks that need sides of a certain multiple halve an image five times."""
+MOST_CHANNELS = 4
+"""The most channels of an image in NHWC. A tensor with more elements in its last dimension is taken as NCHW."""
+NOT_MEASURED = (
+    "The accuracy with smaller inputs was not measured: train or fine-tune the model for them, and evaluate it."
+)
+
+
+@dataclass(frozen=True)
+class SmallerImages:
+    """A model that is quantized for smaller images."""
+
+    change: str
+    """The shapes of the images, as the name of a change."""
+    quantized: QuantizedModel
+
+
+def quantized_for_smaller_images(
+    model: Any, example_inputs: Any, target: Target, options: Mapping[str, Any]
+) -> tuple[list[SmallerImages], list[str]]:
+    """Quantizes a float model for images with 3/4 and with half of their sides.
+
+    `example_inputs` and `options` are those of `quantize`. The smaller example inputs calibrate the model, and nothing
+    is recovered, so that the results tell the memory of a program, and nothing of its accuracy. If the model does not
+    take the exact fraction, the next smaller multiple of 32 is tried. Returns the quantized models, and notes on the
+    sizes that the model does not take.
+    """
+    found: list[SmallerImages] = []
+    notes: list[str] = []
+    for fraction in FRACTIONS:
+        reason = ""
+        for change, smaller in _candidates(example_inputs, fraction):
+            if change in (one.change for one in found):
+                break
+            try:
+                found.append(SmallerImages(change, _quantized(model, smaller, target, options)))
+                break
+            except OpenNeutronError as error:
+                reason = reason or f"The change {change} was not tried, because the model fails: {first_line(error)}"
+        else:
+            notes += [reason] if reason else []
+    return found, notes
+
+
+def smaller_examples(example_inputs: Any, fraction: Fraction, multiple: int = 1) -> tuple[str, Any] | None:
+    """Returns example inputs with smaller images, cut from the first ones, and the name of the change.
+
+    An image is a tensor of rank 4 whose sides have at least 16 pixels, in NCHW or in NHWC with at most 4 channels. The
+    new sides are multiples of `multiple`. Returns None if there is no image, or if a side would be 0.
+    """
+    register_dataclasses(example_inputs)
+    shapes: list[str] = []
+
+    def cut(leaf: Any) -> Any:
+        value = to_tensors(leaf)
+        sides = _sides(value)
+        if sides is None:
+            return value
+        is_last = value.is_contiguous(memory_format=torch.channels_last)
+        for dim in sides:
+            value = value.narrow(dim, 0, int(value.shape[dim] * fraction) // multiple * multiple)
+        shapes.append("x".join(map(str, value.shape)))
+        return value.clone(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+
+    smaller = tree_map(cut, example_inputs)
+    if not shapes or any(isinstance(leaf, torch.Tensor) and not leaf.numel() for leaf in tree_leaves(smaller)):
+        return None
+    return f"input{'s' if len(shapes) > 1 else ''} of {listed(shapes)}", smaller
+
+
+def _candidates(example_inputs: Any, fraction: Fraction) -> Iterator[tuple[str, Any]]:
+    changes: set[str] = set()
+    for multiple in (1, STRIDE):
+        found = smaller_examples(example_inputs, fraction, multiple)
+        if found is not None and found[0] not in changes:
+            changes.add(found[0])
+            yield found
+
+
+def _sides(value: Any) -> tuple[int, int] | None:
+    """Returns the dimensions of height and width; None if the value is not an image."""
+    if not isinstance(value, torch.Tensor) or value.dim() != 4:
+        return None
+    sides = (1, 2) if value.shape[3] <= MOST_CHANNELS < value.shape[1] else (2, 3)
+    return sides if all(value.shape[dim] >= SMALLEST_SIDE for dim in sides) else None
+
+
+def _quantized(model: Any, example_inputs: Any, target: Target, options: Mapping[str, Any]) -> QuantizedModel:
+    given = {name: value for name, value in options.items() if name not in ("recover", "recovery_seconds")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a model that is only measured
+        return quantize(model, example_inputs, [example_inputs], target, recover=None, progress=False, **given)
