@@ -40,8 +40,8 @@ from openneutron.partition.placing import Placed, place
 from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 from openneutron.quantized_model import QuantizedModel
+from openneutron.runtime.engine import interpreter_of
 from openneutron.runtime.native import native_module
-from openneutron.runtime.notices import without_notices
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
 from openneutron.vendor.profiling import node_of
 
@@ -299,10 +299,7 @@ def _delegates(placed: Placed, payloads: Sequence[Payload]) -> list[_Delegate]:
             )
         tensors = _tensors(partition, ours.subgraphs[0], constants)
         model = tflite.with_more_outputs(payload.tflite, list(tensors.values()))
-        with without_notices():
-            interpreter = Interpreter(model_content=model, num_threads=1)
-            interpreter.allocate_tensors()
-        delegates.append(_Delegate(partition, payload, interpreter, tensors))
+        delegates.append(_Delegate(partition, payload, interpreter_of(model), tensors))
     return delegates
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from openneutron.errors import FormatError
 
-__all__ = ["Source", "Table", "root"]
+__all__ = ["Source", "Table", "read_layout", "read_table", "root"]
 
 FILE_IDENTIFIER_AT = slice(4, 8)
 # A valid file refers to each of its bytes about once. Without a limit, a small file whose offsets lead to the same
@@ -45,6 +45,10 @@ class Source:
         """Raises `FormatError` unless the file has `size` bytes at `offset`. Counts them as read."""
         if not 0 <= offset <= len(self.view) - size:
             raise self.error(offset, expected, f"the end at byte {len(self.view)}")
+        self.count(size, offset)
+
+    def count(self, size: int, offset: int) -> None:
+        """Counts `size` bytes at `offset` as read. Raises `FormatError` if too many have been read."""
         self._allowance -= size
         if self._allowance < 0:
             raise self.error(offset, "a file that refers to each part once", "many references to the same parts")
@@ -148,18 +152,24 @@ def read_table(source: Source, at: int) -> Table:
     """Reads the table at byte `at`. Raises `FormatError` if there is no valid table."""
     back = source.integer(at, "i", "a table")
     vtable = at - back
+    size, fields = read_layout(source, vtable)
+    source.require(at, size, f"a table of {size} bytes")
+    return Table(source, at, size, fields)
+
+
+def read_layout(source: Source, vtable: int) -> tuple[int, tuple[int, ...]]:
+    """Returns the size of a table with this vtable, and the offset of each field in the table (0 if absent)."""
     vtable_size = source.integer(vtable, "H", "the size of a vtable")
     size = source.integer(vtable + 2, "H", "the size of a table")
     if vtable_size < 4 or vtable_size % 2:
         raise source.error(vtable, "a vtable of an even number of bytes, at least 4", vtable_size)
-    source.require(at, size, f"a table of {size} bytes")
     count = vtable_size // 2 - 2
     source.require(vtable + 4, 2 * count, f"a vtable of {count} fields")
     fields = struct.unpack_from(f"<{count}H", source.view, vtable + 4)
     outside = next((index for index, place in enumerate(fields) if place and not 4 <= place < size), None)
     if outside is not None:
         raise source.error(vtable + 4 + 2 * outside, f"a field within the table's {size} bytes", fields[outside])
-    return Table(source, at, size, fields)
+    return size, fields
 
 
 def root(source: Source, identifiers: tuple[bytes, ...]) -> Table:

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 
 from openneutron.ir.graph import Op, QParams
-from openneutron.ir.kinds import KINDS
+from openneutron.ir.kinds import KINDS, Accumulator
 
-__all__ = ["is_unusual_scale", "may_break_scale_limits", "scale_fault"]
+__all__ = ["factor_fault", "is_unusual_scale", "may_break_scale_limits", "scale_fault"]
 
 _LEAST_LIMIT = min(kind.accumulator.largest_factor for kind in KINDS.values() if kind.accumulator)
 LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**127
@@ -35,12 +35,15 @@ def scale_fault(op: Op) -> str:
         for scale in tensor.qparams.scale:
             if not _is_normal(scale):
                 return f"has a scale of {scale:.3g}, which is not a normal float32 number"
-    accumulator = op.kind.accumulator
-    if accumulator is None:
+    if op.kind.accumulator is None:
         return ""
     inputs = [max(tensor.qparams.scale) for tensor in op.inputs[:2]]
+    return factor_fault(op.kind.accumulator, inputs, op.output.qparams.scale[0])
+
+
+def factor_fault(accumulator: Accumulator, inputs: Sequence[float], output: float) -> str:
+    """Returns the fault of the scales of the accumulated inputs and of the output; "" for none."""
     accumulated = max(inputs) if accumulator.is_sum else math.prod(inputs)
-    output = op.output.qparams.scale[0]
     if accumulated < accumulator.largest_factor * output:
         return ""
     return (

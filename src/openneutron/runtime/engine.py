@@ -15,10 +15,11 @@ import numpy.typing as npt
 from ai_edge_litert.interpreter import Interpreter
 
 from openneutron.errors import HostError, PayloadError
+from openneutron.formats import tflite
 from openneutron.formats.payload import parse
 from openneutron.runtime.notices import without_notices
 
-__all__ = ["Engine", "Port"]
+__all__ = ["Engine", "Port", "interpreter_of"]
 
 SCALAR_TYPES: dict[npt.DTypeLike, int] = {
     np.uint8: 0,
@@ -56,19 +57,14 @@ class Engine:
     `argument_count` is the number of the delegate's input arguments.
 
     Raises PayloadError for an invalid payload, for a device payload, and for a model whose inputs and outputs differ
-    from the payload's header. Raises HostError if LiteRT cannot run the model.
+    from the payload's header, and the errors of `interpreter_of`.
     """
 
     def __init__(self, payload: bytes | memoryview) -> None:
         """Parses the payload and allocates the model's memory. Keeps no reference to `payload`."""
         parsed = parse(payload)
         header = parsed.header
-        try:
-            with without_notices():
-                interpreter = Interpreter(model_content=parsed.tflite, num_threads=1)
-                interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise HostError(f"LiteRT cannot run the TFLite model of the payload: {error}") from error
+        interpreter = interpreter_of(parsed.tflite)
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         if (len(inputs), len(outputs)) != (len(header.input_formats), len(header.output_formats)):
             raise PayloadError(
@@ -85,6 +81,22 @@ class Engine:
             for details, argument, flag in zip(outputs, header.output_map, header.output_formats, strict=True)
         )
         self.invoke: Callable[[], None] = interpreter.invoke
+
+
+def interpreter_of(model: bytes) -> Interpreter:
+    """Returns LiteRT's interpreter of the TFLite model of a portable payload, with its memory allocated.
+
+    Raises FormatError for a model that LiteRT cannot run safely (see `tflite.check`), and HostError if LiteRT rejects
+    the model.
+    """
+    tflite.check(model)
+    try:
+        with without_notices():
+            interpreter = Interpreter(model_content=model, num_threads=1)
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise HostError(f"LiteRT cannot run the TFLite model of the payload: {error}") from error
+    return interpreter
 
 
 def _make_port(interpreter: Interpreter, details: dict[str, Any], argument: int, flag: int) -> Port:

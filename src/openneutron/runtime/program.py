@@ -262,11 +262,11 @@ class HostProgram:
 def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, isolated: bool = False) -> HostProgram:
     """Loads a `.pte` from its path or its bytes.
 
-    The contents are checked before ExecuTorch's runtime gets them. The check does not cover the values that CPU kernels
-    compute with, the arguments of kernels that are not ExecuTorch's own, delegates of other backends, and the TFLite
-    models in the delegates, whose checksum is checked. With `isolated`, the program runs in a process of its own, so a
-    file that ends this process raises HostError. Use it for files of unknown origin. The start of the process takes a
-    few seconds, and each run copies its inputs and outputs.
+    The contents are checked before ExecuTorch's runtime and LiteRT get them. A delegate may contain only TFLite
+    operators that OpenNeutron writes. The check does not cover the values that CPU kernels compute with, the arguments
+    of kernels that are not ExecuTorch's own, and delegates of other backends. With `isolated`, the program runs in a
+    process of its own, so a file that ends this process raises HostError. Use it for files of unknown origin. The start
+    of the process takes a few seconds, and each run copies its inputs and outputs.
 
     Raises HostError if the file cannot be read, is not a `.pte`, or cannot run on this machine. Without the native
     module, the `inputs` and `outputs` of the result can be read, but `run` and `reset` raise `NativeModuleError`.
