@@ -14,13 +14,14 @@ from torch.fx import Node
 from openneutron.ir.cost import cycles_of
 from openneutron.ir.graph import Array, Layout, Op, QParams, Tensor
 from openneutron.ir.kinds import CONCATENATION, CONV_2D, DEPTHWISE_CONV_2D, SLICE
+from openneutron.ir.limits import MAX_DILATION, MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.graph_builder import permute
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
-from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim, pad_spatial
+from openneutron.ops.windows import Window, of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["CONVOLUTIONS", "DECOMPOSED", "SPECS", "Filters", "convolution_windows", "convolve", "kernel_size"]
@@ -33,10 +34,6 @@ CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.d
 
 # Slices of NHWC images have a fixed layout. Layout propagation then puts no transpose between slices and convolutions.
 NHWC_SLICE = replace(SLICE, layout=Layout.FIXED)
-
-MAX_KERNEL = 4096
-MAX_STRIDE = 4096
-MAX_DILATION = 4096
 
 
 def _height_and_width(instance: OpInstance, name: str) -> tuple[int, ...]:

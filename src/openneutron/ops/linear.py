@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import CONV_2D, FULLY_CONNECTED, Layout
+from openneutron.ir.limits import MAX_WEIGHTS_OF_ONE_OUTPUT
 from openneutron.ops.facts import Facts, LayerKind, never_negative_if_all
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint
-from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT
 
 __all__ = ["CONV_2D_OF_ROWS", "SPECS"]
 

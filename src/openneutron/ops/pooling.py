@@ -13,6 +13,7 @@ from torch.fx import Node
 from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ir.kinds import AVERAGE_POOL_2D, MAX_POOL_2D, MAXIMUM, MEAN
+from openneutron.ir.limits import MAX_KERNEL, MAX_STRIDE
 from openneutron.ops.facts import Bounds, Facts, never_negative_if_first
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.op_instance import OpInstance
@@ -36,8 +37,6 @@ HALVES = (
 
 Counts = npt.NDArray[np.int64]
 
-MAX_KERNEL = 4096
-MAX_STRIDE = 4096
 MAX_DILATED_KERNEL = 16
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch.fx import Node
 
+from openneutron.ir.limits import MAX_WEIGHTS_OF_ONE_OUTPUT
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.graph_builder import reshape
 from openneutron.ops.op_instance import OpInstance
@@ -20,7 +21,7 @@ from openneutron.ops.pooling import (
 )
 from openneutron.ops.reductions import has_unused_indices
 from openneutron.ops.spec import constraint
-from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, image_shape, spatial_rank
+from openneutron.ops.windows import image_shape, spatial_rank
 
 __all__ = ["DECOMPOSED"]
 

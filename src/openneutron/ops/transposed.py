@@ -11,12 +11,13 @@ import torch
 
 from openneutron.ir.graph import Array, QParams, Tensor
 from openneutron.ir.kinds import SLICE, TRANSPOSE_CONV
+from openneutron.ir.limits import MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
 from openneutron.ops.convolution import Filters, convolve, kernel_size
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
-from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, image_shape, spatial, spatial_rank
+from openneutron.ops.windows import Window, image_shape, spatial, spatial_rank
 from openneutron.targets import Generation
 
 __all__ = ["SPECS", "TRANSPOSED_CONVOLUTIONS"]
@@ -33,8 +34,6 @@ TRANSPOSED_CONVOLUTIONS = {
 # Version 4 of the operator has a fused activation.
 ACTIVATED_TRANSPOSE_CONV = replace(TRANSPOSE_CONV, version=4)
 
-MAX_KERNEL = 4096
-MAX_STRIDE = 4096
 MAX_STRIDE_OF_TRANSPOSE_CONV = 2
 
 

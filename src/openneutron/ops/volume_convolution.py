@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from openneutron.ir.graph import Array, Tensor
 from openneutron.ir.kinds import PAD
+from openneutron.ir.limits import MAX_DILATION, MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
 from openneutron.ops.convolution import (
-    MAX_DILATION,
-    MAX_KERNEL,
-    MAX_STRIDE,
     Filters,
     convolution_windows,
     convolve,
@@ -23,7 +21,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.rearranging import is_of_the_modern_generation
 from openneutron.ops.slices_and_concats import concat, slice_dim
 from openneutron.ops.spec import OpSpec, constraint
-from openneutron.ops.windows import MAX_WEIGHTS_OF_ONE_OUTPUT, Window, of_each_dim
+from openneutron.ops.windows import Window, of_each_dim
 
 __all__ = ["SPECS"]
 

@@ -15,13 +15,9 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import legacy_constraint
 
 __all__ = [
-    "MAX_WEIGHTS_OF_ONE_OUTPUT", "Window", "has_aligned_channels", "image_shape", "of_each_dim", "pad_at_end",
+    "Window", "has_aligned_channels", "image_shape", "of_each_dim", "pad_at_end",
     "pad_spatial", "spatial", "spatial_dims", "spatial_rank",
 ]  # fmt: skip
-
-
-MAX_WEIGHTS_OF_ONE_OUTPUT = 65535
-"""The largest number of products that the NPU accumulates for one output value."""
 
 
 @dataclass(frozen=True)
