@@ -15,6 +15,7 @@ from openneutron.core.driver import Driver
 from openneutron.core.fx import first_operand
 from openneutron.ir.absorption import absorb_padding
 from openneutron.ir.graph import Array, Graph, Op, QParams, Tensor
+from openneutron.ir.kernel_extension import extend_kernels
 from openneutron.ir.kinds import RESHAPE, TRANSPOSE
 from openneutron.ir.layout import propagate_layouts
 from openneutron.ir.rewrites import (
@@ -130,6 +131,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(merge_slices, "replace a slice of a slice by one slice", (Stage.FIRST, Stage.LAST)),
     Pass(propagate_layouts, "move transposes and reshapes so that they cancel", (Stage.LAYOUT,)),
     Pass(absorb_padding, "absorb padding and slices into convolutions", (Stage.PADDING,)),
+    Pass(extend_kernels, "extend kernels by zeros where this is faster than padding", (Stage.PADDING,)),
     Pass(hoist_format_conversions, "leave transposes of inputs and outputs to the runtime", (Stage.FORMATS,)),
     Pass(transpose_as_images, "replace transposes by those of the legacy generation", (Stage.LEGACY,)),
     Pass(eliminate_dead_code, "remove operators that nothing reads", (*_SHARES, Stage.LEGACY)),

@@ -1,0 +1,119 @@
+"""Pass that replaces the padding before a convolution by a larger kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from openneutron.ir.cost import cost_of
+from openneutron.ir.graph import Graph, Op, Tensor
+from openneutron.ir.kinds import CONV_2D, DEPTHWISE_CONV_2D, PAD
+from openneutron.ir.limits import MAX_KERNEL, MAX_WEIGHTS_OF_ONE_OUTPUT
+from openneutron.targets import NeutronTarget
+
+__all__ = ["extend_kernels"]
+
+_HEIGHT_AND_WIDTH = (1, 2)
+
+
+def extend_kernels(graph: Graph, target: NeutronTarget) -> Graph:
+    """Rule: if only convolutions read a PAD of height and width, they read its input, with larger kernels.
+
+    torch pads both ends of a dimension equally. TFLite's padding SAME of a convolution with a stride adds less padding
+    at the start, so the lowering emits a PAD, which copies the whole tensor. Zeros at the start or the end of a kernel
+    shift the windows of SAME: a kernel of 3x3 with padding 1 and stride 2 becomes a kernel of 4x4 with SAME. The added
+    weights are zero, so the results are equal. The rule applies if `target` needs fewer cycles for the larger kernels
+    than for the PAD and the original ones. Linear in operators, and in the bytes of the weights that grow.
+    """
+    pads = {id(op.output): op for op in graph.ops if _pads_height_and_width(op)}
+    readers: dict[int, list[Op]] = {key: [] for key in pads}
+    for op in graph.ops:
+        for key in {id(tensor) for tensor in op.inputs} & pads.keys():
+            readers[key].append(op)
+    returned = {id(tensor) for tensor in graph.outputs}
+    replaced: dict[int, Op] = {}
+    for key, pad in pads.items():
+        extended = None if key in returned else _with_larger_kernels(pad, readers[key], target)
+        if extended is not None:
+            replaced |= {id(old): new for old, new in zip(readers[key], extended, strict=True)}
+    return Graph(graph.inputs, graph.outputs, tuple(replaced.get(id(op), op) for op in graph.ops))
+
+
+def _pads_height_and_width(op: Op) -> bool:
+    if op.kind != PAD or len(op.output.shape) != 4 or op.output.qparams != op.inputs[0].qparams:
+        return False
+    batch, *_, channels = op.attrs["paddings"]
+    return tuple(batch) == tuple(channels) == (0, 0)
+
+
+def _with_larger_kernels(pad: Op, readers: Sequence[Op], target: NeutronTarget) -> list[Op] | None:
+    """Returns `readers` with larger kernels, on the input of `pad`; None if the rule does not apply."""
+    extended = [_with_larger_kernel(op, pad, target) for op in readers]
+    larger = [op for op in extended if op is not None]
+    if len(larger) < len(readers):
+        return None
+    before = sum(cost_of(op, target).cycles for op in (pad, *readers))
+    return larger if sum(cost_of(op, target).cycles for op in larger) < before else None
+
+
+def _with_larger_kernel(op: Op, pad: Op, target: NeutronTarget) -> Op | None:
+    """Returns a convolution with padding SAME on the input of `pad`; None if no kernel within the limits does it."""
+    if op.kind not in (CONV_2D, DEPTHWISE_CONV_2D) or op.attrs["padding"] != "VALID" or op.inputs[0] is not pad.output:
+        return None
+    weight = op.inputs[1]
+    if weight.data is None:
+        return None
+    image = pad.inputs[0]
+    zeros = []
+    for dim, letter in zip(_HEIGHT_AND_WIDTH, "hw", strict=True):
+        added = _Window(
+            size=image.shape[dim],
+            outputs=op.output.shape[dim],
+            kernel=weight.shape[dim],
+            stride=op.attrs[f"stride_{letter}"],
+            dilation=op.attrs[f"dilation_{letter}_factor"],
+            padding_before=pad.attrs["paddings"][dim][0],
+        ).zeros_for_same()
+        if added is None:
+            return None
+        zeros.append(added)
+    data = np.pad(np.asarray(weight.data), [(0, 0), *zeros, (0, 0)])
+    products = math.prod(data.shape[dim] for dim in _HEIGHT_AND_WIDTH)
+    channels = target.align_channels(data.shape[3]) if op.kind == CONV_2D else 1
+    if max(data.shape[1:3]) > MAX_KERNEL or products * channels > MAX_WEIGHTS_OF_ONE_OUTPUT:
+        return None
+    larger = Tensor(data.shape, weight.dtype, weight.qparams, data)
+    return replace(op, inputs=(image, larger, *op.inputs[2:]), attrs={**op.attrs, "padding": "SAME"})
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The windows of a convolution along one dimension of its unpadded input; sizes are in elements."""
+
+    size: int
+    outputs: int
+    kernel: int
+    stride: int
+    dilation: int
+    padding_before: int
+
+    def zeros_for_same(self) -> tuple[int, int] | None:
+        """Returns the fewest zeros before and after the kernel with which padding SAME has the same windows.
+
+        SAME gives ceil(size / stride) outputs, and pads by half of what the windows need, rounded down, at the start.
+        A zero after the kernel adds `dilation` elements to this need, and a zero before it also shifts the kernel by
+        `dilation`. Returns None if SAME gives another number of outputs, or if no number of zeros fits.
+        """
+        if self.outputs != -(-self.size // self.stride):
+            return None
+        needed = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1 - self.size
+        for odd in (0, 1):
+            surplus, rest = divmod(2 * self.padding_before + odd - needed, self.dilation)
+            zeros = (max(0, -surplus), max(0, surplus))
+            padding = max(0, needed + sum(zeros) * self.dilation)
+            if rest == 0 and padding // 2 == self.padding_before + zeros[0] * self.dilation:
+                return zeros
+        return None
