@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openneutron.errors import InputError, OutputError
@@ -22,6 +22,7 @@ LONGEST_PREFIX = 100
 """The number of characters of a file's name in the name of its temporary file."""
 NO_PATH = "it has a character that no path has, such as the null character. Give another path."
 """The reason why a path is refused for which Python raises `ValueError`."""
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -102,7 +103,7 @@ def output_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Writes several files as `write_file` does. No file is replaced before all temporary files are written.
+    """Writes several files as `write_file` does. No file is replaced before all temporary files are on the disk.
 
     Raises `OutputError` if a file cannot be written. All files keep their earlier contents then, unless it is a rename
     that fails: the files before it, in the order of `files`, have their new contents.
@@ -114,27 +115,60 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             # A link stays a link.
             target = path.resolve() if path.is_symlink() else path
             with _typed_output(target):
-                descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:LONGEST_PREFIX]}.")
-                staged.append((Path(temporary), target))
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                Path(temporary).chmod(_permissions_of(target))
-        for temporary_path, target in staged:
+                temporary = _temporary_name(target)
+                staged.append((temporary, target))
+                _write_new_file(temporary, data, _permissions_of(target))
+        for temporary, target in staged:
             with _typed_output(target):
-                temporary_path.replace(target)
-    finally:  # after an interruption, too
-        for temporary_path, _ in staged:
-            temporary_path.unlink(missing_ok=True)
+                os.replace(temporary, target)
+    finally:  # an interruption leaves no temporary file behind, either
+        for temporary, _ in staged:
+            _remove_file(temporary)
 
 
-def _permissions_of(path: Path) -> int:
-    """Returns the permissions of a file that is replaced, and those of a new file if there is none."""
+def _temporary_name(target: Path) -> Path:
+    """Returns a path beside `target` at which there is no file. A killed process may leave a file of such a name."""
+    return target.with_name(f".{target.name[:LONGEST_PREFIX]}.{secrets.token_hex(8)}.tmp")
+
+
+def _write_new_file(path: Path, data: bytes, permissions: int | None = None) -> None:
+    """Writes `data` to a new file, and waits until it is on the disk: a rename may otherwise reach the disk earlier.
+
+    Without `permissions`, the system gives those of new files.
+    """
+    descriptor = os.open(path, _NEW_FILE, 0o666 if permissions is None else permissions)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if permissions is not None and hasattr(os, "fchmod"):
+            os.fchmod(descriptor, permissions)  # the mode of os.open is reduced by the umask
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Waits until a file is on the disk. Does nothing on a file system that cannot do it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def _remove_file(path: Path) -> None:
+    """Removes a temporary file, if there is one. An error must not hide the one that led here."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _permissions_of(path: Path) -> int | None:
+    """Returns the permissions of a file that is replaced; None if there is none."""
     mode = _mode(path, OutputError)
-    if mode is not None and os.name != "nt":  # Windows deletes no file without the permission to write
-        return mode & 0o777
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+    if mode is None or os.name == "nt":  # Windows deletes no file without the permission to write
+        return None
+    return stat.S_IMODE(mode) & 0o777
 
 
 @contextmanager
@@ -197,20 +231,16 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> No
     """
     check_new_folder(path)
     path = Path(path).absolute()
-    temporary = None
+    temporary = _temporary_name(path)
     try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary.mkdir()
         for name, data in files.items():
-            (temporary / name).write_bytes(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        if path.is_dir():
-            path.rmdir()  # it is empty
-        temporary.rename(path)
-    except BaseException as error:  # after an interruption, too
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _write_new_file(temporary / name, data)
+        if os.name == "nt" and path.is_dir():
+            path.rmdir()  # it is empty; elsewhere, the rename replaces an empty folder
+        os.replace(temporary, path)
+    except BaseException as error:  # an interruption leaves no folder behind, either
+        shutil.rmtree(temporary, ignore_errors=True)
         if not isinstance(error, OSError):
             raise
         raise OutputError(f"Cannot write the folder '{path}': {_with_remedy(error, path)}") from error
