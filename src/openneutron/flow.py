@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.core.boundary import typed_errors
+from openneutron.core.locks import traces_alone
 from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
@@ -59,6 +60,7 @@ PREPARING_SHARES = (1, 1)
 """The shares of export and of the passes before annotation in the time before calibration."""
 
 
+@traces_alone
 def quantize(
     model: Any,
     example_inputs: Any,
@@ -225,6 +227,7 @@ def _float(model: Any) -> Any:
     return model
 
 
+@traces_alone
 def lower(
     quantized: QuantizedModel | GraphModule | torch.export.ExportedProgram | str | os.PathLike[str],
     example_inputs: Any = None,
@@ -286,7 +289,7 @@ def lower(
         portable, etrecord = _portable_program(placed, methods or None, end_phase)
         origins = origins_of(placed)
     if not any(row.where == "npu" for row in rows):
-        warnings.warn(cpu_message(rows), CpuWarning, stacklevel=2)
+        warnings.warn(cpu_message(rows), CpuWarning, stacklevel=3)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not any(row.where == "npu" for row in rows):
         return NeutronProgram(
@@ -323,8 +326,9 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, Target]:
         raise ModelError("This model was prepared by prepare_pt2e and not converted. Call convert_pt2e first.")
     kept, target = None, "imxrt700"
     if isinstance(quantized, (str, os.PathLike)):
-        target = target_of_file(quantized) or target
-        quantized = loaded_program(quantized)
+        file = quantized
+        quantized = loaded_program(file)
+        target = target_of_file(file) or target
     if isinstance(quantized, torch.export.ExportedProgram):
         kept = None if quantized.example_inputs is None else Examples(*quantized.example_inputs)
         quantized = quantized.module()

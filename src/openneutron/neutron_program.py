@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from openneutron.core.files import output_path, write_files
+from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.formats.method_memory import MethodMemory, memory_of
 from openneutron.model.arguments import Leaf
 from openneutron.partition.placing import Placement
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from openneutron.report.estimate import Estimate
 
 __all__ = ["NeutronProgram"]
+
+_LOADING = ForkSafeLock(Order.LOADING)
 
 
 @dataclass(frozen=True)
@@ -187,8 +190,14 @@ class NeutronProgram:
         module = None if quantized is None else quantized.reference or quantized.module
         return write_model_explorer(self.portable, summary, folder, module)
 
-    @functools.cached_property
+    @property
     def _loaded(self) -> HostProgram:
+        """The program on this machine. All threads get the same one, which has the state."""
+        with _LOADING:
+            return self._host_program
+
+    @functools.cached_property
+    def _host_program(self) -> HostProgram:
         return HostProgram(self.portable, leaves=self.leaves)
 
     def __getstate__(self) -> dict[str, Any]:

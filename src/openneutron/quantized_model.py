@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from openneutron.core.files import output_path, write_file
+from openneutron.core.locks import traces_alone
 from openneutron.errors import OptionError
 from openneutron.model.examples import Examples, to_tensors
 from openneutron.model.exporting import export, saved_program
@@ -49,6 +50,7 @@ class QuantizedModel:
     """The board, if `quantize` was given one. `lower` gives it to the program. `save` stores the name of a
     board that OpenNeutron has a file of, but not a board file."""
 
+    @traces_alone
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Runs the converted module on tensors or numpy arrays. Returns tensors. State is kept between calls."""
         return self.module(*tree_map(to_tensors, inputs), **tree_map(to_tensors, named))
@@ -77,6 +79,7 @@ class QuantizedModel:
         """Restores the state that the module had when the model was exported."""
         reset(self.module)
 
+    @traces_alone
     def as_file(self, source_root: str | os.PathLike[str] | None = None) -> bytes:
         """Returns the content of the file that `save` writes."""
         target = self.target if self.board is None else self.board.known_name

@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from openneutron.core.boundary import typed_errors
+from openneutron.core.locks import traces_alone
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import quantize
 from openneutron.model.data import Data, forms_of, inputs_in
@@ -26,6 +27,7 @@ from openneutron.training.trainable import TrainableModel
 __all__ = ["distill", "finish_training", "prepare_training"]
 
 
+@traces_alone
 def prepare_training(
     model: Any,
     example_inputs: Any = None,
@@ -66,6 +68,7 @@ def prepare_training(
         return TrainableModel(quantized, learn_ranges=learn_ranges)
 
 
+@traces_alone
 def distill(
     module: TrainableModel,
     data: Data,
@@ -131,6 +134,7 @@ def distill(
         )  # fmt: skip
 
 
+@traces_alone
 def finish_training(module: TrainableModel) -> QuantizedModel:
     """Returns the trained model, for `lower`. The module can be trained further afterwards.
 

@@ -23,6 +23,7 @@ from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
 from openneutron.core.fx import modules_of, op_name, output_node, source_of
+from openneutron.core.locks import traces_alone
 from openneutron.errors import ModelError, OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.data import Data
@@ -45,6 +46,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of completed steps and of all steps. A step is a run of the network or of a part of it."""
 
 
+@traces_alone
 def analyze(
     model: Any,
     quantized: QuantizedModel | GraphModule | ExportedProgram,

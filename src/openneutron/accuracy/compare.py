@@ -23,6 +23,7 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.evaluation import GraphRun, compute_from
 from openneutron.core.files import read_file
 from openneutron.core.fx import first_operand, is_dequantize, modules_of, op_name, output_node, placeholders, source_of
+from openneutron.core.locks import traces_alone
 from openneutron.errors import InputError, ModelError
 from openneutron.flow import lower
 from openneutron.formats import pte, tflite
@@ -96,6 +97,7 @@ class Comparison:
         return next((layer for layer in self.layers if layer.is_beyond), None)
 
 
+@traces_alone
 def compare_layers(
     quantized: QuantizedModel | GraphModule | ExportedProgram,
     program: NeutronProgram | HostProgram | bytes | str | os.PathLike[str] | None,

@@ -19,6 +19,7 @@ from openneutron.accuracy.compare import Comparison, compare_layers
 from openneutron.accuracy.statistics import Noise
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import is_dequantize, output_node
+from openneutron.core.locks import traces_alone
 from openneutron.core.progress import phase_bar
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.model.arguments import Leaf
@@ -95,6 +96,7 @@ class Validation:
         )
 
 
+@traces_alone
 def validate(
     program: NeutronProgram | HostProgram | bytes | str | os.PathLike[str],
     model: Any = None,

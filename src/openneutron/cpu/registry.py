@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 
 from executorch.extension.pybindings import _C
 
+from openneutron.core.error_stream import captured_error_stream, captured_python_errors
 from openneutron.formats import pte
 
 __all__ = ["cause_in", "kernel_names", "missing_kernels", "native_log"]
 
-_ERROR_STREAM = 2
 _LINE = re.compile(r"^\[[\w.]+:\d+\] (?P<text>.+)$", re.MULTILINE)
 _OPERATOR = re.compile(r"in operator (?P<name>[\w:.]+): 0x")
 _CHECK = re.compile(r"^Check failed \((?P<condition>.*)\): ?(?P<message>.*)$")
@@ -42,19 +39,13 @@ def native_log() -> Iterator[Callable[[], str]]:
     Output of other threads is captured, too, and lost. Use this only to repeat code that has failed.
     """
     # ExecuTorch's Python module writes to `sys.stderr`, but its libraries write to the file descriptor.
-    with tempfile.TemporaryFile() as file, redirect_stderr(io.StringIO()) as written:
-        original = os.dup(_ERROR_STREAM)
-        os.dup2(file.fileno(), _ERROR_STREAM)
+    with captured_error_stream() as file, captured_python_errors() as written:
 
         def text() -> str:
             file.seek(0)
             return written.getvalue() + file.read().decode(errors="replace")
 
-        try:
-            yield text
-        finally:
-            os.dup2(original, _ERROR_STREAM)
-            os.close(original)
+        yield text
 
 
 def cause_in(log: str) -> tuple[str | None, str | None]:

@@ -48,7 +48,7 @@ class ChildSession:
 
     def start(self) -> None:
         """See `Session.start`."""
-        if self._child.poll() is None:
+        if os.getpid() == self._parent and self._child.poll() is None:
             self._ask("start")
         else:
             self._make_child()
@@ -58,6 +58,18 @@ class ChildSession:
         return self._ask("call", *inputs)
 
     def _make_child(self) -> None:
+        try:
+            self._start_child()
+        except OSError as error:
+            raise HostError(
+                f"{self._name} cannot be loaded in a process of its own: {error.strerror or error}. Free memory, space "
+                "on the disk, processes or open files."
+            ) from error
+        self._parent = os.getpid()
+        self._finalizer = weakref.finalize(self, _end_own, self._child, self._parent)
+        self._ask("load", self._name, _as_tensor(self._data))
+
+    def _start_child(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  the child writes to it while the session lives
         paths = os.pathsep.join([path for path in sys.path if path])
         self._child = subprocess.Popen(
@@ -68,11 +80,15 @@ class ChildSession:
             env={**os.environ, "PYTHONPATH": paths},
             start_new_session=True,  # Ctrl-C reaches only the parent, which ends the child
         )
-        self._finalizer = weakref.finalize(self, _end, self._child)
-        self._ask("load", self._name, _as_tensor(self._data))
 
     def _ask(self, *request: Any) -> list[Any]:
-        """Sends a request and returns the values of its answer. Raises the error that the child reports."""
+        """Sends a request and returns the values of its answer. Raises the error that the child reports.
+
+        After a fork of this process, the child belongs to the process that started it. The other process starts a child
+        of its own, in which the program has its initial state.
+        """
+        if os.getpid() != self._parent:
+            self._make_child()
         try:
             _send(self._pipe(self._child.stdin), values.to_bytes(request))
             answer = _receive(self._pipe(self._child.stdout))
@@ -102,6 +118,12 @@ class ChildSession:
             f"{self._name} ended the process that ran it ({how}). The file is damaged, or a kernel of ExecuTorch or "
             f"LiteRT is faulty.{' The end of its log:' if log else ''}{log}"
         )
+
+
+def _end_own(child: subprocess.Popen[bytes], parent: int) -> None:
+    """Ends the child, unless this process is a fork of the one that started it."""
+    if os.getpid() == parent:
+        _end(child)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

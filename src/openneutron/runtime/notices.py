@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from openneutron.core.error_stream import ERROR_STREAM, captured_error_stream
+
 __all__ = ["without_notices"]
 
-_ERROR_STREAM = 2
 _NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate"
-_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -25,16 +23,15 @@ def without_notices() -> Iterator[None]:
     if sys.stderr is None or sys.stderr.closed:
         yield
         return
-    with _LOCK, tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
-        original = os.dup(_ERROR_STREAM)
-        os.dup2(file.fileno(), _ERROR_STREAM)
-        try:
-            yield
-        finally:
-            os.dup2(original, _ERROR_STREAM)
-            os.close(original)
-            file.seek(0)
-            for line in file:
-                if not line.startswith(_NOTICE):
-                    os.write(_ERROR_STREAM, line)
+    lines: list[bytes] = []
+    try:
+        with captured_error_stream() as file:
+            try:
+                yield
+            finally:
+                file.seek(0)
+                lines = file.readlines()
+    finally:
+        for line in lines:
+            if not line.startswith(_NOTICE):
+                os.write(ERROR_STREAM, line)

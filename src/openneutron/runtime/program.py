@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from openneutron.core.files import NO_PATH, reason_of
+from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.errors import FormatError, HostError, InputError
 from openneutron.formats import pte
 from openneutron.formats.method_memory import MethodMemory, memory_of
@@ -114,7 +114,7 @@ class HostProgram:
             raise HostError(f"{name} is not an ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
         self._name = name
         self._data = data
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock(Order.PROGRAM)
         try:
             method = next((method for method in pte.read(data, name).methods if method.name == METHOD), None)
         except FormatError as error:

@@ -1,0 +1,114 @@
+"""Locks for data that all threads share, which also hold when the process forks."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from enum import IntEnum
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+__all__ = ["ForkSafeLock", "Order", "traces_alone"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Order(IntEnum):
+    """The order in which a thread takes locks. A thread takes no lock while it holds one of a later kind."""
+
+    TRACING = 0
+    """Not waited for by a fork: worker processes start while a thread traces or calibrates."""
+    LOADING = 1
+    PROGRAM = 2
+    ERROR_STREAM = 3
+
+
+class ForkSafeLock:
+    """A reentrant lock. `os.fork` takes these locks first, in their order, and releases them afterwards.
+
+    So a fork waits until no other thread is in a block that such a lock guards, and the data that the lock guards are
+    in a consistent state in both processes. Locks of the kind `TRACING` are not waited for. In the new process, they
+    are free unless the thread that forked holds them.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._lock = threading.RLock()
+        with _GUARD:
+            _ALL.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def acquire(self) -> None:
+        """Waits for the lock and takes it."""
+        self._lock.acquire()
+
+    def release(self) -> None:
+        """Releases the lock, which this thread holds."""
+        self._lock.release()
+
+    def forget_other_threads(self) -> None:
+        """Frees the lock if a thread holds it that this new process does not have."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+        else:
+            self._lock = threading.RLock()
+
+
+_ALL: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+_GUARD = threading.Lock()  # of _ALL; a thread that holds it takes no other lock
+_held = threading.local()
+
+
+def _before_fork() -> None:
+    with _GUARD:
+        locks = list(_ALL)
+    _held.locks = sorted((one for one in locks if one.order is not Order.TRACING), key=lambda it: (it.order, id(it)))
+    for lock in _held.locks:
+        lock.acquire()
+    _GUARD.acquire()
+
+
+def _after_fork() -> None:
+    _GUARD.release()
+    for lock in reversed(_held.locks):
+        lock.release()
+    _held.locks = []
+
+
+def _after_fork_in_child() -> None:
+    _after_fork()
+    for lock in list(_ALL):
+        if lock.order is Order.TRACING:
+            lock.forget_other_threads()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+_TRACING = ForkSafeLock(Order.TRACING)
+
+
+def traces_alone(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Lets one thread at a time run the functions with this decorator; others wait.
+
+    torch.export replaces methods of torch.nn.Module, filters of warnings and flags for all threads while it runs. A
+    module that another thread runs at the same time would become a part of the graph.
+    """
+
+    @functools.wraps(function)
+    def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with _TRACING:
+            return function(*args, **kwargs)
+
+    return alone
