@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +26,7 @@ from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
 from openneutron.core.boundary import frame_of_user
 from openneutron.core.constants import attribute
+from openneutron.core.files import read_file
 from openneutron.core.fx import is_dequantize, is_library, placeholders
 from openneutron.core.messages import first_line
 from openneutron.core.sources import portable_trace
@@ -119,10 +121,9 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
     if path.suffix != ".pt2":
         kind = _FILES.get(path.suffix.lower(), "no exported program (.pt2)")
         raise ModelError(f"'{path}' is {kind}. {GIVE}: create it, load its weights, and call eval().")
+    data = read_file(path)
     try:
-        return torch.export.load(path)
-    except OSError as error:
-        raise InputError(f"Cannot read '{path}': {error.strerror or error}.") from error
+        return torch.export.load(io.BytesIO(data))
     except Exception as error:
         raise InputError(f"'{path}' cannot be loaded as an exported program: {first_line(error)}") from error
 
@@ -144,12 +145,16 @@ def saved_program(exported: ExportedProgram, target: str, source_root: str | os.
 
 
 def target_of_file(file: str | os.PathLike[str]) -> str | None:
-    """Returns the target in a file of `saved_program`; None for another file, and for one that cannot be read."""
+    """Returns the target in a file of `saved_program`; None for another file.
+
+    Raises `InputError` for a file that cannot be read.
+    """
+    data = read_file(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"extra/{_TARGET}")]
             return archive.read(names[0]).decode() if names else None
-    except (OSError, zipfile.BadZipFile):
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError):
         return None
 
 
