@@ -143,12 +143,41 @@ class TestCache:
         monkeypatch.delenv("NEUTRON_DOUBLE")
         sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
 
-    def test_a_damaged_entry_is_named(self, tmp_path: Path) -> None:
-        sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [("*.tflite", b"TFL3"), ("answer.json", b'{"log": "", '), ("answer.json", b"[]"), ("answer.json", b"{}")],
+    )
+    def test_a_damaged_entry_is_made_again(self, tmp_path: Path, name: str, content: bytes) -> None:
+        first = sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
         (entry,) = tmp_path.iterdir()
-        (entry / "converted.tflite").write_bytes(b"TFL3")
-        with pytest.raises(ConverterError, match=r"is damaged. Delete that folder"):
-            sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
+        (file,) = entry.glob(name)
+        file.write_bytes(content)
+        with pytest.warns(sdk.ConverterWarning, match=r"cannot be read: it is damaged\. The converter runs again"):
+            assert sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path) == first
+        assert sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path) == first
+
+    def test_an_entry_without_its_model_is_made_again(self, tmp_path: Path) -> None:
+        first = sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
+        (model_file,) = tmp_path.glob("*/*.tflite")
+        model_file.unlink()
+        assert sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path) == first
+
+    def test_a_cache_that_cannot_be_written_is_a_warning(self, tmp_path: Path) -> None:
+        (tmp_path / "cache").write_bytes(b"")  # a file in the place of the folder
+        with pytest.warns(sdk.ConverterWarning, match="not kept in the cache"):
+            converted = sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path / "cache")
+        assert converted.tflite
+
+    def test_two_processes_that_write_one_entry(self, tmp_path: Path) -> None:
+        """The converter may return different models for one request; the entry holds one of them, whole."""
+        converter = sdk.choose_converter(None)
+        one = sdk.convert(request(), converter, cache=tmp_path)
+        (entry,) = tmp_path.iterdir()
+        other = sdk.Converted(one.tflite + b"other", "another log", None)
+        (entry / sdk._cached_model("1" * 64)).write_bytes(other.tflite)  # its answer file is not written yet
+        assert sdk.convert(request(), converter, cache=tmp_path) == one
+        sdk._write_cache(entry, other)
+        assert sdk.convert(request(), converter, cache=tmp_path) == other
 
 
 def test_several_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,14 +21,15 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openneutron.core.files import write_file
-from openneutron.errors import ConverterError, OptionError
+from openneutron.errors import ConverterError, OpenNeutronError, OptionError
 
 __all__ = [
     "Conversion", "Converted", "Converter", "ConverterWarning", "choose_converter", "convert", "convert_all",
@@ -55,6 +56,9 @@ OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _REQUEST, _MODEL, _RESULT, _ANSWER = "request.json", "model.tflite", "converted.tflite", "answer.json"
 _MERGED = "merged.c"
+_CACHE_REMEDY = (
+    f"The environment variable {CACHE_VARIABLE} names another folder for the cache; an empty one disables it."
+)
 
 
 class ConverterWarning(UserWarning):
@@ -147,7 +151,7 @@ def converter_for(payload: str, flavor: str | None) -> Converter | None:
         if payload == "device":
             raise
         if found:
-            warnings.warn(f"The payloads stay portable. {error}", ConverterWarning, stacklevel=3)
+            warnings.warn(f"The payloads stay portable. {error}", ConverterWarning, stacklevel=4)
         return None
 
 
@@ -161,13 +165,12 @@ def merge_kernel_selections(
     different = list(dict.fromkeys(sources))
     if len(different) < 2:
         return different[0] if different else None
-    with tempfile.TemporaryDirectory(prefix="openneutron-") as folder:
-        work = Path(folder)
+    what = f"the kernel selections of {len(different)} payloads"
+    with _work_folder(what, converter) as work:
         names = [f"{number}{KERNEL_SELECTION}" for number in range(len(different))]
         for name, source in zip(names, different, strict=True):
             (work / name).write_text(source)
         (work / _REQUEST).write_text(json.dumps({"module": converter.module, "merge": names}))
-        what = f"the kernel selections of {len(different)} payloads"
         log = _run_child(work, what, converter, time_limit)
         _check_answer(work, what, converter, log)
         if not (work / _MERGED).exists():
@@ -184,14 +187,14 @@ def convert(
     the time limit, runs out of memory, or returns nothing.
     """
     kept = None if cache is None else cache / _cache_key(request, converter)
-    if kept is not None and (kept / _ANSWER).exists():
-        return _read_cache(kept, request)
-    with tempfile.TemporaryDirectory(prefix="openneutron-") as folder:
-        work = Path(folder)
+    earlier = None if kept is None else _read_cache(kept)
+    if earlier is not None:
+        return earlier
+    what = f"{request.name} for {request.target}"
+    with _work_folder(what, converter) as work:
         (work / _MODEL).write_bytes(request.tflite)
         asked = {"module": converter.module, "target": request.target, "flags": dict(request.flags)}
         (work / _REQUEST).write_text(json.dumps(asked))
-        what = f"{request.name} for {request.target}"
         log = _run_child(work, what, converter, time_limit)
         _check_answer(work, what, converter, log)
         converted = _read_answer(work, what, converter, log)
@@ -221,7 +224,28 @@ def default_cache() -> Path | None:
     named = os.environ.get(CACHE_VARIABLE)
     if named is not None:
         return Path(named) if named else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openneutron"
+    with contextlib.suppress(RuntimeError):  # a user without a home folder has no cache
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openneutron"
+    return None
+
+
+@contextmanager
+def _work_folder(what: str, converter: Converter) -> Iterator[Path]:
+    """Provides a temporary folder for the files of a child process, and removes it.
+
+    Raises `ConverterError` if the system fails in the block: no space on the disk, too many open files or processes.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="openneutron-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OpenNeutronError:
+        raise
+    except OSError as error:
+        raise ConverterError(
+            f"The converter {converter} cannot run on {what}: {error.strerror or error}. Its files are in "
+            f"'{tempfile.gettempdir()}'; the environment variable TMPDIR names another folder. Free space there, or "
+            "close files and processes."
+        ) from error
 
 
 def _run_child(work: Path, what: str, converter: Converter, time_limit: float) -> str:
@@ -294,30 +318,59 @@ def _cache_key(request: Conversion, converter: Converter) -> str:
 
 
 def _write_cache(folder: Path, converted: Converted) -> None:
-    """Writes a result to the cache. The answer file comes last, because it marks a complete entry."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / _RESULT, converted.tflite)
-    told = {
-        "log": converted.log,
-        "kernel_selection": converted.kernel_selection,
-        "sha256": hashlib.sha256(converted.tflite).hexdigest(),
-    }
-    write_file(folder / _ANSWER, json.dumps(told).encode())
+    """Writes a result to the cache. Warns if that fails, because the result is complete without the cache.
 
-
-def _read_cache(folder: Path, request: Conversion) -> Converted:
-    told = json.loads((folder / _ANSWER).read_text())
-    tflite = (folder / _RESULT).read_bytes()
-    if hashlib.sha256(tflite).hexdigest() != told["sha256"]:
-        raise ConverterError(
-            f"The cached conversion of {request.name} in '{folder}' is damaged. Delete that folder and try again."
+    The name of the model's file is its hash, and the answer file, which comes last, names it. So a reader never sees
+    the model of one process with the answer of another, and an entry without an answer file is not complete.
+    """
+    digest = hashlib.sha256(converted.tflite).hexdigest()
+    told = {"log": converted.log, "kernel_selection": converted.kernel_selection, "sha256": digest}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / _cached_model(digest), converted.tflite)
+        write_file(folder / _ANSWER, json.dumps(told).encode())
+    except OSError as error:
+        warnings.warn(
+            f"The result of the converter is not kept in the cache: {error}. {_CACHE_REMEDY}",
+            ConverterWarning,
+            stacklevel=2,
         )
-    return Converted(tflite, told["log"], told["kernel_selection"])
+
+
+def _cached_model(digest: str) -> str:
+    return f"{digest}.tflite"
+
+
+def _read_cache(folder: Path) -> Converted | None:
+    """Returns the result in an entry of the cache. Returns None if there is none, and with a warning if it is damaged.
+
+    The result is then made and written again.
+    """
+    try:
+        told = json.loads((folder / _ANSWER).read_bytes())
+        tflite = (folder / _cached_model(told["sha256"])).read_bytes()
+        converted = Converted(tflite, told["log"], told["kernel_selection"])
+        if hashlib.sha256(tflite).hexdigest() == told["sha256"]:
+            return converted
+        reason = "it is damaged"
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, KeyError, TypeError):
+        reason = "it is damaged"
+    warnings.warn(
+        f"The cached result of the converter in '{folder}' cannot be read: {reason}. The converter runs again. "
+        f"{_CACHE_REMEDY}",
+        ConverterWarning,
+        stacklevel=3,
+    )
+    return None
 
 
 def _serve_request(folder: Path) -> None:
     """Runs in the child process: serves the request in `folder` and writes the answer there."""
-    if OOM_SCORE.exists():  # if memory runs out, Linux ends this process instead of its parent
+    with contextlib.suppress(OSError):  # if memory runs out, Linux ends this process instead of its parent
         OOM_SCORE.write_text("1000")
     asked = json.loads((folder / _REQUEST).read_text())
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from openneutron.errors import HostError
+
 __all__ = ["error_in_subprocess"]
 
 SECONDS = 120
@@ -16,11 +18,19 @@ _CODE = (
 
 
 def error_in_subprocess(model: bytes) -> str | None:
-    """Runs `model` on zeros in LiteRT. Returns LiteRT's message if that fails, else None. Takes a second or more."""
+    """Runs `model` on zeros in LiteRT. Returns LiteRT's message if that fails, else None. Takes a second or more.
+
+    Raises `HostError` if the process cannot be started.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CODE], input=model, capture_output=True, timeout=SECONDS, check=False
         )
+    except OSError as error:
+        raise HostError(
+            f"LiteRT cannot be tried in a process of its own: {error.strerror or error}. Free memory, processes or "
+            "open files."
+        ) from error
     except subprocess.TimeoutExpired:
         return f"it did not end within {SECONDS} s"
     if done.returncode == 0:
