@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from openneutron.core.files import write_file
 from openneutron.data.labels import ClassNames
@@ -115,7 +116,7 @@ def save_outputs(path: str | os.PathLike[str], outputs: Any, names: Sequence[str
     suffix = Path(path).suffix.lower()
     buffer = io.BytesIO()
     if suffix == ".npz":
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        _save_arrays(buffer, arrays)
     elif suffix == ".npy":
         if len(arrays) != 1:
             raise OptionError(f"'{path}' holds one array, but there are {len(arrays)} outputs. Give a .npz file.")
@@ -123,3 +124,14 @@ def save_outputs(path: str | os.PathLike[str], outputs: Any, names: Sequence[str
     else:
         raise OptionError(f"'{path}' must be a .npy or a .npz file.")
     write_file(path, buffer.getvalue())
+
+
+def _save_arrays(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
+    """Writes a .npz file. The bytes do not depend on the clock. `numpy.savez` fails if the clock is before 1980."""
+    import numpy as np
+
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            entry = io.BytesIO()
+            np.save(entry, array)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue())
