@@ -1,0 +1,36 @@
+"""Each writer with a fault at each of its file operations (`python -m tests.faults.walk` walks with all errnos)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+OPERATIONS = 5
+"""The number of operations, at random, of a writer that takes long."""
+
+
+def walked(*options: str) -> list[dict[str, object]]:
+    command = [sys.executable, "-m", "tests.faults.walk", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    results: list[dict[str, object]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert results, done.stderr
+    return results
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="the faults need Linux and a C compiler")
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--quick", "--errors", "1", "--kill"), id="quick"),
+        pytest.param(("--errors", "1", "--kill", "--limit", str(OPERATIONS)), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_no_fault_loses_a_file(options: tuple[str, ...]) -> None:
+    results = walked(*options)
+    assert [finding for result in results for finding in result["findings"]] == []  # type: ignore[attr-defined]
+    assert all(result["faults"] for result in results)
+    assert any(result["survived"] != result["faults"] for result in results)
