@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo lint test test-rest test-all dev check soak bench fidelity suite scaling docs site clean
+.PHONY: demo lint test test-rest test-all dev check soak sanitize fuzz faults bench fidelity suite scaling docs site clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
@@ -39,6 +39,16 @@ check:  ## linter, types, and the tests of one room, AREA, on the sources as the
 
 soak: $(INSTALLED)  ## checks random models for MINUTES: each is refused with a typed error or gives a correct .pte
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --jobs 2
+
+sanitize: $(INSTALLED)  ## the native module under AddressSanitizer and UndefinedBehaviorSanitizer: its tests, and mutants
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.sanitize
+
+fuzz: $(INSTALLED)  ## mutated files for all readers, for MINUTES together
+	$(PIP) install -c constraints.txt atheris || echo 'No atheris for this Python: coverage does not guide the mutations.'
+	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),10)
+
+faults: $(INSTALLED)  ## each file operation of each writer fails, or the process ends there, for MINUTES
+	$(BIN)/python -m tests.faults.walk --kill --minutes $(or $(MINUTES),10)
 
 bench: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## beside ExecuTorch's own backend, which OPENNEUTRON_BENCH names
 	$(BIN)/python -m benchmarks.compare
