@@ -27,8 +27,9 @@ TESTS = {"address": ("tests/runtime",), "thread": ("tests/runtime/test_threads.p
 def build(sanitizer: str, folder: Path) -> Path:
     """Builds the module. Returns the folder for PYTHONPATH."""
     flags = f"{FLAGS[sanitizer]} -O1 -g"
-    command = ["cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja", f"-DCMAKE_CXX_FLAGS={flags}"]
-    subprocess.run([*command, f"-DPython_EXECUTABLE={sys.executable}"], check=True, stdout=subprocess.DEVNULL)
+    options = [f"-DCMAKE_CXX_FLAGS={flags}", f"-DPython_EXECUTABLE={sys.executable}"]
+    make: list[str | Path] = ["cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja", *options]
+    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", folder / "build"], check=True, stdout=subprocess.DEVNULL)
     package = folder / "package" / "openneutron"
     shutil.rmtree(package, ignore_errors=True)

@@ -104,7 +104,8 @@ def test_eight_threads_write_one_file(tmp_path: os.PathLike[str]) -> None:
     path = f"{tmp_path}/file"
     contents = [bytes([number]) * 100_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda content: [write_file(path, content) for _ in range(4)], contents))
+        for content in contents * 4:
+            pool.submit(write_file, path, content)
     with open(path, "rb") as file:
         assert file.read() in contents
     assert os.listdir(tmp_path) == ["file"]

@@ -25,7 +25,7 @@ def walked(*options: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("--quick", "--errors", "1", "--kill"), id="quick"),
+        pytest.param(("--quick", "--errors", "1", "--kill", "--limit", "8"), id="quick"),
         pytest.param(("--errors", "1", "--kill", "--limit", str(OPERATIONS)), id="all", marks=pytest.mark.slow),
     ],
 )

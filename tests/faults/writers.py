@@ -100,6 +100,10 @@ def _with_converter(folder: Path) -> None:
     (folder / "parts").mkdir(exist_ok=True)
 
 
+def _with_parts(folder: Path) -> None:
+    (folder / "parts").mkdir(exist_ok=True)
+
+
 def _compile(folder: Path) -> None:
     converter = sdk.choose_converter(None)
     compiled = compile_program(
@@ -149,12 +153,10 @@ def _with_profile(folder: Path) -> None:
 
 
 def _lower_with_dumps(folder: Path) -> None:
-    (folder / "parts").mkdir(exist_ok=True)
     lower(_quantized(), payload="portable", intermediates_dir=str(folder / "parts"))
 
 
 def _dump_two_passes(folder: Path) -> None:
-    (folder / "parts").mkdir(exist_ok=True)
     driver: Driver[str] = Driver("prepare", str, lambda *_: None, folder / "parts")
     for name in ("fold", "fuse"):
         driver.run(name, "a pass", str.upper, "a graph")
@@ -192,8 +194,8 @@ WRITERS: dict[str, Writer] = {
         lambda folder: (folder / "in.pt2").write_bytes(_quantized_file()),
         is_slow=True,
     ),
-    "dumps of a driver": Writer(_dump_two_passes, numbered=("parts",)),
-    "lower(intermediates_dir)": Writer(_lower_with_dumps, is_slow=True, numbered=("parts",)),
+    "dumps of a driver": Writer(_dump_two_passes, _with_parts, numbered=("parts",)),
+    "lower(intermediates_dir)": Writer(_lower_with_dumps, _with_parts, is_slow=True, numbered=("parts",)),
     "quantize, dumps": Writer(_quantize_with_dumps, is_slow=True, numbered=("dumps",)),
     "write_build": Writer(
         lambda folder: write_build(_build(), create_folder(folder / "out")), is_slow=True, forks=False

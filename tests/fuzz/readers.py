@@ -27,7 +27,7 @@ from openneutron.profiling import read_profile
 from openneutron.report.inspect import inspect_bytes
 from openneutron.settings import Settings, template
 from openneutron.settings.toml import read_settings, settings_text
-from openneutron.targets import NeutronTargetSpec, read_board, text_of_board
+from openneutron.targets import Board, NeutronTargetSpec, read_board, text_of_board
 from openneutron.vendor.profiling import kernels_of
 
 __all__ = ["READERS", "Reader", "program"]
@@ -179,6 +179,6 @@ def _settings() -> bytes:
     return settings_text(Settings.of(given), Path()).encode()
 
 
-def _boards() -> list[object]:
+def _boards() -> list[Board]:
     names = ("mimxrt700_evk", "frdm_mcxn947")
     return [board for name in names if (board := NeutronTargetSpec(name).neutron_target.board) is not None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import random
 import subprocess
@@ -44,8 +45,7 @@ def check(name: str, data: bytes) -> bool:
 
 def fuzz_with_atheris(name: str, seconds: int) -> None:
     """Runs libFuzzer, which ends the process."""
-    import atheris
-
+    atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["openneutron"]):
         from tests.fuzz.readers import READERS
     corpus, words = OUT / "corpus" / name, OUT / f"{name}.dict"

@@ -56,9 +56,7 @@ OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _REQUEST, _MODEL, _RESULT, _ANSWER = "request.json", "model.tflite", "converted.tflite", "answer.json"
 _MERGED = "merged.c"
-_CACHE_REMEDY = (
-    f"The environment variable {CACHE_VARIABLE} names another folder for the cache; an empty one disables it."
-)
+_CACHE_REMEDY = f"Set {CACHE_VARIABLE} to another folder for the cache, or to an empty text to use none."
 
 
 class ConverterWarning(UserWarning):
