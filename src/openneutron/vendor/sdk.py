@@ -56,7 +56,6 @@ OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _REQUEST, _MODEL, _RESULT, _ANSWER = "request.json", "model.tflite", "converted.tflite", "answer.json"
 _MERGED = "merged.c"
-_CACHE_REMEDY = f"Set {CACHE_VARIABLE} to another folder for the cache, or to an empty text to use none."
 
 
 class ConverterWarning(UserWarning):
@@ -329,7 +328,8 @@ def _write_cache(folder: Path, converted: Converted) -> None:
         write_file(folder / _ANSWER, json.dumps(told).encode())
     except OSError as error:
         warnings.warn(
-            f"The result of the converter is not kept in the cache: {error}. {_CACHE_REMEDY}",
+            f"The result of the converter is not kept in the cache: {error}. Set {CACHE_VARIABLE} to "
+            "another folder for the cache, or to an empty text to use none.",
             ConverterWarning,
             stacklevel=2,
         )
@@ -359,7 +359,7 @@ def _read_cache(folder: Path) -> Converted | None:
         reason = "it is damaged"
     warnings.warn(
         f"The cached result of the converter in '{folder}' cannot be read: {reason}. The converter runs again. "
-        f"{_CACHE_REMEDY}",
+        f"Set {CACHE_VARIABLE} to another folder for the cache, or to an empty text to use none.",
         ConverterWarning,
         stacklevel=3,
     )
