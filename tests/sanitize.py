@@ -1,9 +1,9 @@
 """Runs the native module under a sanitizer: `python -m tests.sanitize [address | thread]`, or `make sanitize`.
 
 Builds `_host` with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, into `out/sanitize`,
-beside a copy of the package. Then it runs the tests of the runtime, and mutated programs for some seconds. Needs cmake,
-ninja, and gcc with its sanitizers. Leaks are not looked for, because Python does not free everything at its end. Torch,
-ExecuTorch and LiteRT are not instrumented: their allocations are checked, their accesses are not.
+beside a copy of the package. Then it runs the tests that call the native module, and mutated programs for some seconds.
+Needs cmake, ninja, and gcc with its sanitizers. Leaks are not looked for, because Python does not free everything at
+its end. Torch, ExecuTorch and LiteRT are not instrumented: their allocations are checked, their accesses are not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ FLAGS = {
     "thread": "-fsanitize=thread -fno-omit-frame-pointer",
 }
 LIBRARIES = {"address": ("asan", "ubsan"), "thread": ("tsan",)}
-TESTS = {"address": ("tests/runtime",), "thread": ("tests/runtime/test_threads.py", "-k", "not fork")}
+NAMES = ("host_kernels", "memory", "runtime", "runtime_failures", "threads")
+TESTS = {
+    "address": tuple(f"tests/runtime/test_{name}.py" for name in NAMES),
+    "thread": ("tests/runtime/test_threads.py", "-k", "not fork"),
+}
 
 
 def build(sanitizer: str, folder: Path) -> Path:
@@ -65,7 +69,18 @@ def main() -> int:
     options = parser.parse_args()
     folder = ROOT / "out" / "sanitize" / options.sanitizer
     environ = environment(options.sanitizer, build(options.sanitizer, folder))
-    tests = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS[options.sanitizer]]
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rf",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        *TESTS[options.sanitizer],
+    ]
     code = subprocess.run(tests, env=environ, cwd=ROOT, check=False).returncode
     if options.sanitizer == "address":
         mutants = [sys.executable, "-m", "tests.fuzz.programs", f"--seconds={options.seconds}"]
