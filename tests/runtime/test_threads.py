@@ -19,7 +19,7 @@ from torch import nn
 
 from openneutron import NeutronProgram, lower, quantize
 from openneutron.accuracy.evaluate import evaluate_side_by_side
-from openneutron.errors import InputError
+from openneutron.errors import OpenNeutronError
 from openneutron.runtime import HostProgram, load
 
 THREADS = 8
@@ -290,9 +290,9 @@ def test_an_error_in_a_callback_frees_all_locks(program: NeutronProgram) -> None
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(InputError, match="ZeroDivisionError"):
+    with pytest.raises(OpenNeutronError, match="ZeroDivisionError"):
         evaluate_side_by_side({"program": program}, [(x, 0) for x in data], progress=fail)
-    with pytest.raises(InputError, match="ZeroDivisionError"):
+    with pytest.raises(OpenNeutronError, match="ZeroDivisionError"):
         quantize(Net().eval(), (data[0],), data, transform=fail, recover=None)
     found = in_threads(
         lambda _: (program.run(data[0]), lower(quantize(Net().eval(), (data[0],), data, recover=None))), 2
