@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
 SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo lint test test-rest test-all dev check soak sanitize fuzz faults bench fidelity suite scaling docs site clean
+.PHONY: demo lint test test-rest test-all dev check soak mutants sanitize fuzz faults bench fidelity suite scaling docs site clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)  ## from a trained network to a measured .pte
@@ -49,6 +49,9 @@ fuzz: $(INSTALLED)  ## mutated files for all readers, for MINUTES together
 
 faults: $(INSTALLED)  ## each file operation of each writer fails, or the process ends there, for MINUTES
 	$(BIN)/python -m tests.faults.walk --kill --minutes $(or $(MINUTES),10)
+
+mutants: $(INSTALLED)  ## damaged files through every reader for MINUTES: each gives a typed error, and none ends the process
+	$(BIN)/python -m tests.mutants --minutes $(or $(MINUTES),10)
 
 bench: $(INSTALLED) $(BENCHMARK_PACKAGES)  ## beside ExecuTorch's own backend, which OPENNEUTRON_BENCH names
 	$(BIN)/python -m benchmarks.compare

@@ -20,12 +20,18 @@ import numpy.typing as npt
 
 from openneutron.errors import FormatError
 
-__all__ = ["Source", "Table", "read_layout", "read_table", "root"]
+__all__ = ["Layout", "Source", "Table", "read_layout", "read_table", "root"]
 
 FILE_IDENTIFIER_AT = slice(4, 8)
 # A valid file refers to each of its bytes about once. Without a limit, a small file whose offsets lead to the same
 # table many times would take any amount of time and memory.
 READS_PER_BYTE = 16
+
+
+_FORMS = {code: struct.Struct(f"<{code}") for code in "bBhHiIqQfd?"}
+
+Layout = tuple[int, tuple[int, ...]]
+"""The size of tables with one vtable, and the offset of each field in the table (0 if absent)."""
 
 
 class Source:
@@ -34,6 +40,10 @@ class Source:
     def __init__(self, data: bytes | memoryview, what: str) -> None:
         self.view = memoryview(data).cast("B")
         self.what = what
+        self.layouts: dict[int, Layout] = {}
+        """The layouts of tables that were read, by the offset of the vtable."""
+        self.tables: dict[int, Table] = {}
+        """The tables that were read, by offset, so that a second reader of the file need not parse them."""
         self._allowance = READS_PER_BYTE * len(self.view) + 1024
 
     def error(self, offset: int, expected: str, found: object = None) -> FormatError:
@@ -55,8 +65,9 @@ class Source:
 
     def number(self, offset: int, code: str, expected: str) -> int | float | bool:
         """Returns the number at `offset`. `code` is a format character of the struct module."""
-        self.require(offset, struct.calcsize(code), expected)
-        value: int | float | bool = struct.unpack_from(f"<{code}", self.view, offset)[0]
+        form = _FORMS[code]
+        self.require(offset, form.size, expected)
+        value: int | float | bool = form.unpack_from(self.view, offset)[0]
         return value
 
     def integer(self, offset: int, code: str, expected: str) -> int:
@@ -150,15 +161,26 @@ class Table:
 
 def read_table(source: Source, at: int) -> Table:
     """Reads the table at byte `at`. Raises `FormatError` if there is no valid table."""
+    known = source.tables.get(at)
+    if known is not None:
+        source.count(known.size, at)
+        return known
     back = source.integer(at, "i", "a table")
     vtable = at - back
     size, fields = read_layout(source, vtable)
     source.require(at, size, f"a table of {size} bytes")
-    return Table(source, at, size, fields)
+    table = source.tables[at] = Table(source, at, size, fields)
+    return table
 
 
-def read_layout(source: Source, vtable: int) -> tuple[int, tuple[int, ...]]:
-    """Returns the size of a table with this vtable, and the offset of each field in the table (0 if absent)."""
+def read_layout(source: Source, vtable: int) -> Layout:
+    """Returns the layout at the offset `vtable`. Raises `FormatError` if there is no valid vtable."""
+    if vtable not in source.layouts:
+        source.layouts[vtable] = _read_layout(source, vtable)
+    return source.layouts[vtable]
+
+
+def _read_layout(source: Source, vtable: int) -> Layout:
     vtable_size = source.integer(vtable, "H", "the size of a vtable")
     size = source.integer(vtable + 2, "H", "the size of a table")
     if vtable_size < 4 or vtable_size % 2:

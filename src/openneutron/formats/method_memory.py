@@ -375,7 +375,7 @@ def _sizes_in_microcode(payload: Payload) -> _NpuSizes:
 
 def _estimated_sizes(call: pte.DelegateCall, payload: Payload) -> _NpuSizes:
     options = CompileOptions.from_values(call.compile_specs)
-    graphs = tflite.read(payload.tflite, "the TFLite model of a payload").subgraphs
+    graphs = tflite.read_checked(payload.tflite).subgraphs
     scratch = max((scratch_arena(graph.operators).size for graph in graphs), default=0)
     profile = None if options.use_profiling else 0
     return _NpuSizes(scratch, profile, profile, None if options.fetch_constants_to_sram else 0)

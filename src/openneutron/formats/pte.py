@@ -207,12 +207,12 @@ class Program:
     """Offset of the first segment in the file."""
 
 
-def read(data: bytes | memoryview, what: str = "the program") -> Program:
-    """Parses a `.pte`. Error messages call the file `what`.
+def read(data: bytes | memoryview | Source, what: str = "the program") -> Program:
+    """Parses a `.pte`. Error messages call the file `what`. A `Source` keeps its parsed tables for other readers.
 
     Raises `FormatError` with the offset of the first error. Time and memory are bounded by the file's size.
     """
-    source = Source(data, what)
+    source = data if isinstance(data, Source) else Source(data, what)
     program = root(source, FILE_IDENTIFIERS)
     flatbuffer_bytes, base = _extended_header(source)
     segments = tuple(_read_segment(source, base, table) for table in program.tables(4))

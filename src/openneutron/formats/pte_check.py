@@ -61,7 +61,7 @@ Signatures = Callable[[str], KernelSignature | None]
 """Returns the signature of a kernel ("aten::add.out"); None if it is unknown."""
 
 
-def check(data: bytes | memoryview, signatures: Signatures, what: str = "the program") -> None:
+def check(data: bytes | memoryview | Source, signatures: Signatures, what: str = "the program") -> None:
     """Raises `FormatError`, with the offset, if ExecuTorch's runtime could access memory outside of its buffers.
 
     Checks, for each method: the indices of values, operators, delegates, segments and buffers; the shape, dtype and dim
@@ -70,7 +70,7 @@ def check(data: bytes | memoryview, signatures: Signatures, what: str = "the pro
     For the arguments of a kernel without a signature, checks only the indices. `pte.read` checks the segments and
     the payloads of delegates. Time is linear in the file's size.
     """
-    source = Source(data, what)
+    source = data if isinstance(data, Source) else Source(data, what)
     program = root(source, FILE_IDENTIFIERS)
     storage = _Storage.of(source, program)
     for plan in program.tables(1):

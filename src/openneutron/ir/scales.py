@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from openneutron.ir.graph import Op, QParams
 from openneutron.ir.kinds import KINDS, Accumulator
 
-__all__ = ["factor_fault", "is_unusual_scale", "may_break_scale_limits", "scale_fault"]
+__all__ = ["LARGEST_SCALE", "LEAST_SCALE", "factor_fault", "is_unusual_scale", "may_break_scale_limits", "scale_fault"]
 
 _LEAST_LIMIT = min(kind.accumulator.largest_factor for kind in KINDS.values() if kind.accumulator)
-LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**127
-"""Bounds of the normal numbers of float32, the type of scales in TFLite files."""
+LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**126
+"""Bounds of the normal numbers of float32, the type of scales in TFLite files, with normal reciprocals.
+
+LiteRT ends the process for a larger scale of a sum's output."""
 # The product of two scales within these bounds, such as the scale of a bias, is a normal number.
 LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 
@@ -34,7 +36,7 @@ def scale_fault(op: Op) -> str:
     for tensor in (*op.inputs, op.output):
         for scale in tensor.qparams.scale:
             if not _is_normal(scale):
-                return f"has a scale of {scale:.3g}, which is not a normal float32 number"
+                return f"has a scale of {scale:.3g}, which is not a normal float32 number with a normal reciprocal"
     if op.kind.accumulator is None:
         return ""
     inputs = [max(tensor.qparams.scale) for tensor in op.inputs[:2]]

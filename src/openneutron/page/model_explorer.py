@@ -50,7 +50,7 @@ def write_model_explorer(
     Open them with `model-explorer graphs.json --node_data_paths=cycles.json`. Raises `OutputError` if a file cannot be
     written, and `PayloadError` for a program that is not portable. Linear in the operators.
     """
-    models = [tflite.read(model) for model in tflite_models(portable)]
+    models = [tflite.read_checked(model) for model in tflite_models(portable)]
     layers = [[row for row in summary.layers if row.delegate == index] for index in range(len(models))]
     delegates = [
         _delegate_graph(f"delegate{index}", model.subgraphs[0], rows)

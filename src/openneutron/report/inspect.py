@@ -298,7 +298,7 @@ def _delegate_of_pte(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
 
 def _graph_of(payload: Payload) -> tflite.Subgraph:
     """Reads the graph of a portable payload. Raises `PayloadError` if the graph does not match the payload's header."""
-    model, header = tflite.read(payload.tflite, "the TFLite model of a payload"), payload.header
+    model, header = tflite.read_checked(payload.tflite), payload.header
     counts = [(len(graph.inputs), len(graph.outputs)) for graph in model.subgraphs]
     expected = (len(header.input_formats), len(header.output_formats))
     if counts != [expected]:

@@ -94,6 +94,8 @@ def _is_pool(operator: Operator) -> bool:
 
 def _is_convolution(operator: Operator) -> bool:
     images = [tensor for tensor in _given_inputs(operator) if len(tensor.shape) == 4]
+    if KINDS[operator.name].operands_at > 0 and (len(operator.inputs) < 2 or operator.inputs[1] not in images):
+        return False  # only TRANSPOSE_CONV has its kernel at another position
     has_kernel, has_image = (any((tensor.buffer is None) is free for tensor in images) for free in (False, True))
     return has_kernel and has_image and len(operator.outputs[0].shape) == 4 and "stride_h" in operator.attrs
 

@@ -21,6 +21,7 @@ from openneutron.core.files import NO_PATH, reason_of
 from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.errors import FormatError, HostError, InputError
 from openneutron.formats import pte
+from openneutron.formats.flatbuffer import Source
 from openneutron.formats.method_memory import MethodMemory, memory_of
 from openneutron.model.arguments import (
     MISSING,
@@ -115,13 +116,14 @@ class HostProgram:
         self._name = name
         self._data = data
         self._lock = ForkSafeLock(Order.PROGRAM)
+        source = Source(data, name)
         try:
-            method = next((method for method in pte.read(data, name).methods if method.name == METHOD), None)
+            method = next((method for method in pte.read(source).methods if method.name == METHOD), None)
         except FormatError as error:
             raise HostError(f"{name} cannot be loaded: {error}") from error
         if method is None:
             raise HostError(f"{name} cannot be loaded: it has no method '{METHOD}'")
-        self._session = ChildSession(data, name) if isolated else Session(data, name, loads=loads)
+        self._session = ChildSession(data, name) if isolated else Session(data, name, loads=loads, source=source)
         try:
             constant = self._session.constant
             self._leaves = _leaves(constant, len(method.inputs)) if leaves is None else tuple(leaves)

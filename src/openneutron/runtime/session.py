@@ -11,6 +11,7 @@ from openneutron.cpu.registry import cause_in, missing_kernels, native_log
 from openneutron.cpu.signatures import signature_of
 from openneutron.errors import FormatError, HostError
 from openneutron.formats import pte_check
+from openneutron.formats.flatbuffer import Source
 from openneutron.runtime.native import is_installed, native_module
 
 __all__ = ["METHOD", "Session"]
@@ -24,8 +25,8 @@ class Session:
     Without the native module, `constant` works, and `start` and `call` raise `NativeModuleError`.
     """
 
-    def __init__(self, data: bytes, name: str, *, loads: bool = True) -> None:
-        """Loads the bytes of a `.pte`. Error messages call the program `name`.
+    def __init__(self, data: bytes, name: str, *, loads: bool = True, source: Source | None = None) -> None:
+        """Loads the bytes of a `.pte`. Error messages call the program `name`. `source` has tables of `data`.
 
         Without `loads`, `forward` is not loaded, so its delegates may hold microcode, and only `constant` works.
         Raises HostError if the program is damaged, or cannot run on this machine.
@@ -35,7 +36,7 @@ class Session:
         if is_installed():
             native_module().clear_error()
         try:
-            pte_check.check(data, signature_of, name)
+            pte_check.check(data if source is None else source, signature_of, name)
             self._program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
             self.method: Any = self._program.load_method(METHOD) if is_installed() and loads else None
             self._constants = {self._program.get_method_name(i) for i in range(self._program.num_methods())} - {METHOD}

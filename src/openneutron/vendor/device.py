@@ -129,8 +129,11 @@ def compile_payloads(
     """Converts portable payloads in parallel, or reads them from `cache` (by default, the user's cache).
 
     Writes the TFLite file of each payload, before and after conversion, to `intermediates_dir`. Raises `ConverterError`
-    for the first payload that fails, and `OutputError` if a file cannot be written.
+    for the first payload that fails, `FormatError` for a damaged TFLite model, and `OutputError` if a file cannot be
+    written.
     """
+    for payload in payloads:
+        tflite.check(payload.tflite)
     flags = converter_flags(options)
     requests = [
         Conversion(payload.tflite, options.target, flags, f"partition {number}")

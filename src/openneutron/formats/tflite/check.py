@@ -16,10 +16,12 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 from openneutron.formats.flatbuffer import Source, Table, root
 from openneutron.formats.flatbuffer_tables import Tables, read_tables, tables_at
 from openneutron.formats.tflite.operator_rules import ITEM_BYTES, RULES, Call, Operand, Rule
+from openneutron.formats.tflite.read import Model, read
 from openneutron.formats.tflite.write import FILE_IDENTIFIER
 from openneutron.ir.kinds import KINDS
+from openneutron.ir.scales import LARGEST_SCALE, LEAST_SCALE
 
-__all__ = ["LARGEST_RANK", "LARGEST_TENSOR", "check"]
+__all__ = ["LARGEST_RANK", "LARGEST_TENSOR", "check", "read_checked"]
 
 LARGEST_TENSOR = 1 << 31
 """Bytes."""
@@ -60,6 +62,12 @@ def check(data: bytes | memoryview, what: str = "the TFLite model of a payload")
     _check_text(graph, 4)
     operands = _check_tensors(read_tables(graph, 0), *buffers.vectors(0, 1))
     _check_operators(source, graph, codes, operands)
+
+
+def read_checked(data: bytes | memoryview, what: str = "the TFLite model of a payload") -> Model:
+    """Parses the TFLite model of a portable payload. Raises `FormatError` as `check`."""
+    check(data, what)
+    return read(data, what)
 
 
 def _allow_only(table: Table, fields: Sequence[int]) -> None:
@@ -138,10 +146,9 @@ def _check_quantization(tensors: Tables) -> list[tuple[int, float, float, int]]:
         raise source.error(int(tables.at[row]), f"{counts[row]} zero points, one a scale", zero_point_counts[row])
     if not len(scales):
         return result
-    if not (scales.min() > 0 and scales.max() < np.inf):  # false for NaN, too
-        raise source.error(
-            int(tables.at[0]), "positive finite scales of all tensors", f"{scales.min()}, {scales.max()}"
-        )
+    if not (scales.min() >= LEAST_SCALE and scales.max() <= LARGEST_SCALE):  # false for NaN, too
+        found = f"{scales.min()} to {scales.max()}"
+        raise source.error(int(tables.at[0]), "scales of all tensors from 2^-126 to 2^126", found)
     if zero_points.min() < -128 or zero_points.max() > 127:
         found = f"{zero_points.min()} to {zero_points.max()}"
         raise source.error(int(tables.at[0]), "zero points of all tensors from -128 to 127", found)
@@ -167,22 +174,20 @@ def _check_operators(source: Source, graph: Table, codes: Sequence[tuple[str, Ru
     inputs, outputs = tables.lists(1, "<i4"), tables.lists(2, "<i4")
     options_at = tables.targets(4)
     (present,) = np.nonzero(options_at)
-    options, rows = (
-        tables_at(source, options_at[present]),
-        dict(zip(present.tolist(), range(len(present)), strict=True)),
-    )
-    for position, (at, read, wrote) in enumerate(zip(tables.at.tolist(), inputs, outputs, strict=True)):
+    options = tables_at(source, options_at[present])
+    rows = dict(zip(present.tolist(), range(len(present)), strict=True))
+    for position, (at, sources, results) in enumerate(zip(tables.at.tolist(), inputs, outputs, strict=True)):
         if numbers[position] >= len(codes):
             raise source.error(at, f"an operator code below {len(codes)}", numbers[position])
         name, rule = codes[numbers[position]]
         if kinds[position] != _OPTIONS[name]:
             raise source.error(at, f"options of type {_OPTIONS[name]} for {name}", kinds[position])
-        arguments = [operands[index] for index in _indices(source, at, read, len(operands))]
-        results = _indices(source, at, wrote, len(operands))
+        arguments = [operands[index] for index in _indices(source, at, sources, len(operands))]
+        _indices(source, at, results, len(operands))
         if len(results) != 1:
             raise source.error(at, f"one output of {name}", len(results))
-        if not all(written[index] for index in read):
-            raise source.error(at, f"inputs of {name} that were written before", f"tensors {read}")
+        if not all(written[index] for index in sources):
+            raise source.error(at, f"inputs of {name} that were written before", f"tensors {sources}")
         if written[results[0]]:
             raise source.error(at, f"an output of {name} that was not written before", f"tensor {results[0]}")
         written[results[0]] = True
@@ -190,9 +195,9 @@ def _check_operators(source: Source, graph: Table, codes: Sequence[tuple[str, Ru
         if row is None and kinds[position]:
             raise source.error(at, f"the options of {name}", "none")
         rule.check(Call(source, at, name, arguments, operands[results[0]], options, row))
-    results = _indices(source, graph.at, graph.integers(2), len(operands))
-    unwritten = next((index for index in results if not written[index] or operands[index].values_at is not None), None)
-    if unwritten is not None or not results:
+    returned = _indices(source, graph.at, graph.integers(2), len(operands))
+    unwritten = next((index for index in returned if not written[index] or operands[index].values_at is not None), None)
+    if unwritten is not None or not returned:
         raise source.error(graph.at, "outputs that an operator writes", f"tensor {unwritten}")
 
 
