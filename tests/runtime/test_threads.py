@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,8 @@ from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.errors import OpenNeutronError
 from openneutron.runtime import HostProgram, load
 
+STREAM_BYTES = 272
+"""The size of `std::ostream` in libstdc++."""
 THREADS = 8
 RUNS = 20
 SECONDS = 60
@@ -116,6 +120,20 @@ def test_two_programs_at_once(program: NeutronProgram, streaming: NeutronProgram
     assert all(torch.equal(one, other) for one, other in zip(found[::2], frames, strict=True))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the name of the library is that of Linux")
+def test_runs_of_several_threads_leave_the_streams_of_the_process(program: NeutronProgram) -> None:
+    """ExecuTorch's Python module redirects `std::cout` during each call; calls must not overlap."""
+    library = ctypes.CDLL("libstdc++.so.6")
+
+    def streams() -> list[bytes]:
+        return [(ctypes.c_char * STREAM_BYTES).in_dll(library, name).raw for name in ("_ZSt4cout", "_ZSt4cerr")]
+
+    before, data = streams(), inputs(1)[0]
+    hosts = [load(program.buffer) for _ in range(THREADS)]
+    in_threads(lambda number: [hosts[number].run(data) for _ in range(RUNS)])
+    assert streams() == before
+
+
 def test_programs_that_are_deleted_while_they_run(program: NeutronProgram) -> None:
     """The last reference is that of the running thread, and the garbage collector runs in all threads."""
     data = inputs(1)[0]
@@ -157,8 +175,10 @@ def test_resets_and_loads_during_runs(streaming: NeutronProgram) -> None:
                 host.reset()
             elif number == 1:
                 load(streaming.buffer)
-            elif not any(torch.equal(host.run(frame), one) for one in possible):
-                return False
+            else:
+                found = host.run(frame)
+                if not any(torch.equal(found, one) for one in possible):
+                    return False
         return True
 
     assert all(in_threads(work))

@@ -24,7 +24,8 @@ class Order(IntEnum):
     """Not waited for by a fork: worker processes start while a thread traces or calibrates."""
     LOADING = 1
     PROGRAM = 2
-    ERROR_STREAM = 3
+    RUNTIME = 3
+    ERROR_STREAM = 4
 
 
 class ForkSafeLock:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron.core.boundary import error_at
 from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import is_operator, modules_of, note, note_of, op_name, place_of
-from openneutron.cpu.registry import cause_in, kernel_names, missing_kernels, native_log
+from openneutron.cpu.registry import RUNTIME, cause_in, kernel_names, missing_kernels, native_log
 from openneutron.errors import ModelError
 from openneutron.ops import OPERATORS
 
@@ -187,7 +187,7 @@ class _Trial:
     def _run_failure(self, buffer: bytes, inputs: tuple[torch.Tensor, ...]) -> str | None:
         from executorch.extension.pybindings import _C
 
-        with native_log() as log:
+        with RUNTIME, native_log() as log:
             try:
                 _C._load_program_from_buffer(buffer).load_method("forward").call(list(inputs))
             except RuntimeError:

@@ -9,18 +9,29 @@ from contextlib import contextmanager
 from executorch.extension.pybindings import _C
 
 from openneutron.core.error_stream import captured_error_stream, captured_python_errors
+from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.formats import pte
 
-__all__ = ["cause_in", "kernel_names", "missing_kernels", "native_log"]
+__all__ = ["RUNTIME", "cause_in", "kernel_names", "missing_kernels", "native_log"]
 
 _LINE = re.compile(r"^\[[\w.]+:\d+\] (?P<text>.+)$", re.MULTILINE)
 _OPERATOR = re.compile(r"in operator (?P<name>[\w:.]+): 0x")
 _CHECK = re.compile(r"^Check failed \((?P<condition>.*)\): ?(?P<message>.*)$")
 
 
+RUNTIME = ForkSafeLock(Order.RUNTIME)
+"""Held during each call of ExecuTorch's Python module.
+
+The module redirects `std::cout` and `std::cerr` for the length of a call, and restores what was there before. If calls
+of two threads overlap, the later one restores the buffer of the earlier one, which does not exist anymore. The process
+then ends with a segmentation fault at its next output. Calls overlap because LiteRT releases Python's lock.
+"""
+
+
 def kernel_names() -> frozenset[str]:
     """Returns the kernels of ExecuTorch's portable, optimized and quantized libraries ("aten::sin.out")."""
-    return frozenset(_C._get_operator_names())
+    with RUNTIME:
+        return frozenset(_C._get_operator_names())
 
 
 def missing_kernels(program: bytes) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from executorch.extension.pybindings import _C
 
-from openneutron.cpu.registry import cause_in, missing_kernels, native_log
+from openneutron.cpu.registry import RUNTIME, cause_in, missing_kernels, native_log
 from openneutron.cpu.signatures import signature_of
 from openneutron.errors import FormatError, HostError
 from openneutron.formats import pte_check
@@ -37,9 +37,11 @@ class Session:
             native_module().clear_error()
         try:
             pte_check.check(data if source is None else source, signature_of, name)
-            self._program = _C._load_program_from_buffer(data, program_verification=_C.Verification.InternalConsistency)
-            self.method: Any = self._program.load_method(METHOD) if is_installed() and loads else None
-            self._constants = {self._program.get_method_name(i) for i in range(self._program.num_methods())} - {METHOD}
+            with RUNTIME:
+                level = _C.Verification.InternalConsistency
+                self._program = program = _C._load_program_from_buffer(data, program_verification=level)
+                self.method: Any = program.load_method(METHOD) if is_installed() and loads else None
+                self._constants = {program.get_method_name(i) for i in range(program.num_methods())} - {METHOD}
         except MemoryError as error:
             raise HostError(f"{name} cannot be loaded: this machine has too little memory for its tensors") from error
         except (RuntimeError, ValueError, IndexError) as error:
@@ -53,7 +55,8 @@ class Session:
         if method not in self._constants:
             return None
         try:
-            return self._program.load_method(method).call(())[0]
+            with RUNTIME:
+                return self._program.load_method(method).call(())[0]
         except (RuntimeError, IndexError) as error:
             raise _failure_error(f"method '{method}' of {self._name} failed", error) from error
 
@@ -61,7 +64,8 @@ class Session:
         """Loads the method again, which restores its initial state. Raises HostError if that fails."""
         native_module().clear_error()
         try:
-            self.method = self._program.load_method(METHOD)
+            with RUNTIME:
+                self.method = self._program.load_method(METHOD)
         except RuntimeError as error:
             raise _failure_error(f"{self._name} cannot be loaded", error) from error
 
@@ -73,7 +77,8 @@ class Session:
         native = native_module()
         native.clear_error()
         try:
-            outputs: list[Any] = self.method.call(inputs, clone_outputs=True)
+            with RUNTIME:
+                outputs: list[Any] = self.method.call(inputs, clone_outputs=True)
         except RuntimeError as error:
             failure = _failure_error(f"{self._name} failed", error)
             if native.last_error() or isinstance(failure, KeyboardInterrupt):
@@ -86,7 +91,7 @@ class Session:
 
         Returns None if the log names no kernel.
         """
-        with native_log() as log:
+        with RUNTIME, native_log() as log:
             try:
                 self.method.call(inputs, clone_outputs=True)
             except RuntimeError:
