@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from tests.fuzz.mutations import mutated
 from tests.fuzz.readers import READERS
 from tests.fuzz.run import check, seeds
+
+from openneutron.model.arguments import leaves_from_text
 
 MUTANTS = 150
 
@@ -25,3 +28,19 @@ def test_mutants_and_seeds(name: str) -> None:
         check(name, data)
     for _ in range(MUTANTS):
         check(name, mutated(chance.choice(files), files, READERS[name].words, chance))
+
+
+@pytest.mark.parametrize("number", [b"1" + 400 * b"0", b"-1e400", b"NaN", b"1" + 5000 * b"0"])
+def test_numbers_of_a_summary_that_no_float_has(number: bytes) -> None:
+    (summary,) = READERS["summary"].examples()
+    changed = re.sub(rb'(?<=": )\d+\.\d+', number, summary, count=1)
+    assert changed != summary
+    assert not check("summary", changed)
+
+
+@pytest.mark.parametrize(
+    "text", [b"[[[], true, null]]", b'[[[["x"]], true, null]]', b'[[{"x": 1}, 1, 1]]', 5000 * b"["]
+)
+def test_paths_of_inputs_that_are_none(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"no list of inputs|not enough values"):
+        leaves_from_text(text.decode())

@@ -102,9 +102,16 @@ def text_of_leaves(leaves: Sequence[Leaf]) -> str:
 def leaves_from_text(text: str) -> tuple[Leaf, ...]:
     """Reads the result of `text_of_leaves`. Raises `ValueError` for any other text."""
     try:
-        return tuple(Leaf(tuple(path), bool(is_tensor), constant) for path, is_tensor, constant in json.loads(text))
-    except TypeError as error:
+        leaves = tuple(Leaf(tuple(path), bool(is_tensor), constant) for path, is_tensor, constant in json.loads(text))
+    except (TypeError, RecursionError) as error:  # deeply nested lists
         raise ValueError(f"no list of inputs: {text[:80]!r}") from error
+    if not all(_is_path(leaf.path) for leaf in leaves):
+        raise ValueError(f"no list of inputs: {text[:80]!r}")
+    return leaves
+
+
+def _is_path(path: tuple[Any, ...]) -> bool:
+    return bool(path) and isinstance(path[0], str) and all(isinstance(key, (str, int)) for key in path)
 
 
 def paths_from_tree(text: str) -> list[Path] | None:
@@ -119,7 +126,7 @@ def paths_from_tree(text: str) -> list[Path] | None:
         arguments = [(f"argument {i}", tree) for i, tree in enumerate(positional["children_spec"])]
         arguments += zip(json.loads(named["context"]), named["children_spec"], strict=True)
         return [path for name, tree in arguments for path in _paths_in(tree, (name,))]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

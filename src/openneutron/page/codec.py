@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ def _tuple(parameters: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ..
 
 def _scalar(wanted: type, value: Any, where: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is float and is_number and math.isfinite(value):
+    if wanted is float and is_number and abs(value) <= sys.float_info.max:  # integers may be larger
         return float(value)
     if (wanted is int and is_number and isinstance(value, int)) or (
         wanted in (str, bool) and isinstance(value, wanted)
