@@ -18,6 +18,7 @@ from openneutron.accuracy.validate import (
 from openneutron.errors import InputError
 from openneutron.model.data import Inputs
 from openneutron.runtime.native import native_module
+from openneutron.runtime.program import HostProgram
 
 __all__ = ["compare_outputs"]
 
@@ -25,8 +26,8 @@ REFERENCE = "first"
 
 
 def compare_outputs(
-    first: bytes | str | os.PathLike[str],
-    second: bytes | str | os.PathLike[str],
+    first: HostProgram | bytes | str | os.PathLike[str],
+    second: HostProgram | bytes | str | os.PathLike[str],
     inputs: Sequence[Inputs] | None = None,
     *,
     samples: int = 8,

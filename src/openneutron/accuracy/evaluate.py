@@ -65,7 +65,7 @@ def evaluate(
     """Returns the mean of `metric` over `data`.
 
     `run` is a module, a result of `quantize` or `lower`, an exported program, or a `.pte` (loaded, as path or as
-    bytes).
+    bytes). The file at a path runs in a process of its own, so that a damaged file raises HostError.
 
     `data` is one of:
 

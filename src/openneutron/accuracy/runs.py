@@ -36,7 +36,7 @@ Run = Callable[..., Any]
 
 
 def as_runnable(run: Any) -> Any:
-    """Returns a module, a `QuantizedModel` or a `HostProgram`.
+    """Returns a module, a `QuantizedModel` or a `HostProgram`. A file runs in a process of its own (see `load`).
 
     Raises `OptionError` for what cannot be run, and `NativeModuleError` for a program if the native module is not
     installed.
@@ -44,7 +44,7 @@ def as_runnable(run: Any) -> Any:
     if isinstance(run, NeutronProgram):
         run = HostProgram(run.portable, leaves=run.leaves)
     elif isinstance(run, (str, bytes, os.PathLike)):
-        run = load(run)
+        run = load(run, isolated=not isinstance(run, bytes))
     elif isinstance(run, ExportedProgram):
         run = run.module()
     if isinstance(run, HostProgram):
@@ -178,13 +178,14 @@ class _Program:
 
     buffer: bytes
     leaves: tuple[Leaf, ...] | None
+    is_isolated: bool
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         return self._loaded(*inputs, **named)
 
     @functools.cached_property
     def _loaded(self) -> _FloatProgram:
-        return _FloatProgram(HostProgram(self.buffer, leaves=self.leaves))
+        return _FloatProgram(HostProgram(self.buffer, leaves=self.leaves, isolated=self.is_isolated))
 
 
 class _Exported(torch.nn.Module):
@@ -224,7 +225,7 @@ def pickle_runs(runs: Sequence[Any], metric: Any) -> bytes:
 def _picklable(run: Any) -> Any:
     run = run.module if isinstance(run, QuantizedModel) else run
     if isinstance(run, HostProgram):
-        return _Program(run.buffer, run.leaves)
+        return _Program(run.buffer, run.leaves, run.is_isolated)
     return _Exported(run) if isinstance(run, GraphModule) else run
 
 

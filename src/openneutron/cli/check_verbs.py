@@ -12,6 +12,7 @@ from openneutron.cli.file_verbs import Quantized as OfTrial
 from openneutron.cli.file_verbs import TryChanges
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
+from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
 
@@ -22,6 +23,14 @@ Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or
 Quantized = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="The quantized model (.pt2). By default, that of the folder."),
+]
+InProcess = Annotated[
+    bool,
+    typer.Option(
+        "--in-process",
+        help="Run the program in this process. By default, it has one of its own, so that a damaged file cannot end "
+        "the command.",
+    ),
 ]
 
 
@@ -47,6 +56,7 @@ def run(
         Path | None, typer.Option("--output", "-o", help="Write the outputs to a .npy or .npz file.")
     ] = None,
     repeat: Annotated[int | None, typer.Option(help="Measure the time on this machine, with this many runs.")] = None,
+    in_process: InProcess = False,
 ) -> None:
     """Run a program on this machine: images, .npy, .npz, CSV and WAV files in; classes, a file or a table out."""
     check_settings(settings, uses=("labels", "transform"))
@@ -54,7 +64,8 @@ def run(
     from openneutron.workflow.folders import BuildFolder
     from openneutron.workflow.runs import run_files
 
-    found = run_files(BuildFolder.of(program).program, files, settings, classes=top, output=output, repeat=repeat)
+    file, isolated = BuildFolder.of(program).program, not in_process
+    found = run_files(file, files, settings, classes=top, output=output, repeat=repeat, isolated=isolated)
     terminal.show(table_of_runs(found), {"runs": [one.as_dict() for one in found]})
 
 
@@ -64,6 +75,8 @@ def evaluate(
     program: Program,
     quantized: Quantized = None,
     jobs: Annotated[int | None, typer.Option(help="The number of processes. [by default, that of the build]")] = None,
+    *,
+    in_process: InProcess = False,
 ) -> None:
     """Measure the accuracy of a program on labelled data, beside that of the float and the quantized model.
 
@@ -85,6 +98,7 @@ def evaluate(
             quantized or folder.quantized,
             jobs=jobs or settings.quantize.jobs,
             progress=terminal.shows_progress,
+            isolated=not in_process,
         )
     rows = accuracy_rows(found)
     terminal.show(table_of_accuracy(rows), {"accuracy": [asdict(row) for row in rows]})
@@ -113,6 +127,7 @@ def validate(
             help="The largest difference from the quantized model or, with --against, from this machine, in int8 steps."
         ),
     ] = None,
+    in_process: InProcess = False,
 ) -> None:
     """Compare a program with the float model and the quantized model. Exits with 1 if a limit is exceeded.
 
@@ -124,7 +139,11 @@ def validate(
     """
     check_settings(settings, uses=(*OF_MODEL, "calibrate", "transform"))
     if against is not None:
-        _validate_board(terminal, settings, program, against, samples=samples, min_sqnr=min_sqnr, max_lsb=max_lsb)
+        if min_sqnr is not None:
+            raise OptionError(
+                "--min-sqnr compares with the float model, and --against with this machine. Leave one out."
+            )
+        _validate_board(terminal, settings, program, against, samples=samples, max_lsb=max_lsb, isolated=not in_process)
         return
     from dataclasses import asdict
 
@@ -140,6 +159,7 @@ def validate(
             samples=samples,
             min_sqnr_db=min_sqnr,
             max_lsb=max_lsb,
+            isolated=not in_process,
         )
     terminal.show(str(found), {**asdict(found), "passed": found.passed})
     if not found.passed:
@@ -153,16 +173,15 @@ def _validate_board(
     against: Path,
     *,
     samples: int,
-    min_sqnr: float | None,
     max_lsb: float | None,
+    isolated: bool,
 ) -> None:
-    from openneutron.errors import OptionError
     from openneutron.workflow.from_settings import validate_board_from_settings
 
-    if min_sqnr is not None:
-        raise OptionError("--min-sqnr compares with the float model, and --against with this machine. Leave one out.")
     with terminal.step("validate"):
-        board = validate_board_from_settings(settings, program, against, samples=samples, max_lsb=max_lsb)
+        board = validate_board_from_settings(
+            settings, program, against, samples=samples, max_lsb=max_lsb, isolated=isolated
+        )
     terminal.show(str(board), board.as_dict())
     if not board.passed:
         raise typer.Exit(FAILED)
@@ -211,6 +230,8 @@ def compare(
         str | None, typer.Option(help="The target of the estimates of bare programs: a chip, a board or a board file.")
     ] = None,
     samples: Annotated[int, typer.Option(help="The number of random inputs on which the outputs are compared.")] = 8,
+    *,
+    in_process: InProcess = False,
 ) -> None:
     """Compare two programs or builds: sizes, cycles, memory, placement and outputs."""
     from dataclasses import asdict
@@ -218,12 +239,14 @@ def compare(
     from openneutron.accuracy.compare_programs import compare_outputs
     from openneutron.cli.tables import table_of_differences
     from openneutron.page.differences import differences_of, moves_between
+    from openneutron.runtime import load
     from openneutron.workflow.folders import BuildFolder, comparable_summaries
 
     folders = BuildFolder.of(first), BuildFolder.of(second)
     before, after = comparable_summaries(*folders, target)
     with terminal.step("compare"):
-        outputs = compare_outputs(folders[0].program, folders[1].program, samples=samples)
+        hosts = (load(folder.program, isolated=not in_process) for folder in folders)
+        outputs = compare_outputs(next(hosts), next(hosts), samples=samples)
     numbers, moves = differences_of(after, before), moves_between(after, before)
     data: dict[str, Iterable[Any]] = {"differences": numbers, "moves": moves, "outputs": outputs}
     plain = {name: [asdict(row) for row in rows] for name, rows in data.items()}

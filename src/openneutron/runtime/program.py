@@ -150,6 +150,11 @@ class HostProgram:
         return self._data
 
     @property
+    def is_isolated(self) -> bool:
+        """Whether the program runs in a process of its own."""
+        return isinstance(self._session, ChildSession)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...] | None:
         """The path of each input in the arguments of `forward`; None if unknown."""
         return self._leaves

@@ -170,9 +170,17 @@ def analyze_from_settings(
 
 
 def evaluate_from_settings(
-    settings: Settings, program: Path, quantized: Path | None = None, *, jobs: int = 1, progress: bool | None = None
+    settings: Settings,
+    program: Path,
+    quantized: Path | None = None,
+    *,
+    jobs: int = 1,
+    progress: bool | None = None,
+    isolated: bool = True,
 ) -> SideBySide:
     """Evaluates a program beside the float model and the quantized model, as far as they are given.
+
+    `isolated` is described at `load`.
 
     Raises the errors of `evaluate`.
     """
@@ -184,28 +192,36 @@ def evaluate_from_settings(
         runs["float"] = model_from(settings)
     if quantized is not None:
         runs["int8"] = loaded_program(quantized)
-    runs[".pte"] = load(program)
+    runs[".pte"] = load(program, isolated=isolated)
     metric, transform = settings.data.metric, transform_from(settings)
     with counting_bar("evaluate", progress) as done:
         return evaluate_side_by_side(runs, data, metric, jobs, transform=transform, progress=done)
 
 
 def validate_from_settings(
-    settings: Settings, program: Path, quantized: Path | None = None, **options: Any
+    settings: Settings, program: Path, quantized: Path | None = None, *, isolated: bool = True, **options: Any
 ) -> Validation:
     """Validates a program against the float model and the quantized model, as far as they are given.
 
-    The inputs are the calibration data of the settings, or random. `options` are those of `validate`.
+    The inputs are the calibration data of the settings, or random. `options` are those of `validate`,
+    and `isolated` is described at `load`.
     """
     model = None if settings.model.model is None else model_from(settings)
     data = None if settings.data.calibrate is None else calibration_of(settings)
     converted = None if quantized is None else loaded_program(quantized)
     transform = None if data is None else transform_from(settings)
-    return validate(program, model, data, quantized=converted, transform=transform, **options)
+    host = load(program, isolated=isolated)
+    return validate(host, model, data, quantized=converted, transform=transform, **options)
 
 
 def validate_board_from_settings(
-    settings: Settings, program: Path, dump: Path, *, samples: int, max_lsb: float | None = None
+    settings: Settings,
+    program: Path,
+    dump: Path,
+    *,
+    samples: int,
+    max_lsb: float | None = None,
+    isolated: bool = True,
 ) -> BoardValidation:
     """Compares the outputs of a board with those of a program, or of the folder of a package or of a build.
 
@@ -218,12 +234,12 @@ def validate_board_from_settings(
         package = read_package(program)
         limit = package.tolerance if max_lsb is None else max_lsb
         return validate_board(package.program, dump, package.vectors, max_lsb=limit, normalization=normalization)
-    file = BuildFolder.of(program).program
+    host = load(BuildFolder.of(program).program, isolated=isolated)
     if settings.data.calibrate is None:
-        return validate_board(file, dump, samples=samples, max_lsb=limit, normalization=normalization)
+        return validate_board(host, dump, samples=samples, max_lsb=limit, normalization=normalization)
     data, transform = calibration_of(settings), transform_from(settings)
     return validate_board(
-        file, dump, data, samples=samples, transform=transform, max_lsb=limit, normalization=normalization
+        host, dump, data, samples=samples, transform=transform, max_lsb=limit, normalization=normalization
     )
 
 

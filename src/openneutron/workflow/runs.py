@@ -50,15 +50,17 @@ def run_files(
     classes: int = 5,
     output: str | os.PathLike[str] | None = None,
     repeat: int | None = None,
+    isolated: bool = True,
 ) -> list[FileRun]:
     """Runs a program on files, with the transform and the names of classes of the settings.
 
     State is kept from one run to the next. `output` is a .npy or .npz file for the outputs; several runs need a .npz
     file, in which the names of arrays begin with the number of the run. `repeat` is the number of runs for the time.
+    `isolated` is described at `load`; the runs for the time follow in this process, because copies would take time.
 
     Raises the errors of `load`, `inputs_of_files`, `save_outputs` and `HostProgram.run`.
     """
-    host = load(program)
+    host = load(program, isolated=isolated)
     labels = None if settings.data.labels is None else read_labels(Path(settings.data.labels))
     names = None if host.leaves is None else [leaf.name for leaf in host.leaves]
     runs = inputs_of_files(files, host.inputs, transform_from(settings), names)
@@ -80,7 +82,8 @@ def run_files(
         save_outputs(output, list(arrays.values()), list(arrays))
     if repeat is None:
         return found
-    times = [time_on_host(host, run.inputs, repeat) for run in runs]
+    timed = load(program)
+    times = [time_on_host(timed, run.inputs, repeat) for run in runs]
     return [FileRun(one.name, one.outputs, one.classes, time) for one, time in zip(found, times, strict=True)]
 
 

@@ -1,0 +1,65 @@
+"""Verbs run a program in a process of its own, whose end is an error and no crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.cli.builds import Here
+
+from openneutron import load
+from openneutron.accuracy import evaluate
+from openneutron.errors import HostError
+
+DIES = """
+import os, signal
+from openneutron.runtime import child
+answer = child._Server.answer
+def die(self, request):
+    if request[0] == "call":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return answer(self, request)
+child._Server.answer = die
+child.serve()
+"""
+VERBS = {
+    "run": ("run", "out", "photos/left"),
+    "evaluate": ("evaluate", "out"),
+    "validate": ("validate", "out"),
+    "compare": ("compare", "out", "out", "--samples", "1"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_end_of_the_process_is_an_error(
+    here: Here, built: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openneutron.runtime.child._CODE", DIES)
+    result = here(*VERBS[verb])
+    assert result.code == 2
+    assert "ended the process that ran it (SIGSEGV)" in " ".join(result.text.split())
+    assert here(*VERBS[verb], "--in-process").code == 0
+
+
+def test_outputs_are_those_of_this_process(here: Here, built: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "isolated.npz", tmp_path / "here.npz"]
+    for file, option in zip(files, ([], ["--in-process"]), strict=True):
+        assert here(*VERBS["run"], "-o", file, *option).code == 0
+    isolated, others = map(np.load, files)
+    assert isolated.files == others.files
+    assert all(np.array_equal(isolated[name], others[name]) for name in isolated.files)
+
+
+def test_the_time_is_measured_in_this_process(here: Here, built: Path) -> None:
+    assert here("run", "out", "photos/left", "--repeat", "2", "--json").json["runs"][0]["seconds"] > 0
+
+
+def test_evaluate_of_a_file(built: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, data = built / "model.pte", [(np.zeros((1, 1, 8, 8), np.float32), 0)]
+    value = evaluate(load(file), data)
+    assert evaluate(file, data) == value
+    assert evaluate(load(file, isolated=True), data, jobs=2) == value
+    monkeypatch.setattr("openneutron.runtime.child._CODE", DIES)
+    with pytest.raises(HostError, match="SIGSEGV"):
+        evaluate(str(file), data)
