@@ -152,7 +152,10 @@ class StateReset:
     def __call__(self) -> None:
         """Resets the state."""
         run = self._run
-        if isinstance(run, (HostProgram, QuantizedModel)):
+        if isinstance(run, HostProgram):
+            if run.has_state:  # else a reset after an interruption would start the process of the program again
+                run.reset()
+        elif isinstance(run, QuantizedModel):
             run.reset()
         elif isinstance(run, GraphModule) and initial_states(run):
             reset(run)
