@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from openneutron.ir.cost import cost_of
 from openneutron.ir.graph import Graph, Op, Tensor
 from openneutron.ir.kinds import CONV_2D, DEPTHWISE_CONV_2D, PAD
 from openneutron.ir.limits import MAX_KERNEL, MAX_WEIGHTS_OF_ONE_OUTPUT
+from openneutron.ir.windows import Window
 from openneutron.targets import NeutronTarget
 
 __all__ = ["extend_kernels"]
@@ -69,7 +70,7 @@ def _with_larger_kernel(op: Op, pad: Op, target: NeutronTarget) -> Op | None:
     image = pad.inputs[0]
     zeros = []
     for dim, letter in zip(_HEIGHT_AND_WIDTH, "hw", strict=True):
-        added = _Window(
+        added = Window(
             size=image.shape[dim],
             outputs=op.output.shape[dim],
             kernel=weight.shape[dim],
@@ -87,33 +88,3 @@ def _with_larger_kernel(op: Op, pad: Op, target: NeutronTarget) -> Op | None:
         return None
     larger = Tensor(data.shape, weight.dtype, weight.qparams, data)
     return replace(op, inputs=(image, larger, *op.inputs[2:]), attrs={**op.attrs, "padding": "SAME"})
-
-
-@dataclass(frozen=True)
-class _Window:
-    """The windows of a convolution along one dimension of its unpadded input; sizes are in elements."""
-
-    size: int
-    outputs: int
-    kernel: int
-    stride: int
-    dilation: int
-    padding_before: int
-
-    def zeros_for_same(self) -> tuple[int, int] | None:
-        """Returns the fewest zeros before and after the kernel with which padding SAME has the same windows.
-
-        SAME gives ceil(size / stride) outputs, and pads by half of what the windows need, rounded down, at the start.
-        A zero after the kernel adds `dilation` elements to this need, and a zero before it also shifts the kernel by
-        `dilation`. Returns None if SAME gives another number of outputs, or if no number of zeros fits.
-        """
-        if self.outputs != -(-self.size // self.stride):
-            return None
-        needed = (self.outputs - 1) * self.stride + (self.kernel - 1) * self.dilation + 1 - self.size
-        for odd in (0, 1):
-            surplus, rest = divmod(2 * self.padding_before + odd - needed, self.dilation)
-            zeros = (max(0, -surplus), max(0, surplus))
-            padding = max(0, needed + sum(zeros) * self.dilation)
-            if rest == 0 and padding // 2 == self.padding_before + zeros[0] * self.dilation:
-                return zeros
-        return None

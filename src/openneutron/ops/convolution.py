@@ -15,13 +15,14 @@ from openneutron.ir.cost import cycles_of
 from openneutron.ir.graph import Array, Layout, Op, QParams, Tensor
 from openneutron.ir.kinds import CONCATENATION, CONV_2D, DEPTHWISE_CONV_2D, SLICE
 from openneutron.ir.limits import MAX_DILATION, MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
+from openneutron.ir.windows import Window
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.graph_builder import permute
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
-from openneutron.ops.windows import Window, of_each_dim, pad_spatial
+from openneutron.ops.windows import of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
 
 __all__ = ["CONVOLUTIONS", "DECOMPOSED", "SPECS", "Filters", "convolution_windows", "convolve", "kernel_size"]

@@ -14,13 +14,14 @@ from openneutron.core.fx import arguments, op_name, shape_of
 from openneutron.ir.graph import Kind, Tensor
 from openneutron.ir.kinds import AVERAGE_POOL_2D, MAX_POOL_2D, MAXIMUM, MEAN
 from openneutron.ir.limits import MAX_KERNEL, MAX_STRIDE
+from openneutron.ir.windows import Window
 from openneutron.ops.facts import Bounds, Facts, never_negative_if_first
 from openneutron.ops.lowering import INT8, Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.reductions import input_macs, mean_of_image
 from openneutron.ops.slices_and_concats import slice_dim
 from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
-from openneutron.ops.windows import Window, has_aligned_channels, image_shape, pad_spatial, spatial, spatial_rank
+from openneutron.ops.windows import has_aligned_channels, image_shape, pad_spatial, spatial, spatial_rank
 from openneutron.targets import Generation
 
 __all__ = [

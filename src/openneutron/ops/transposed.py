@@ -9,15 +9,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from openneutron.ir.cost import cycles_of
 from openneutron.ir.graph import Array, QParams, Tensor
 from openneutron.ir.kinds import SLICE, TRANSPOSE_CONV
 from openneutron.ir.limits import MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
+from openneutron.ir.windows import Window
 from openneutron.ops.convolution import Filters, convolve, kernel_size
 from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OpSpec, PaddedDimensions, constraint, legacy_constraint
-from openneutron.ops.windows import Window, image_shape, spatial, spatial_rank
+from openneutron.ops.windows import image_shape, spatial, spatial_rank
 from openneutron.targets import Generation
 
 __all__ = ["SPECS", "TRANSPOSED_CONVOLUTIONS"]
@@ -138,14 +140,51 @@ def _forward_filters(lowering: Lowering, inputs: QParams) -> Filters:
 
 
 def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window]) -> Tensor:
-    """Emits TRANSPOSE_CONV, and a SLICE of its unpadded result if torch's padding is neither VALID nor SAME."""
+    """Emits TRANSPOSE_CONV.
+
+    If torch's padding is neither VALID nor SAME, emits the cheaper of two forms: a SLICE of the unpadded result, or
+    padding SAME with zeros added to the kernel.
+    """
+    if all(window.has_valid_padding for window in windows):
+        return _emit_and_crop(lowering, nhwc, filters, windows, "VALID")
+    if all(window.has_same_padding for window in windows):
+        return _emit_and_crop(lowering, nhwc, filters, windows, "SAME")
+    cropped = replace(lowering, ops=[])
+    plans = [(_emit_and_crop(cropped, nhwc, filters, windows, "VALID"), cropped.ops)]
+    larger = _with_larger_kernel(lowering.instance, filters, windows)
+    if larger is not None:
+        padded = replace(lowering, ops=[])
+        plans.append((_emit_and_crop(padded, nhwc, *larger, "SAME"), padded.ops))
+    output, ops = min(plans, key=lambda plan: cycles_of(plan[1], lowering.instance.target))
+    lowering.ops.extend(ops)
+    return output
+
+
+def _with_larger_kernel(
+    instance: OpInstance, filters: Filters, windows: tuple[Window, Window]
+) -> tuple[Filters, tuple[Window, Window]] | None:
+    """Returns filters with zeros, and their windows, with which padding SAME is torch's; None if there are none."""
+    vertical, horizontal = (window.zeros_for_same() for window in windows)
+    if vertical is None or horizontal is None:
+        return None
+    oihw = np.pad(filters.oihw, [(0, 0), (0, 0), vertical, horizontal])
+    products = math.prod(oihw.shape[2:]) * instance.target.align_channels(oihw.shape[1])
+    if max(oihw.shape[2:]) > MAX_KERNEL or products > MAX_WEIGHTS_OF_ONE_OUTPUT:
+        return None
+    rows, columns = (
+        replace(window, kernel=window.kernel + sum(zeros), padding_before=window.padding_before + zeros[0])
+        for window, zeros in zip(windows, (vertical, horizontal), strict=True)
+    )
+    return replace(filters, oihw=oihw), (rows, columns)
+
+
+def _emit_and_crop(
+    lowering: Lowering, nhwc: Tensor, filters: Filters, windows: tuple[Window, Window], padding: str
+) -> Tensor:
+    """Emits TRANSPOSE_CONV, and with padding VALID a SLICE if torch pads."""
     sizes = [window.size for window in windows]
-    padding = "VALID"
-    if not all(window.has_valid_padding for window in windows):
-        if all(window.has_same_padding for window in windows):
-            padding = "SAME"
-        else:
-            sizes = [max(window.reach, window.padding_before + window.size) for window in windows]
+    if padding == "VALID":
+        sizes = [max(window.reach, window.padding_before + window.size) for window in windows]
     batch, channels = nhwc.shape[0], filters.oihw.shape[0]
     ohwi = lowering.constant(filters.oihw.transpose(0, 2, 3, 1), filters.qparams)
     shape = (batch, *sizes, channels)
@@ -258,8 +297,8 @@ SPECS = (
         facts=Facts(layer=LayerKind.TRANSPOSED, is_continuous=True),
         becomes=(
             "TRANSPOSE_CONV if groups and dilation are 1 and the stride is at most 2 and at most the kernel, with a "
-            "SLICE for padding that is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D for all phases, "
-            "RESHAPE, TRANSPOSE, RESHAPE, SLICE"
+            "SLICE or a larger kernel for padding that is neither VALID nor SAME; else CONV_2D or DEPTHWISE_CONV_2D "
+            "for all phases, RESHAPE, TRANSPOSE, RESHAPE, SLICE"
         ),
         notes=(
             "With per-channel weights, the groups share their scales, because the weight's dimension of output "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from openneutron.ir.graph import Array, Tensor
 from openneutron.ir.kinds import PAD
 from openneutron.ir.limits import MAX_DILATION, MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
+from openneutron.ir.windows import Window
 from openneutron.ops.convolution import (
     Filters,
     convolution_windows,
@@ -21,7 +22,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.rearranging import is_of_the_modern_generation
 from openneutron.ops.slices_and_concats import concat, slice_dim
 from openneutron.ops.spec import OpSpec, constraint
-from openneutron.ops.windows import Window, of_each_dim
+from openneutron.ops.windows import of_each_dim
 
 __all__ = ["SPECS"]
 

@@ -3,74 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from openneutron.core.fx import op_name
 from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import PAD, PADV2
+from openneutron.ir.windows import Window
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import legacy_constraint
 
 __all__ = [
-    "Window", "has_aligned_channels", "image_shape", "of_each_dim", "pad_at_end",
+    "has_aligned_channels", "image_shape", "of_each_dim", "pad_at_end",
     "pad_spatial", "spatial", "spatial_dims", "spatial_rank",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Window:
-    """The windows of a convolution or pool along one spatial dimension; sizes are in elements."""
-
-    size: int
-    outputs: int
-    kernel: int
-    stride: int
-    dilation: int
-    padding_before: int
-    """Padding at the start, as in torch."""
-
-    @property
-    def extent(self) -> int:
-        """Kernel size including dilation: the elements from the first to the last one of one window."""
-        return (self.kernel - 1) * self.dilation + 1
-
-    @property
-    def reach(self) -> int:
-        """Number of elements from the start of the first window to the end of the last window."""
-        return (self.outputs - 1) * self.stride + self.extent
-
-    @property
-    def padding_after(self) -> int:
-        """Padding at the end that the last window reads. torch may add more padding, which no window reads."""
-        return max(0, self.reach - self.size - self.padding_before)
-
-    @property
-    def has_same_padding(self) -> bool:
-        """Whether the padding equals TFLite's padding SAME."""
-        if self.outputs != -(-self.size // self.stride):
-            return False
-        total = max(0, self.reach - self.size)
-        return (self.padding_before, self.padding_after) == (total // 2, total - total // 2)
-
-    @property
-    def is_tiling(self) -> bool:
-        """Whether concatenating tensors along this dimension concatenates their outputs.
-
-        Requires that each window reads elements of one tensor and no padding.
-        """
-        return self.padding_before == 0 and self.extent <= self.stride and self.size % self.stride == 0
-
-    def repeated(self, count: int) -> Window:
-        """Returns the window for `count` concatenated tensors."""
-        return replace(self, size=count * self.size, outputs=count * self.outputs)
-
-    @property
-    def has_valid_padding(self) -> bool:
-        """Whether no window reads padding."""
-        return self.padding_before == self.padding_after == 0
 
 
 def of_each_dim(argument: int | Sequence[int], dims: int) -> tuple[int, ...]:
