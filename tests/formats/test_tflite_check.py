@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251  as above
 from tests.kind_graphs import GRAPHS
+from tests.net import NO_ACTIVATION, Net, Q
 from tests.runtime_models import litert
 from tests.structured_mutants import mutated_bytes
 
 from openneutron.errors import FormatError
 from openneutron.formats import tflite
 from openneutron.formats.tflite.operator_rules import RULES
+from openneutron.ir.graph import Tensor
 from openneutron.ir.kinds import KINDS
 
 Change = Callable[[Any], None]
@@ -250,6 +252,17 @@ def test_valid_models_pass_and_run(name: str) -> None:
     tflite.check(tflite.with_more_outputs(model, []))
     (result,) = litert(model, *(np.zeros(tensor.shape, np.int8) for tensor in GRAPHS[name].inputs))
     assert result.shape == GRAPHS[name].outputs[0].shape
+
+
+@pytest.mark.parametrize("kind", ["ADD", "MAXIMUM", "MUL"])
+def test_operands_of_many_dimensions_that_broadcast(kind: str) -> None:
+    net = Net()
+    shape = (2,) * 8
+    thinner = Tensor((1, 2) * 4, np.dtype(np.int8), Q, np.ones((1, 2) * 4, np.int8))
+    output = net.op(KINDS[kind], [net.input(*shape), thinner], shape, **({} if kind == "MAXIMUM" else NO_ACTIVATION))
+    model = tflite.write(net.returns(output))
+    tflite.check(model)
+    litert(model, np.zeros(shape, np.int8))
 
 
 @pytest.mark.parametrize("damage", OF_EACH_KIND)

@@ -29,7 +29,7 @@ _REFLECT = schema.MirrorPadMode.REFLECT
 _ACTIVATIONS = 6  # the number of fused activations in the schema
 LARGEST_STEP = 1 << 16
 """The largest stride, dilation and size of a pooling window. Larger ones overflow int32 in TFLite's kernels."""
-MAX_BROADCAST_RANK, MAX_PRELU_RANK, MAX_PAD_RANK, MAX_SLICE_RANK, MAX_MATRIX_RANK = 6, 4, 5, 6, 5
+MAX_BROADCAST_RANK, MAX_PRELU_RANK, MAX_PAD_RANK, MAX_SLICE_RANK, MAX_MATRIX_RANK = 8, 4, 5, 6, 5
 
 
 @dataclass(eq=False, slots=True)
