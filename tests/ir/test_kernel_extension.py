@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from tests.graphs import kinds, partition_graphs
 from tests.net import INT32, NO_ACTIVATION, Net, golden, text
+from tests.oracle import quantized
 from tests.runtime_models import litert
 
 from openneutron.formats import tflite
@@ -18,6 +21,7 @@ from openneutron.ir.kernel_extension import extend_kernels
 from openneutron.ir.kinds import CONV_2D, DEPTHWISE_CONV_2D, PAD
 from openneutron.ir.rewrites import eliminate_dead_code
 from openneutron.ir.verify import verify
+from openneutron.ir.windows import Window
 from openneutron.targets import TARGETS
 
 IMX95 = TARGETS["imx95"]
@@ -125,6 +129,31 @@ def test_the_padding_stays(reason: str) -> None:
     graph = net.returns(*outputs)
     found = extended(graph, "mcxn94x" if reason == "cost" else "imx95")
     assert [op.kind.name for op in found.ops] == [op.kind.name for op in eliminate_dead_code(graph).ops]
+
+
+@pytest.mark.parametrize(("target", "has_slice"), [("imx95", False), ("imxrt700", True)])
+def test_transposed_convolutions_with_output_padding(target: str, has_slice: bool) -> None:
+    """A larger kernel replaces the crop if the target needs fewer cycles for it."""
+    model = torch.nn.ConvTranspose2d(32, 16, 3, 2, 1, output_padding=1)
+    (graph,) = partition_graphs(quantized(model, ((1, 32, 32, 32),), target=target))
+    (conv,) = (op for op in graph.ops if op.kind.name == "TRANSPOSE_CONV")
+    assert ("SLICE" in kinds(graph)) == has_slice
+    assert conv.inputs[0].shape[1:3] == ((3, 3) if has_slice else (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("window", "zeros"),
+    [
+        (Window(size=32, outputs=16, kernel=3, stride=2, dilation=1, padding_before=1), (0, 1)),
+        (Window(size=32, outputs=32, kernel=3, stride=1, dilation=1, padding_before=1), (0, 0)),
+        (Window(size=32, outputs=32, kernel=3, stride=1, dilation=2, padding_before=4), (0, 2)),
+        (Window(size=32, outputs=32, kernel=3, stride=1, dilation=1, padding_before=0), (1, 0)),
+        (Window(size=33, outputs=16, kernel=3, stride=2, dilation=1, padding_before=0), None),
+        (Window(size=32, outputs=32, kernel=2, stride=1, dilation=3, padding_before=0), (1, 0)),
+    ],
+)
+def test_fewest_zeros(window: Window, zeros: Pair | None) -> None:
+    assert window.zeros_for_same() == zeros
 
 
 @dataclass(frozen=True)
