@@ -38,9 +38,7 @@ def test_numbers_of_a_summary_that_no_float_has(number: bytes) -> None:
     assert not check("summary", changed)
 
 
-@pytest.mark.parametrize(
-    "text", [b"[[[], true, null]]", b'[[[["x"]], true, null]]', b'[[{"x": 1}, 1, 1]]', 5000 * b"["]
-)
+@pytest.mark.parametrize("text", [b"[[[], true, null]]", b'[[[["x"]], true, null]]', 5000 * b"["])
 def test_paths_of_inputs_that_are_none(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"no list of inputs|not enough values"):
         leaves_from_text(text.decode())
