@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import struct
 import sys
 import types
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.structured_mutants import mutated_bytes
 
 from openneutron.data import AudioTransform, Waveform, read_value
 from openneutron.errors import InputError, OptionError
@@ -124,3 +126,15 @@ def test_other_encodings_are_read_by_soundfile(tmp_path: Path, monkeypatch: pyte
     path.write_bytes(b"fLaC")
     found = read_value(path)
     assert (found.samples.tolist(), found.rate) == ([[1.0] * 7] * 2, 8000)
+
+
+def test_damaged_recordings_give_typed_errors(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav")
+    whole, rng, refused = path.read_bytes(), random.Random(1), 0
+    for _ in range(600):
+        path.write_bytes(mutated_bytes(whole, rng))
+        try:
+            read_value(path)
+        except InputError:
+            refused += 1
+    assert refused > 100

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from openneutron.core.archives import check_expansion
 from openneutron.core.files import read_file
 from openneutron.core.messages import first_line
 from openneutron.data.arrays import DAMAGED
@@ -204,6 +205,7 @@ def place_bytes(content: bytearray, known: bytearray, piece: bytes, start: int, 
 
 
 def _read_arrays(data: bytes, name: str, outputs: Sequence[BoardTensor]) -> Dump:
+    check_expansion(data, name)
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         arrays = [loaded] if isinstance(loaded, np.ndarray) else [loaded[key] for key in loaded.files]

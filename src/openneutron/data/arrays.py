@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openneutron.core.archives import check_expansion
 from openneutron.core.messages import first_line
 from openneutron.data.tables import LABEL_NAMES
 from openneutron.errors import InputError
@@ -44,12 +45,18 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Reads the arrays of a .npz file, by name. Raises `InputError` as `read_array` does, and for an empty file."""
+    """Reads the arrays of a .npz file, by name.
+
+    Raises `InputError` as `read_array` and `check_expansion` do, and for an empty file.
+    """
     import numpy as np
 
     try:
+        check_expansion(path, str(path))
         with np.load(path, allow_pickle=False) as file:
             found = {name: _in_native_order(file[name]) for name in file.files}
+    except InputError:
+        raise
     except DAMAGED as error:
         raise InputError(f"{path} cannot be read as arrays: {_reason(error)}") from error
     if not found:

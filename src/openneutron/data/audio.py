@@ -41,7 +41,9 @@ def read_waveform(path: Path) -> Waveform:
         try:
             with wave.open(str(path), "rb") as file:
                 return _of_wave(path, file)
-        except (OSError, EOFError) as error:
+        except InputError:
+            raise
+        except (OSError, EOFError, RuntimeError, ValueError, ZeroDivisionError) as error:  # of a damaged header
             raise InputError(f"{path} cannot be read as WAV: {first_line(error)}") from error
         except wave.Error as error:
             if "format" not in str(error):

@@ -6,12 +6,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 
+from openneutron.core.archives import check_expansion
 from openneutron.core.messages import first_line
 from openneutron.data.arrays import DAMAGED
 from openneutron.errors import InputError
@@ -113,6 +115,7 @@ def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: 
 
 
 def _arrays_in(path: str | os.PathLike[str]) -> dict[str, Any]:
+    check_expansion(Path(path), f"'{os.fspath(path)}'")
     loaded = np.load(path, allow_pickle=False)
     if not isinstance(loaded, NpzFile):
         raise TypeError("it holds one array without a name")

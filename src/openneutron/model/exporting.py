@@ -24,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
+from openneutron.core.archives import check_expansion
 from openneutron.core.boundary import frame_of_user
 from openneutron.core.constants import attribute
 from openneutron.core.files import read_file
@@ -122,6 +123,7 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
         kind = _FILES.get(path.suffix.lower(), "no exported program (.pt2)")
         raise ModelError(f"'{path}' is {kind}. {GIVE}: create it, load its weights, and call eval().")
     data = read_file(path)
+    check_expansion(data, f"'{path}'")
     try:
         return torch.export.load(io.BytesIO(data))
     except Exception as error:

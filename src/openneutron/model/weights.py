@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openneutron.core.archives import check_expansion
 from openneutron.core.files import reason_of
 from openneutron.core.messages import first_line
 from openneutron.errors import InputError
@@ -74,9 +75,12 @@ def read_checkpoint(file: str | os.PathLike[str], *, unsafe: bool = False) -> An
     """Returns the content of a file of weights, on the CPU. Raises `InputError` if it cannot be read."""
     path = Path(file)
     try:
+        check_expansion(path, f"'{path}'")
         if path.suffix == ".safetensors":
             return _safetensors(path)
         return torch.load(path, map_location="cpu", weights_only=not unsafe)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
     except pickle.UnpicklingError as error:

@@ -1,0 +1,37 @@
+"""Checks archives before they are unpacked in memory."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+from openneutron.errors import InputError
+
+__all__ = ["check_expansion"]
+
+LARGEST_EXPANSION = 4
+"""An archive may hold this many times its own size,"""
+SMALL_CONTENT = 1 << 30
+"""or this many bytes."""
+
+
+def check_expansion(archive: Path | bytes, name: str) -> None:
+    """Raises `InputError`, which calls the file `name`, if unpacking a zip archive needs far more memory than its size.
+
+    The sizes are those that the archive states, which are also the most that its readers unpack. Accepts a file that is
+    no archive, and a damaged one.
+    """
+    source = io.BytesIO(archive) if isinstance(archive, bytes) else archive
+    size = len(archive) if isinstance(archive, bytes) else archive.stat().st_size
+    try:
+        with zipfile.ZipFile(source) as opened:
+            content = sum(entry.file_size for entry in opened.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return  # the reader of the file reports the damage
+    if content > max(LARGEST_EXPANSION * size, SMALL_CONTENT):
+        raise InputError(
+            f"{name} has {size:,} bytes and holds {content:,} bytes when it is unpacked. Files may hold "
+            f"{LARGEST_EXPANSION} times their size, or {SMALL_CONTENT:,} bytes. If you trust it, unpack it, and save "
+            "its arrays without compression."
+        )
