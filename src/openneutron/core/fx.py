@@ -6,6 +6,7 @@ import operator
 import re
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "STATE",
     "UNBATCHED",
     "arguments",
+    "compiled_once",
     "draws_random_numbers",
     "dtype_of",
     "finish_rewrite",
@@ -288,3 +290,17 @@ def finish_rewrite(module: GraphModule, *, changed: bool) -> bool:
         module.graph.eliminate_dead_code()
         module.recompile()
     return changed
+
+
+@contextmanager
+def compiled_once(module: GraphModule) -> Iterator[None]:
+    """Generates the code of `module` at the end of the block only, however often the block calls `recompile`.
+
+    The block must not call `module`. After an error in the block, the code is the one before the block.
+    """
+    vars(module)["recompile"] = lambda: None
+    try:
+        yield
+    finally:
+        del vars(module)["recompile"]
+    module.recompile()

@@ -16,7 +16,7 @@ from openneutron import passes
 from openneutron.core.boundary import error_at, typed_errors
 from openneutron.core.constants import computed_constants, constant_value
 from openneutron.core.evaluation import value_of
-from openneutron.core.fx import is_operator, is_state, is_state_write, op_name, place_of, shape_of
+from openneutron.core.fx import compiled_once, is_operator, is_state, is_state_write, op_name, place_of, shape_of
 from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import ModelError, OptionError
 from openneutron.ops import OPERATORS, OpSpec
@@ -155,13 +155,14 @@ class NeutronQuantizer(Quantizer):
         """
         keeps_float, is_wide = self.layers.leave_in_float, self.wide.selects
         self.wide.check(model)
-        passes.prepare(
-            model, self.target.neutron_target, training=self.is_qat, keeps_float=keeps_float, is_wide=is_wide
-        )
-        if self.is_qat:
-            training.prepare_for_training(model)
-        elif equalizes:
-            equalize_channels(model, keeps_float=keeps_float)
+        with compiled_once(model):
+            passes.prepare(
+                model, self.target.neutron_target, training=self.is_qat, keeps_float=keeps_float, is_wide=is_wide
+            )
+            if self.is_qat:
+                training.prepare_for_training(model)
+            elif equalizes:
+                equalize_channels(model, keeps_float=keeps_float)
         note_equalized(model, equalized=bool(was_equalized(model)))
         self._check_float_operators(model)
         return model
