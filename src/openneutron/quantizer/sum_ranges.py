@@ -87,6 +87,7 @@ class AddendObserver(WrappingObserver):
         self.others: tuple[AddendObserver, ...] = ()
         self._calls = 0
         self._found: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._limited: tuple[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
@@ -105,7 +106,16 @@ class AddendObserver(WrappingObserver):
         return self._interval_of(self._own_qparams())
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns scale (float32) and zero point (int64)."""
+        """Returns scale (float32) and zero point (int64).
+
+        Caches them, because conversion asks for them at each value of a group, and a group has many values.
+        """
+        calls = (self._calls, *(other._calls for other in self.others))
+        if self._limited is None or self._limited[0] != calls:
+            self._limited = calls, self._limited_qparams()
+        return self._limited[1]
+
+    def _limited_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         own = self._own_qparams()
         if self.limit is None:
             return own

@@ -14,6 +14,7 @@ from openneutron.errors import OptionError
 from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer
+from openneutron.quantizer.conversion import convert, insert_observers
 from openneutron.quantizer.ranges import RULES, rule_named
 from openneutron.recovery.absorb_biases import absorb_biases
 from openneutron.recovery.cell_limits import select_cell_limits
@@ -101,21 +102,19 @@ def quantize_by_recipe(
     samples: Samples,
     running: CalibrationOptions,
 ) -> tuple[GraphModule, GraphModule]:
-    """Quantizes `exported` with a recipe. Returns the converted module and the float graph before `prepare_pt2e`.
+    """Quantizes `exported` with a recipe. Returns the converted module and the float graph before annotation.
 
-    `exported` comes from `quantizer.prepare_graph`. It is copied, not changed.
+    `exported` comes from `quantizer.prepare_graph`, and is not changed. Without a recipe, it is the float graph.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
     module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
-    reference = copy.deepcopy(module)
+    reference = exported if recipe is None else copy.deepcopy(module)
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
-    prepared = prepare_pt2e(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
+    prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
     calibrate(prepared, samples, running)
-    converted = convert_pt2e(prepared)
+    converted = convert(prepared)
     if recipe is not None:
         recover_converted(converted, reference, samples, recipe, progress=running.progress)
     return converted, reference
