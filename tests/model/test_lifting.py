@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tests.flow_support import seeded
+from tests.oracle import Function
 from torch import Tensor, nn
+from torch.fx import Node
 
 from openneutron import QuantizedModel, flow, lower, quantize
+from openneutron.core.evaluation import infer_meta
 from openneutron.core.fx import arguments, op_name
 from openneutron.model.examples import Examples
 from openneutron.model.exporting import export
@@ -206,3 +209,25 @@ def test_calls_of_methods_are_left_to_torch_export() -> None:
     call = next(node for node in graph.graph.nodes if node.op == "call_function")
     call.op, call.target = "call_method", "exp"
     assert lifted_program(graph, Examples((IMAGE[0, 0],))) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_repeated_calls_are_inferred_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inferences(steps: int) -> int:
+        counts.clear()
+        model = Function(lambda layer, x: layer(x[:, :steps])[0], nn.GRU(4, 4, batch_first=True)).eval()
+        inputs = (torch.ones(1, 32, 4),)
+        lower(quantize(model, inputs, [inputs], recover=None))
+        return len(counts)
+
+    counts: list[Node] = []
+    infer = infer_meta
+
+    def counted(node: Node) -> Any:
+        counts.append(node)
+        return infer(node)
+
+    monkeypatch.setattr("openneutron.model.lifting.infer_meta", counted)
+    few, many = inferences(8), inferences(32)
+    assert few > 5
+    assert many - few < 2 * 32  # a slice for each step, and the concatenation of the steps

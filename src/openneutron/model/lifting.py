@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._export.verifier import TrainingIRVerifier
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 
 from openneutron.core.constants import attribute
 from openneutron.core.evaluation import infer_meta
-from openneutron.core.fx import arguments, output_node, placeholders
+from openneutron.core.fx import arguments, is_dequantize, is_quantize, output_node, placeholders
 from openneutron.model.examples import Examples
 
 __all__ = ["lifted_program"]
@@ -62,10 +62,11 @@ def lifted_program(module: nn.Module, examples: Examples) -> ExportedProgram | N
     inputs = [*_lift_constants(module, graph, copies, constants, mode)]
     for node, leaf in zip(placeholders(module.graph), examples.leaves, strict=True):
         inputs.append(_copy_input(graph, copies, node, mode.from_tensor(leaf, static_shapes=True)))
+    inference = _Inference()
     with mode:
         for node in module.graph.nodes:
             if node.op == "call_function":
-                _copy_call(graph, copies, node)
+                _copy_call(graph, copies, node, inference)
     returned = output_node(module.graph).args[0]
     leaves = pytree.tree_leaves(returned)
     graph.output(tuple(copies[leaf] if isinstance(leaf, Node) else leaf for leaf in leaves)).meta.update(
@@ -192,14 +193,74 @@ def _copy_input(graph: Graph, copies: dict[Node, Node], node: Node, value: torch
     return InputSpec(InputKind.USER_INPUT, TensorArgument(copy.name), None)
 
 
-def _copy_call(graph: Graph, copies: dict[Node, Node], node: Node) -> None:
+def _copy_call(graph: Graph, copies: dict[Node, Node], node: Node, inference: _Inference) -> None:
     """Copies a call under the name that torch.export would give, and infers its value."""
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), copies.__getitem__)
     assert callable(node.target)
     packet = getattr(node.target, "overloadpacket", node.target)
     copies[node] = copy = graph.create_node("call_function", node.target, args, kwargs, name=packet.__name__)
     copy.meta = {key: node.meta[key] for key in _KEPT if key in node.meta}
-    copy.meta["val"] = infer_meta(copy)
+    copy.meta["val"] = inference.value_of(copy)
+
+
+class _Inference:
+    """Infers the values of calls. Calls of an operator on equal arguments get the same value.
+
+    An inference takes much longer than a look-up, and deep networks repeat their calls.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, FakeTensor] = {}
+
+    def value_of(self, node: Node) -> Any:
+        """Returns the value of a call."""
+        try:
+            key = node.target, _form(_determining(node)), _form(node.kwargs)
+            known = self._known.get(key)
+        except _UnknownFormError:
+            return infer_meta(node)
+        if known is None:
+            value = infer_meta(node)
+            if not _is_determined(value):
+                return value
+            known = self._known[key] = value
+        return known
+
+
+class _UnknownFormError(Exception):
+    """An argument is not known to determine the value of a call."""
+
+
+def _determining(node: Node) -> tuple[Any, ...]:
+    """Returns the positional arguments of a call without the scale and the zero point of a tensor."""
+    has_numbers = (is_quantize(node) or is_dequantize(node)) and isinstance(node.args[1], float)
+    return (node.args[0], *node.args[3:]) if has_numbers else node.args
+
+
+def _form(value: Any) -> Any:
+    """Returns what a call's value may depend on in an argument: an object that can be compared and hashed.
+
+    Raises `_UnknownFormError` for an argument of an unknown type, and for a tensor of unknown shape or known elements.
+    """
+    if isinstance(value, Node):
+        value = value.meta["val"]
+        if not _is_determined(value):
+            raise _UnknownFormError
+        return tuple(value.shape), value.stride(), value.dtype, value.device
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_form, value))
+    if isinstance(value, dict):
+        return tuple((key, _form(item)) for key, item in value.items())
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.layout)):
+        return type(value), value  # 1, 1.0 and True are equal
+    if isinstance(value, torch.memory_format):
+        return value
+    raise _UnknownFormError
+
+
+def _is_determined(value: Any) -> bool:
+    """Whether a value is a fake tensor of static shape without known elements."""
+    return isinstance(value, FakeTensor) and value.constant is None and all(isinstance(n, int) for n in value.shape)
 
 
 def _argument_of(node: Node | None, leaf: Any) -> TensorArgument | ConstantArgument:
