@@ -1,0 +1,84 @@
+"""Measures how long `load` takes, and the part of its checks: `python -m benchmarks.loading model.pte other.pte`.
+
+Without files, it lowers two small networks. A row has the bytes of the file, and milliseconds, the least of many: the
+load, the check of the program for ExecuTorch's runtime (with a parse that `load` does only once), the check of all
+TFLite models for LiteRT, and a run in this process and in one of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from openneutron import load, lower, quantize
+from openneutron.cpu.signatures import signature_of
+from openneutron.formats import payload, pte, pte_check, tflite
+
+REPEATS = 50
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path)
+    programs = {path.name: path.read_bytes() for path in parser.parse_args().files} or _programs()
+    table = Table("program", "bytes", "load", "check .pte", "check TFLite", "run", "isolated run")
+    for name, data in programs.items():
+        table.add_row(name, f"{len(data):,}", *(f"{1000 * value:.2f}" for value in _seconds(data)))
+    Console().print(table)
+
+
+def _seconds(data: bytes) -> tuple[float, ...]:
+    calls = [call for method in pte.read(data).methods for call in method.delegates]
+    payloads = [parsed for parsed in (payload.parse(call.payload) for call in calls) if parsed.is_portable]
+    program, isolated = load(data), load(data, isolated=True)
+    inputs = [torch.rand(info.shape).to(info.dtype) for info in program.inputs]
+
+    return (
+        _least(lambda: load(data)),
+        _least(lambda: _check_program(data)),
+        _least(lambda: _check_models(payloads)),
+        _least(lambda: program.run(*inputs)),
+        _least(lambda: isolated.run(*inputs)),
+    )
+
+
+def _check_program(data: bytes) -> None:
+    pte_check.check(data, signature_of)
+
+
+def _check_models(payloads: Sequence[payload.Payload]) -> None:
+    for one in payloads:
+        tflite.check(one.tflite)
+
+
+def _least(call: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _programs() -> dict[str, bytes]:
+    torch.manual_seed(0)
+    networks: dict[str, tuple[nn.Module, torch.Tensor]] = {
+        "convolutions": (
+            nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16 * 144, 10)),
+            torch.rand(1, 3, 16, 16),
+        ),
+        "attention": (nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), torch.rand(1, 8, 32)),
+    }
+    return {name: lower(quantize(net.eval(), (x,), [(x,)])).buffer for name, (net, x) in networks.items()}
+
+
+if __name__ == "__main__":
+    main()
