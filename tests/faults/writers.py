@@ -208,7 +208,7 @@ WRITERS: dict[str, Writer] = {
     "outputs": Writer(lambda folder: save_outputs(folder / "out.npz", (torch.ones(9), torch.zeros(3)))),
     "quantize, jobs": Writer(_calibrate_with_jobs, is_slow=True, forks=False),
     "openneutron init": Writer(_verb("init", "openneutron.toml", "--force")),
-    "openneutron targets": Writer(_verb("targets", "mimxrt700_evk", "-o", "board.toml")),
+    "openneutron targets": Writer(_verb("targets", "show", "mimxrt700_evk", "-o", "board.toml")),
     "openneutron report": Writer(_verb("report", "built", "-o", "page.html"), _with_build, is_slow=True, forks=False),
     "openneutron extract": Writer(
         _verb("extract", "built", "-o", "out", "--model-explorer"), _with_build, is_slow=True
