@@ -6,7 +6,6 @@ A file has thousands of small tables of a few layouts. Reading them together tak
 from __future__ import annotations
 
 import functools
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,9 @@ Offsets = npt.NDArray[np.int64]
 """Offsets in the file."""
 
 
+FIRST_OTHER_THAN_ASCII = 128
+
+
 @dataclass(frozen=True)
 class Tables:
     """Tables of one kind. Fields have the numbers of the schema, counted from 0; a union takes two numbers."""
@@ -32,6 +34,13 @@ class Tables:
     _layout_of: npt.NDArray[np.intp]
     _places: Offsets
     """Offset of each field in the table, [layout, field]; 0 for an absent field."""
+
+    @functools.cached_property
+    def _positions(self) -> list[list[int]]:
+        """The offset of each field of each table in the file; 0 for an absent field."""
+        places = self._places[self._layout_of]
+        positions: list[list[int]] = np.where(places > 0, self.at[:, None] + places, 0).tolist()
+        return positions
 
     @functools.cached_property
     def _present(self) -> list[frozenset[int]]:
@@ -108,26 +117,23 @@ class Tables:
         flat, ends = values.tolist(), np.cumsum(counts).tolist()
         return [flat[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True)]
 
-    def texts(self, field: int) -> list[str]:
-        """Reads a string field of each table, "" if it is absent.
-
-        Raises `FormatError` if a string is not UTF-8, or is not followed by a zero byte.
-        """
-        starts, counts = self.vectors(field, 1)
-        texts = []
-        for start, count in zip(starts, counts, strict=True):
-            if not start:
-                texts.append("")
-                continue
-            self.source.require(start + count, 1, "the zero byte after a string")
-            data = bytes(self.source.view[start : start + count + 1])
+    def check_texts(self, field: int) -> None:
+        """Raises `FormatError` if a string of the tables is not UTF-8, or is not followed by a zero byte."""
+        starts, counts = (np.array(each, np.int64) for each in self.vectors(field, 1))
+        (present,) = np.nonzero(starts)
+        starts, counts = starts[present], counts[present]
+        ends = starts + counts
+        (unended,) = np.nonzero(_gather(self.source, self._bytes, ends, np.dtype(np.uint8)))
+        if len(unended):
+            raise self.source.error(int(ends[unended[0]]), "the zero byte after a string")
+        characters, _ = self.values(field, np.uint8)
+        if not len(characters) or characters.max() < FIRST_OTHER_THAN_ASCII:
+            return
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             try:
-                texts.append(data[:-1].decode())
+                bytes(self.source.view[start:end]).decode()
             except UnicodeDecodeError as error:
-                raise self.source.error(start, "a text in UTF-8", data[:-1][:40]) from error
-            if data[-1]:
-                raise self.source.error(start + count, "the zero byte after a string", data[-1])
-        return texts
+                raise self.source.error(start, "a text in UTF-8", error.object[:40]) from error
 
     def fields_of(self, row: int) -> frozenset[int]:
         """Returns the numbers of the fields that one table has."""
@@ -136,13 +142,11 @@ class Tables:
 
     def scalar(self, row: int, field: int, code: str, default: int | float | bool = 0) -> Any:
         """Reads a scalar field of one table. `code` is a format character of the struct module."""
-        place = int(self._places[self._layout_of[row], field]) if field < self._places.shape[1] else 0
-        if not place:
+        fields = self._positions[row]
+        at = fields[field] if field < len(fields) else 0
+        if not at:
             return default
-        at = int(self.at[row]) + place
-        if at + struct.calcsize(code) > len(self._bytes):
-            raise self.source.error(at, f"field {field} of a table", "the end of the file")
-        return struct.unpack_from(f"<{code}", self.source.view, at)[0]
+        return self.source.number(at, code, f"field {field} of a table")
 
 
 def read_tables(parent: Table, field: int) -> Tables:

@@ -104,7 +104,7 @@ def _check_tensors(tables: Tables, data_at: Sequence[int], data_bytes: Sequence[
     """Returns the tensors of the graph. `data_at` and `data_bytes` are the offset and size of each buffer."""
     source = tables.source
     tables.allow_only(*_TENSOR_FIELDS)
-    tables.texts(3)
+    tables.check_texts(3)
     qparams = _check_quantization(tables)
     types, buffers = tables.numbers(1, "<i1").tolist(), tables.numbers(2, "<u4").tolist()
     operands = []
