@@ -6,13 +6,12 @@ Each of them is computed with functions of the real and the imaginary part.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch.fx import Node
 
 from openneutron.core.boundary import error_at
-from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule, product, squared_length
+from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule, product, rules, squared_length
 from openneutron.ops.graph_builder import Operand, exp, log, mul, relu, sub
 
 __all__ = ["FUNCTION_RULES"]
@@ -126,20 +125,16 @@ def _length(writing: ComplexRewriting, real: Node, imag: Node) -> Node:
     return writing.rewriting.call(aten.sqrt.default, squared)
 
 
-def _rules(rule: Rule, names: str, overloads: Sequence[str] = ("default",)) -> dict[str, Rule]:
-    return {f"aten.{name}.{overload}": rule for name in names.split() for overload in overloads}
-
-
 FUNCTION_RULES: dict[str, Rule] = {
-    **_rules(_polar, "polar"),
-    **_rules(_exp, "exp"),
-    **_rules(_quotient, "div true_divide", ("Tensor", "Scalar", "default")),
-    **_rules(_reciprocal, "reciprocal"),
-    **_rules(_reversed_difference, "rsub", ("Tensor", "Scalar")),
-    **_rules(_power, "pow", ("Tensor_Scalar",)),
-    **_rules(_square, "square"),
-    **_rules(_square_root, "sqrt"),
-    **_rules(_logarithm, "log"),
-    **_rules(_norm, "linalg_vector_norm"),
+    **rules(_polar, "polar"),
+    **rules(_exp, "exp"),
+    **rules(_quotient, "div true_divide", ("Tensor", "Scalar", "default")),
+    **rules(_reciprocal, "reciprocal"),
+    **rules(_reversed_difference, "rsub", ("Tensor", "Scalar")),
+    **rules(_power, "pow", ("Tensor_Scalar",)),
+    **rules(_square, "square"),
+    **rules(_square_root, "sqrt"),
+    **rules(_logarithm, "log"),
+    **rules(_norm, "linalg_vector_norm"),
 }
 """Rules by the name of the operator."""

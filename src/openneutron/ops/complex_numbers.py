@@ -14,7 +14,7 @@ from openneutron.core.fx import dtype_of, shape_of
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.graph_builder import Operand, add, convert, expand, mul, sub, zeros_like
 
-__all__ = ["ComplexRewriting", "Pair", "Rule", "product", "squared_length"]
+__all__ = ["ComplexRewriting", "Pair", "Rule", "product", "rules", "squared_length"]
 
 Bilinear = Callable[[Operand | None, Operand | None], Operand | None]
 
@@ -116,6 +116,11 @@ class ComplexRewriting:
 
 Rule = Callable[[ComplexRewriting], Pair | Node]
 """Computes a call on parts. Returns the pair of a complex output, or the node of a real output."""
+
+
+def rules(rule: Rule, names: str, overloads: Sequence[str] = ("default",)) -> dict[str, Rule]:
+    """Returns `rule` for each overload of each ATen operator of `names`, which spaces separate."""
+    return {f"aten.{name}.{overload}": rule for name in names.split() for overload in overloads}
 
 
 def product(first: Pair, second: Pair, writing: ComplexRewriting, multiply: Bilinear) -> Pair:

@@ -7,7 +7,7 @@ moves values, or is a sum, is applied to both parts.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.fx import Node, map_arg
 from openneutron.core.boundary import error_at
 from openneutron.core.fx import dtype_of, iterate_nodes, op_name, shape_of
 from openneutron.ops.complex_functions import FUNCTION_RULES
-from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule, product, squared_length
+from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule, product, rules, squared_length
 from openneutron.ops.declared import facts_of
 from openneutron.ops.fourier import FOURIER_RULES
 from openneutron.ops.graph_builder import Operand, convert, reshape, transpose, unsqueeze
@@ -259,46 +259,42 @@ def _conversion(writing: ComplexRewriting) -> Pair | Node:
     return real if dtype_of(real) is dtype else convert(writing.rewriting, real, dtype)
 
 
-def _rules(rule: Rule, names: str, overloads: Sequence[str] = ("default",)) -> dict[str, Rule]:
-    return {f"aten.{name}.{overload}": rule for name in names.split() for overload in overloads}
-
-
 _TENSORS = ("Tensor", "Scalar", "default")
 
 _RULES: dict[str, Rule] = {
-    **_rules(_of_last_dimension, "view_as_complex view_as_complex_copy"),
-    **_rules(_to_last_dimension, "view_as_real view_as_real_copy"),
-    **_rules(_in_another_dtype, "view", ("dtype",)),
-    **_rules(_complex, "complex"),
-    **_rules(_real, "real"),
-    **_rules(_imag, "imag"),
-    **_rules(_length, "abs"),
-    **_rules(_angle, "angle"),
-    **_rules(_conjugate, "conj _conj conj_physical"),
-    **_rules(_same, "resolve_conj resolve_neg"),
-    **_rules(_conversion, "to _to_copy type_as", ("dtype", "dtype_layout", "device", "other", "default")),
-    **_rules(_sum, "add", _TENSORS),
-    **_rules(_difference, "sub", _TENSORS),
-    **_rules(_elementwise_product, "mul multiply", _TENSORS),
-    **_rules(_negative, "neg"),
-    **_rules(_matrix_product("self", "other"), "matmul"),
-    **_rules(_matrix_product("self", "mat2"), "mm bmm"),
-    **_rules(_einsum, "einsum"),
-    **_rules(_of_parts, "sum", ("default", "dim_IntList")),
-    **_rules(_of_parts, "mean", ("default", "dim")),
-    **_rules(_of_parts, "index_select gather pad constant_pad_nd zeros_like fft_fftshift fft_ifftshift"),
-    **_rules(_of_parts, "index", ("Tensor",)),
-    **_rules(_of_parts, "slice_scatter select_scatter diagonal cumsum index_put index_add index_copy"),
-    **_rules(_of_parts, "scatter", ("src", "value")),
-    **_rules(_of_parts, "masked_fill", ("Scalar", "Tensor")),
-    **_rules(_of_parts, "full_like empty_like new_zeros new_full new_empty"),
-    **_rules(_ones, "ones_like new_ones"),
-    **_rules(_where, "where", ("self", "ScalarSelf", "ScalarOther", "Scalar")),
-    **_rules(_layer, "linear conv1d conv2d conv3d"),
-    **_rules(_of_parts, "meshgrid broadcast_tensors", ("default", "indexing")),
-    **_rules(_inner_product, "vdot"),
-    **_rules(_adjoint, "adjoint mH matrix_H"),
-    **_rules(_of_parts, "split split_with_sizes chunk unbind tensor_split", ("default", "Tensor", "int", "sections")),
+    **rules(_of_last_dimension, "view_as_complex view_as_complex_copy"),
+    **rules(_to_last_dimension, "view_as_real view_as_real_copy"),
+    **rules(_in_another_dtype, "view", ("dtype",)),
+    **rules(_complex, "complex"),
+    **rules(_real, "real"),
+    **rules(_imag, "imag"),
+    **rules(_length, "abs"),
+    **rules(_angle, "angle"),
+    **rules(_conjugate, "conj _conj conj_physical"),
+    **rules(_same, "resolve_conj resolve_neg"),
+    **rules(_conversion, "to _to_copy type_as", ("dtype", "dtype_layout", "device", "other", "default")),
+    **rules(_sum, "add", _TENSORS),
+    **rules(_difference, "sub", _TENSORS),
+    **rules(_elementwise_product, "mul multiply", _TENSORS),
+    **rules(_negative, "neg"),
+    **rules(_matrix_product("self", "other"), "matmul"),
+    **rules(_matrix_product("self", "mat2"), "mm bmm"),
+    **rules(_einsum, "einsum"),
+    **rules(_of_parts, "sum", ("default", "dim_IntList")),
+    **rules(_of_parts, "mean", ("default", "dim")),
+    **rules(_of_parts, "index_select gather pad constant_pad_nd zeros_like fft_fftshift fft_ifftshift"),
+    **rules(_of_parts, "index", ("Tensor",)),
+    **rules(_of_parts, "slice_scatter select_scatter diagonal cumsum index_put index_add index_copy"),
+    **rules(_of_parts, "scatter", ("src", "value")),
+    **rules(_of_parts, "masked_fill", ("Scalar", "Tensor")),
+    **rules(_of_parts, "full_like empty_like new_zeros new_full new_empty"),
+    **rules(_ones, "ones_like new_ones"),
+    **rules(_where, "where", ("self", "ScalarSelf", "ScalarOther", "Scalar")),
+    **rules(_layer, "linear conv1d conv2d conv3d"),
+    **rules(_of_parts, "meshgrid broadcast_tensors", ("default", "indexing")),
+    **rules(_inner_product, "vdot"),
+    **rules(_adjoint, "adjoint mH matrix_H"),
+    **rules(_of_parts, "split split_with_sizes chunk unbind tensor_split", ("default", "Tensor", "int", "sections")),
     **FUNCTION_RULES,
     **FOURIER_RULES,
     **SHORT_TIME_RULES,

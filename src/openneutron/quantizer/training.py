@@ -45,7 +45,14 @@ from openneutron.quantizer.trained_modules import (
     weight_and_bias,
 )
 
-__all__ = ["fold_float_batch_norms", "observed", "observing_reader", "prepare_for_training", "read_weight_through"]
+__all__ = [
+    "fold_float_batch_norms",
+    "observed",
+    "observing_reader",
+    "only_moves",
+    "prepare_for_training",
+    "read_weight_through",
+]
 
 _ONLY_IN_TRAINING = ("dropout", "dropout of another kind", "detach")
 
@@ -134,7 +141,7 @@ def _move_dropout_after_moves(node: Node) -> Node:
     """Moves a dropout after its only reader, repeatedly, while this reader is a relu or only moves values."""
     while is_op(node, "dropout") and len(node.users) == 1:
         (reader,) = node.users
-        if not is_op(reader, "relu") and not _only_moves(reader):
+        if not is_op(reader, "relu") and not only_moves(reader):
             break
         reader.replace_input_with(node, node.args[0])  # type: ignore[arg-type]
         reader.replace_all_uses_with(node)
@@ -144,7 +151,8 @@ def _move_dropout_after_moves(node: Node) -> Node:
     return node
 
 
-def _only_moves(node: Node) -> bool:
+def only_moves(node: Node) -> bool:
+    """Whether an operator only moves the values of one tensor, so that its output has the qparams of its input."""
     spec = OPERATORS.get(op_name(node))
     return spec is not None and spec.output is OutputRule.SHARED and not spec.is_compute and spec.inputs == ("self",)
 

@@ -36,8 +36,8 @@ from openneutron.model.examples import Examples, to_tensors
 from openneutron.model.state import has_state, reset
 from openneutron.ops import OPERATORS
 from openneutron.ops.graph_builder import detach
-from openneutron.ops.spec import OutputRule
 from openneutron.passes.add_input_guards import GUARDS
+from openneutron.quantizer.training import only_moves
 from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors, fake_quantize
 
@@ -265,7 +265,7 @@ def _fake_quantize_activations(module: GraphModule, front: Node, *, learn_ranges
     rounded: dict[Node, Qparams] = {}
     for node, qparams in found.items():
         new = source = first_operand(node)
-        if not _only_moves(source) or rounded.get(first_operand(source)) != qparams:
+        if not only_moves(source) or rounded.get(first_operand(source)) != qparams:
             with module.graph.inserting_before(node):
                 new = module.graph.call_function(fake_quantize, (source, scales[qparams], *qparams[1:]))
             new.meta = dict(node.meta)
@@ -314,11 +314,6 @@ def _target_of(dequantize: Node) -> str:
 def _has_fixed_qparams(node: Node) -> bool:
     spec = OPERATORS.get(op_name(node))
     return spec is not None and isinstance(spec.output_rule(node), QParams)
-
-
-def _only_moves(node: Node) -> bool:
-    spec = OPERATORS.get(op_name(node))
-    return spec is not None and spec.output is OutputRule.SHARED and not spec.is_compute and spec.inputs == ("self",)
 
 
 def _multiply_scale(module: GraphModule, dequantize: Node, factor: float) -> None:
