@@ -12,11 +12,13 @@ import pytest
 from openneutron.core.files import (
     check_new_folder,
     check_output,
+    created_folder,
     exists,
     is_file,
     is_folder,
     names_in,
     read_file,
+    similar_path,
     write_file,
     write_files,
     write_folder,
@@ -146,3 +148,52 @@ def test_characters_that_no_path_has(name: str, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="has a character that no path has"):
             write(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_created_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for name in ("new", "deep/er/new", "kept", "kept/new"):
+        with pytest.raises(KeyboardInterrupt), created_folder(tmp_path / name):
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
+def test_a_created_folder_with_files_is_kept(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        with created_folder(folder):
+            write_file(folder / "file", b"whole")
+            raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        write(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"whole"
+    with created_folder(tmp_path / "empty"):
+        pass
+    assert (tmp_path / "empty").is_dir()
+
+
+def test_the_folder_that_a_link_names_is_created(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with created_folder(tmp_path / "link") as folder:
+        assert (tmp_path / "target").is_dir()
+    assert (folder, folder.is_symlink()) == (tmp_path / "link", True)
+    write_folder(tmp_path / "link", {"file": b"new"})
+    assert (tmp_path / "target" / "file").read_bytes() == b"new"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_an_output_that_is_a_broken_link_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "no" / "file")
+    with pytest.raises(OutputError, match=r"the folder '.*no' does not exist"):
+        check_output(tmp_path / "link")
+
+
+def test_paths_that_resemble_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "net.py").touch()
+    assert similar_path(tmp_path / "photo") == " Did you mean 'photos'?"
+    assert similar_path(tmp_path / "nets", ".py") == " Did you mean 'net.py'?"
+    assert similar_path(tmp_path / "photo", ".py") == ""
+    assert "folder" in similar_path(tmp_path / "no" / "photos")
+    if os.sep == "/":
+        assert similar_path(f"{tmp_path}\\net.py") == f" Did you mean '{tmp_path}/net.py'?"

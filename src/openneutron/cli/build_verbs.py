@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from openneutron.cli.paths import existing_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_output
@@ -75,7 +76,7 @@ def quantize(
 def lower(
     terminal: Terminal,
     settings: Settings,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file of a quantized model (.pt2).")],
+    file: Annotated[Path, typer.Argument(callback=existing_file, help="The file of a quantized model (.pt2).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The program to write (.pte).")] = Path("model.pte"),
     target: Annotated[
         str | None,

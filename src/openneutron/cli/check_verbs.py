@@ -10,8 +10,10 @@ import typer
 
 from openneutron.cli.file_verbs import Quantized as OfTrial
 from openneutron.cli.file_verbs import TryChanges
+from openneutron.cli.paths import existing, existing_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
+from openneutron.core.files import check_output
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
@@ -19,10 +21,10 @@ from openneutron.settings.checks import check_settings
 __all__ = ["add_verbs"]
 
 OF_MODEL = ("model", "weights")
-Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or the folder of a build.")]
+Program = Annotated[Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build.")]
 Quantized = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="The quantized model (.pt2). By default, that of the folder."),
+    typer.Option(callback=existing_file, help="The quantized model (.pt2). By default, that of the folder."),
 ]
 InProcess = Annotated[
     bool,
@@ -113,8 +115,7 @@ def validate(
     against: Annotated[
         Path | None,
         typer.Option(
-            exists=True,
-            dir_okay=False,
+            callback=existing_file,
             help="What a board printed or dumped: the log of its serial line, raw bytes, .npy or .npz. PROGRAM may "
             "then be the folder of a package.",
         ),
@@ -193,7 +194,7 @@ def report(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     other: Annotated[
-        Path | None, typer.Option(exists=True, help="Another build or program, to show the differences to.")
+        Path | None, typer.Option(callback=existing, help="Another build or program, to show the differences to.")
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="The target of the estimates of a bare program: a chip, a board or a board file.")
@@ -202,23 +203,25 @@ def report(
     quantized: OfTrial = None,
 ) -> None:
     """Write the report page of a program, of a build, or of two builds beside each other."""
+    check_output(output)
     from openneutron.page import write_page
     from openneutron.workflow.folders import BuildFolder, comparable_summaries
 
-    folder = BuildFolder.of(program)
+    with terminal.step("report"):
+        folder = BuildFolder.of(program)
+        summary = folder.summary(target)
     if try_changes:
         from openneutron.workflow.trying import report_with_changes
 
         with terminal.step("try changes"):
             read, board = report_with_changes(folder.program, quantized or folder.quantized, target)
         summary = folder.summary_with_changes(read, board)
-    else:
-        summary = folder.summary(target)
-    if other is None:
-        write_page(output, summary)
-    else:
-        second = BuildFolder.of(other)
-        write_page(output, summary, second.summary(target), comparable_summaries(folder, second, target))
+    with terminal.step("write"):
+        if other is None:
+            write_page(output, summary)
+        else:
+            second = BuildFolder.of(other)
+            write_page(output, summary, second.summary(target), comparable_summaries(folder, second, target))
     terminal.show(str(output), {"file": str(output), "verdict": summary.verdict.sentence})
 
 

@@ -8,14 +8,17 @@ from typing import Annotated
 
 import typer
 
+from openneutron.cli.paths import existing, existing_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
+from openneutron.core.files import check_new_folder, check_output
+from openneutron.core.messages import as_argument
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
 
 __all__ = ["Quantized", "TryChanges", "add_verbs"]
 
-Program = Annotated[Path, typer.Argument(exists=True, help="A program (.pte), or the folder of a build.")]
+Program = Annotated[Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build.")]
 TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
 Target = Annotated[str | None, typer.Option(help=f"Target of the estimates: {TARGET_HELP}")]
 TryChanges = Annotated[
@@ -27,7 +30,7 @@ TryChanges = Annotated[
 ]
 Quantized = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="The quantized model (.pt2) of the program, for --try-changes."),
+    typer.Option(callback=existing_file, help="The quantized model (.pt2) of the program, for --try-changes."),
 ]
 Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
@@ -85,6 +88,7 @@ def compile(
 
     The converter has the flavour that the program was lowered for, unless `--flavor` names another.
     """
+    check_output(output)
     from openneutron.core.files import read_file, write_files
     from openneutron.vendor import sdk
     from openneutron.vendor.device import compile_program, kernel_selection_path, options_of
@@ -122,7 +126,7 @@ def package(
     ] = "3",
     portable: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="The portable program that a device program was compiled from."),
+        typer.Option(callback=existing_file, help="The portable program that a device program was compiled from."),
     ] = None,
 ) -> None:
     """Write a program with all that its firmware needs: arrays, memory, kernels, test vectors, and a test program.
@@ -130,13 +134,14 @@ def package(
     In the folder, `cmake -B build && cmake --build build && ctest --test-dir build` runs the test on this machine.
     """
     check_settings(settings, uses=("transform",))
+    check_new_folder(output)
     from openneutron.workflow.packages import package_files
 
     count = int(vectors) if vectors.lstrip("+-").isdigit() else vectors
     written = package_files(program, output, settings, samples or (), vectors=count, portable=portable)
     terminal.show(
         f"{output}: {len(written.files)} files, {written.vectors} test vectors, payload: {written.kind}\n"
-        f"Test it: cd {output} && cmake -B build && cmake --build build && ctest --test-dir build",
+        f"Test it: cd {as_argument(output)} && cmake -B build && cmake --build build && ctest --test-dir build",
         {"folder": str(output), "files": written.files, "payload": written.kind, "vectors": written.vectors},
     )
 
@@ -150,7 +155,7 @@ def extract(
     ] = False,
     quantized: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="The quantized model (.pt2), for the graph of ATen operators."),
+        typer.Option(callback=existing_file, help="The quantized model (.pt2), for the graph of ATen operators."),
     ] = None,
 ) -> None:
     """Write the TFLite model of each delegate of a portable .pte, for Netron and other viewers."""
@@ -211,4 +216,5 @@ def init(
     if exists(file) and not force:
         raise OutputError(f"'{file}' exists. Give another name, or --force to replace it.")
     write_file(file, template().encode())
-    terminal.show(f"{file}: edit it, then run `openneutron build --config {file} -o out`", {"file": str(file)})
+    text = f"{file}: edit it, then run `openneutron build --config {as_argument(file)} -o out`"
+    terminal.show(text, {"file": str(file)})

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from openneutron.cli.paths import existing, existing_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
+from openneutron.core.files import check_output
 
 __all__ = ["add_verbs"]
 
@@ -29,10 +31,10 @@ def add_verbs() -> None:
 def profile(
     terminal: Terminal,
     recorded: Annotated[
-        Path, typer.Argument(metavar="PROFILE", exists=True, dir_okay=False, help=f"What the board recorded: {_FORMS}.")
+        Path, typer.Argument(metavar="PROFILE", callback=existing_file, help=f"What the board recorded: {_FORMS}.")
     ],
     program: Annotated[
-        Path, typer.Option(exists=True, help="The program (.pte), or the folder of its build or its package.")
+        Path, typer.Option(callback=existing, help="The program (.pte), or the folder of its build or its package.")
     ],
     *,
     target: Target = None,
@@ -41,6 +43,8 @@ def profile(
     ] = None,
 ) -> None:
     """Join the profile of a board with the program: cycles of each operator and source line, beside the estimate."""
+    if output is not None:
+        check_output(output)
     from dataclasses import asdict
 
     from openneutron.cli.tables import blocks_of_profile
@@ -59,11 +63,13 @@ def profile(
 def fit_costs(
     terminal: Terminal,
     recorded: Annotated[
-        list[Path], typer.Argument(metavar="PROFILES", exists=True, dir_okay=False, help=f"Profiles: {_FORMS}.")
+        list[Path], typer.Argument(metavar="PROFILES", callback=existing_file, help=f"Profiles: {_FORMS}.")
     ],
     program: Annotated[
         list[Path],
-        typer.Option(exists=True, help="The program of each profile, in the same order, as for `profile`. Repeatable."),
+        typer.Option(
+            callback=existing, help="The program of each profile, in the same order, as for `profile`. Repeatable."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The board file (.toml) to write.")],
     *,

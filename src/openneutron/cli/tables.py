@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from openneutron.cli.fitting_table import FittingTable
+from openneutron.core.messages import as_argument
 
 if TYPE_CHECKING:
     from openneutron.accuracy.validate import OutputDifference
@@ -139,11 +140,12 @@ def _resources(summary: Summary) -> FittingTable:
 
 
 def _next_steps(summary: Summary, folder: Path) -> Iterator[str]:
-    yield f"open {folder / 'report.html'}"
+    yield f"open {as_argument(folder / 'report.html')}"
     if not summary.accuracy:
         yield "give labelled data (--evaluate DATA) to measure the accuracy"
     if summary.payload == "portable":
-        yield f"openneutron compile {folder / 'model.pte'} -o device.pte, where NXP's converter is installed"
+        program = as_argument(folder / "model.pte")
+        yield f"openneutron compile {program} -o device.pte, where NXP's converter is installed"
 
 
 def blocks_of_profile(profile: ProfileRows) -> Group:

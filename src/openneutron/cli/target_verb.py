@@ -94,13 +94,15 @@ def _size(size: int | None) -> str:
 
 def _show(terminal: Terminal, name: str, output: Path | None) -> None:
     from openneutron.core.files import write_file
+    from openneutron.core.messages import as_argument
     from openneutron.targets import Board, NeutronTargetSpec, text_of_board
 
     target = NeutronTargetSpec(name).neutron_target
     if output is not None:
         board = target.board or Board(f"{target.name}_board", target.name)
         write_file(output, text_of_board(board).encode())
-        terminal.show(f"{output}: edit it, then give it as --target {output}", {"file": str(output)})
+        text = f"{output}: edit it, then give it as --target {as_argument(output)}"
+        terminal.show(text, {"file": str(output)})
         return
     from rich.console import Group
 

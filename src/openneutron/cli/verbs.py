@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from openneutron.cli.interrupts import Interrupts
+from openneutron.cli.paths import existing_file
 from openneutron.cli.terminal import Terminal, print_error
 from openneutron.core.files import is_file
 from openneutron.core.messages import first_line
@@ -36,7 +37,9 @@ FAILED, WRONG_USE, FAULT, INTERRUPTED = 1, 2, 3, 130
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
 _SHORT = {"neutron_converter_flavor": ("--flavor",)}
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="An openneutron.toml with settings.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", callback=existing_file, help="An openneutron.toml with settings.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")]

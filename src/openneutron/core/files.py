@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from openneutron.core.messages import did_you_mean
 from openneutron.errors import InputError, OutputError
 
 __all__ = [
-    "NO_PATH", "check_new_folder", "check_output", "exists", "is_file", "is_folder", "names_in", "read_file",
-    "reason_of", "write_file", "write_files", "write_folder",
+    "NO_PATH", "check_new_folder", "check_output", "created_folder", "exists", "is_file", "is_folder", "names_in",
+    "read_file", "reason_of", "similar_path", "write_file", "write_files", "write_folder",
 ]  # fmt: skip
 
 LONGEST_PREFIX = 100
@@ -61,6 +62,21 @@ def names_in(folder: str | os.PathLike[str]) -> list[str]:
         return sorted(os.listdir(folder))
     except (OSError, ValueError):
         return []
+
+
+def similar_path(path: str | os.PathLike[str], suffix: str = "") -> str:
+    """Returns " Did you mean 'photos'?" with the names that resemble that of a path that does not exist.
+
+    These are names in the folder of `path` that end in `suffix`. If the folder does not exist, the text says so.
+    On systems that separate folders by slashes, a path with backslashes is looked up with slashes, too.
+    """
+    text = os.fspath(path)
+    slashes = text.replace("\\", "/")
+    if slashes != text and os.sep == "/" and exists(slashes):
+        return f" Did you mean {slashes!r}?"
+    folder = Path(text).parent
+    where = "" if is_folder(folder) else f" The folder '{folder}' does not exist."
+    return where + did_you_mean(Path(text).name, [name for name in names_in(folder) if name.endswith(suffix)])
 
 
 def _mode(path: str | os.PathLike[str], kind: type[InputError | OutputError] = InputError) -> int | None:
@@ -112,8 +128,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     try:
         for path, data in files.items():
             _check_is_file(path)
-            # A link stays a link.
-            target = path.resolve() if path.is_symlink() else path
+            target = _linked(path)
             with _typed_output(target):
                 temporary = _temporary_name(target)
                 staged.append((temporary, target))
@@ -121,9 +136,14 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         for temporary, target in staged:
             with _typed_output(target):
                 os.replace(temporary, target)
-    finally:  # an interruption leaves no temporary file behind, either
+    finally:  # after an interruption, too
         for temporary, _ in staged:
             _remove_file(temporary)
+
+
+def _linked(path: Path) -> Path:
+    """Returns the path that a link names, so that a write keeps the link; another path is returned as it is."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _temporary_name(target: Path) -> Path:
@@ -187,17 +207,55 @@ def _check_is_file(path: Path) -> None:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Raises `OutputError` if `path` is a folder, or if its folder does not exist. Writes nothing."""
-    _check_is_no_folder(path)
-    mode = _mode(Path(path).parent, OutputError)
+    """Raises `OutputError` if no file can be written to `path`: it is a folder, or its folder does not exist or cannot
+    be written. Writes nothing.
+    """
+    path = output_path(path)
+    _check_is_file(path)
+    folder = _linked(path).parent
+    mode = _mode(folder, OutputError)
     if mode is None or not stat.S_ISDIR(mode):
-        raise OutputError(f"Cannot write '{path}': the folder '{Path(path).parent}' does not exist.")
+        raise OutputError(
+            f"Cannot write '{path}': the folder '{folder}' does not exist. Give a path in an existing one."
+        )
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"Cannot write '{path}': the folder '{folder}' cannot be written. Give another path.")
+
+
+@contextmanager
+def created_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Creates a folder, with its parents, if it does not exist, and yields its path.
+
+    If the context fails, removes the folders that it created and that are empty. Raises `OutputError` if the folder
+    cannot be created or written.
+    """
+    path = output_path(path)
+    _mode(path, OutputError)
+    folder = _linked(path)
+    missing = [one for one in (folder, *folder.parents) if _mode(one, OutputError) is None]
+    try:
+        _create(folder)
+        yield path
+    except BaseException:
+        for one in missing:
+            with suppress(OSError):  # it has files, or was not created
+                one.rmdir()
+        raise
 
 
 def _check_is_no_folder(path: str | os.PathLike[str]) -> None:
     mode = _mode(path, OutputError)
     if mode is not None and stat.S_ISDIR(mode):
         raise OutputError(f"Cannot write '{path}': it is a folder. Give a path of a file in it.")
+
+
+def _create(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"The folder '{folder}' cannot be written. Give another folder.")
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> None:
@@ -212,9 +270,10 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
         if not _is_empty(path):
             raise OutputError(f"Cannot write the folder '{path}': it is not empty. Give another path, or remove it.")
         return
-    parent = _mode(path.absolute().parent, OutputError)
+    folder = _linked(path.absolute()).parent
+    parent = _mode(folder, OutputError)
     if parent is None or not stat.S_ISDIR(parent):
-        raise OutputError(f"Cannot write the folder '{path}': the folder '{path.absolute().parent}' does not exist.")
+        raise OutputError(f"Cannot write the folder '{path}': the folder '{folder}' does not exist.")
 
 
 def _is_empty(folder: Path) -> bool:
@@ -230,7 +289,7 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> No
     Raises `OutputError` if that fails, and where `check_new_folder` raises it; no temporary folder remains then.
     """
     check_new_folder(path)
-    path = Path(path).absolute()
+    path = _linked(Path(path).absolute())
     temporary = _temporary_name(path)
     try:
         temporary.mkdir()
@@ -239,7 +298,7 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> No
         if os.name == "nt" and path.is_dir():
             path.rmdir()  # it is empty; elsewhere, the rename replaces an empty folder
         os.replace(temporary, path)
-    except BaseException as error:  # an interruption leaves no folder behind, either
+    except BaseException as error:  # after an interruption, too
         shutil.rmtree(temporary, ignore_errors=True)
         if not isinstance(error, OSError):
             raise

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
+import shlex
+import subprocess
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "first_line", "is_unicode", "listed", "near_matches", "printable", "shown"]
+__all__ = ["as_argument", "did_you_mean", "first_line", "is_unicode", "listed", "near_matches", "printable", "shown"]
 
 
 def first_line(error: BaseException) -> str:
     """Returns the first non-empty line of an error's message."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), "no message")
+
+
+def as_argument(path: str | os.PathLike[str]) -> str:
+    """Returns a path as an argument of a command in a shell: in quotes if it has spaces or other special characters."""
+    text = os.fspath(path)
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from openneutron.core.files import is_file, names_in
+from openneutron.core.files import is_file, names_in, similar_path
 from openneutron.core.messages import did_you_mean, first_line, listed
 from openneutron.errors import InputError, OptionError
 
@@ -114,8 +114,7 @@ def load_object(text: str, what: str = "The reference") -> Any:
 
 def _parse(file: Path, what: str) -> ast.Module:
     if not is_file(file):
-        others = [name for name in names_in(file.parent) if name.endswith(".py")]
-        raise InputError(f"{what} is in '{file}', which does not exist.{did_you_mean(file.name, others)}")
+        raise InputError(f"{what} is in '{file}', which does not exist.{similar_path(file, '.py')}")
     try:
         return ast.parse(file.read_bytes(), str(file))
     except SyntaxError as error:

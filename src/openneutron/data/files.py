@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from openneutron.core.files import is_folder
+from openneutron.core.files import is_folder, similar_path
 from openneutron.core.messages import listed
 from openneutron.errors import InputError
 
@@ -53,7 +53,7 @@ def files_in(folder: Path) -> list[Path]:
     that does not exist or cannot be read.
     """
     if not is_folder(folder):
-        raise InputError(f"The folder '{folder}' does not exist.")
+        raise InputError(f"The folder '{folder}' does not exist.{similar_path(folder)}")
     return sorted(_walk(folder, {os.path.realpath(folder)}))
 
 

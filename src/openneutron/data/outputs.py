@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from openneutron.core.files import write_file
+from openneutron.core.files import check_output, write_file
 from openneutron.data.labels import ClassNames
 from openneutron.errors import InputError, OptionError
 
-__all__ = ["ClassScore", "OutputSummary", "save_outputs", "summarize_outputs", "top_classes"]
+__all__ = ["ClassScore", "OutputSummary", "check_array_file", "save_outputs", "summarize_outputs", "top_classes"]
 
 _SHOWN_VALUES = 6
 
@@ -97,6 +97,13 @@ def _named(outputs: Any, names: Sequence[str] | None) -> list[tuple[str, Any]]:
     return list(zip(names, values, strict=True))
 
 
+def check_array_file(path: str | os.PathLike[str]) -> None:
+    """Raises `OptionError` for another type of file than .npy and .npz, and the errors of `check_output`."""
+    if Path(path).suffix.lower() not in (".npy", ".npz"):
+        raise OptionError(f"'{path}' must be a .npy or a .npz file.")
+    check_output(path)
+
+
 def save_outputs(path: str | os.PathLike[str], outputs: Any, names: Sequence[str] | None = None) -> None:
     """Writes the outputs of a run to a .npy file, or to a .npz file with an array for each output.
 
@@ -113,16 +120,15 @@ def save_outputs(path: str | os.PathLike[str], outputs: Any, names: Sequence[str
         for name, value in _named(outputs, names)
         if value is not None and not isinstance(value, str)
     }
+    check_array_file(path)
     suffix = Path(path).suffix.lower()
     buffer = io.BytesIO()
     if suffix == ".npz":
         _save_arrays(buffer, arrays)
-    elif suffix == ".npy":
+    else:
         if len(arrays) != 1:
             raise OptionError(f"'{path}' holds one array, but there are {len(arrays)} outputs. Give a .npz file.")
         np.save(buffer, next(iter(arrays.values())))
-    else:
-        raise OptionError(f"'{path}' must be a .npy or a .npz file.")
     write_file(path, buffer.getvalue())
 
 

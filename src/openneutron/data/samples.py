@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from openneutron.core.files import exists, is_file, is_folder, names_in
+from openneutron.core.files import exists, is_file, is_folder, names_in, similar_path
 from openneutron.core.objects import check_object, is_reference, load_object, parse_reference
 from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import read_array, read_arrays, split_labels
@@ -237,8 +237,8 @@ def check_data(source: str | os.PathLike[str]) -> None:
 
 def _not_found(text: str) -> str:
     return (
-        f"'{text}' does not exist. Data are a folder, a .npy, .npz or .csv file, or a function: 'file.py:function' or "
-        "'package.module:function'."
+        f"'{text}' does not exist.{similar_path(text)} Data are a folder, a .npy, .npz or .csv file, or a function: "
+        "'file.py:function' or 'package.module:function'."
     )
 
 

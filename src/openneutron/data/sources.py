@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from openneutron.core.files import is_file
+from openneutron.core.files import is_file, similar_path
 from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import read_array, read_arrays, split_labels
 from openneutron.data.audio import Waveform, read_waveform
@@ -55,7 +55,7 @@ def read_value(path: Path) -> Any:
     """
     suffix = path.suffix.lower()
     if not is_file(path):
-        raise InputError(f"The file '{path}' does not exist.")
+        raise InputError(f"The file '{path}' does not exist.{similar_path(path)}")
     if suffix in IMAGES:
         return open_image(path)
     if suffix in AUDIO | COMPRESSED_AUDIO:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from openneutron.core.files import exists, is_folder, names_in
+from openneutron.core.files import exists, similar_path
 from openneutron.core.messages import did_you_mean
 from openneutron.core.objects import check_object, is_reference
 from openneutron.errors import InputError, OptionError
@@ -351,7 +350,4 @@ def _check_path(declared: Field, value: str) -> None:
             f"'{declared.name}' is {', '.join(words)} or file.py:function, not {value!r}.{did_you_mean(value, words)}"
         )
     if not exists(value):
-        folder = Path(value).parent
-        where = "" if is_folder(folder) else f" The folder '{folder}' does not exist."
-        near = did_you_mean(Path(value).name, names_in(folder))
-        raise InputError(f"{declared.name}: '{value}' does not exist.{where}{near}")
+        raise InputError(f"{declared.name}: '{value}' does not exist.{similar_path(value)}")

@@ -18,6 +18,7 @@ from openneutron.data import (
     summarize_outputs,
     top_classes,
 )
+from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
 from openneutron.runtime import TensorInfo, load, time_on_host
 from openneutron.settings import Settings
@@ -60,6 +61,8 @@ def run_files(
 
     Raises the errors of `load`, `inputs_of_files`, `save_outputs` and `HostProgram.run`.
     """
+    if output is not None:
+        check_array_file(output)
     host = load(program, isolated=isolated)
     labels = None if settings.data.labels is None else read_labels(Path(settings.data.labels))
     names = None if host.leaves is None else [leaf.name for leaf in host.leaves]

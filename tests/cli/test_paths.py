@@ -1,0 +1,155 @@
+"""Paths in the arguments of verbs: wrong ones are refused with near matches, and unusual ones work."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.builds import SOURCE, Here, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files that are looked up, but not read."""
+    found = tmp_path_factory.mktemp("paths")
+    (found / "sub dir").mkdir()
+    (found / "photos").mkdir()
+    (found / "sub dir" / "net.py").write_text(SOURCE)
+    (found / "net.py").write_text(SOURCE)
+    for name in ("model.pte", "photos/a.png", "board.log", "openneutron.toml"):
+        (found / name).write_bytes(b"")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "modle.pte"), "file: 'modle.pte' does not exist. Did you mean 'model.pte'?"),
+        (("lower", "photos"), "file: 'photos' is a folder. Give a file."),
+        (("compare", "model.pte", "model.pt"), "second: 'model.pt' does not exist. Did you mean 'model.pte'?"),
+        (("report", "no/model.pte"), "program: 'no/model.pte' does not exist. The folder 'no' does not exist."),
+        (("report", "model.pte", "--other", "modl.pte"), "other: 'modl.pte' does not exist. Did you mean 'model.pte'?"),
+        (("validate", "model.pte", "--against", "bord.log"), "against: 'bord.log' does not exist. Did you mean"),
+        (("profile", "photos", "--program", "model.pte"), "recorded: 'photos' is a folder. Give a file."),
+        (("fit-costs", "a.etdp", "--program", "model.pte", "-o", "b.toml"), "recorded: 'a.etdp' does not exist."),
+        (
+            ("build", "-c", "openneutron.tml"),
+            "config: 'openneutron.tml' does not exist. Did you mean 'openn",
+        ),
+        (("build", "net.py:Net", "--calibrate", "photo"), "calibrate: 'photo' does not exist. Did you mean 'photos'?"),
+        (("build", "net.py:Net", "--calibrate", "no/photos"), "The folder 'no' does not exist."),
+        (("build", "nett.py:Net", "--calibrate", "photos"), "'nett.py', which does not exist. Did you mean 'net.py'?"),
+        (("build", "C:\\models\\net.py:Net", "--calibrate", "photos"), "'C:\\models\\net.py', which does not exist."),
+        (("report", "model.pte", "-o", "photos"), "Cannot write 'photos': it is a folder."),
+        (("report", "model.pte", "-o", "no/page.html"), "Cannot write 'no/page.html': the folder 'no' does not exist."),
+        (("profile", "board.log", "--program", "model.pte", "-o", "no/p.html"), "the folder 'no' does not exist."),
+        (("compile", "model.pte", "-o", "photos"), "Cannot write 'photos': it is a folder."),
+        (("package", "model.pte", "-o", "photos"), "Cannot write the folder 'photos': it is not empty."),
+    ],
+)
+def test_a_wrong_path_is_named_at_once(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run(folder, *arguments)
+    assert result.code == 2, result.text
+    assert message in result.err
+    assert result.out == ""
+
+
+@pytest.mark.skipif(os.sep != "/", reason="here, backslashes separate folders")
+def test_backslashes_for_slashes(folder: Path) -> None:
+    result = run(folder, "build", "sub dir\\net.py:Net", "--calibrate", "photos")
+    assert result.code == 2
+    assert "Did you mean 'sub dir/net.py'?" in result.err
+
+
+def test_commands_in_the_output_quote_paths(here: Here, tmp_path: Path) -> None:
+    for arguments in (
+        ("init", tmp_path / "my file.toml"),
+        ("targets", "show", "imxrt700", "-o", tmp_path / "my b.toml"),
+    ):
+        result = here(*arguments)
+        assert result.code == 0, result.text
+        assert shlex.quote(str(arguments[-1])) in result.out
+
+
+@pytest.mark.slow
+def test_spaces_and_other_letters_and_another_folder(built: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "größe (neu) 日本"
+    shutil.copytree(built, moved)
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    image = Path(os.path.relpath(built.parent / "labelled/left/000.png", other))
+    program = Path(os.path.relpath(moved, other))
+    for arguments in (
+        ("inspect", program),
+        ("run", program / "model.pte", image, "-o", program / "the output.npy", "--mean", "0.4", "--std", "0.2"),
+        ("report", program, "-o", program / "the page.html"),
+        ("package", program, "-o", program / "the firmware"),
+    ):
+        result = run(other, *arguments)
+        assert result.code == 0, result.text
+    assert sorted(path.name for path in moved.iterdir() if path.name.startswith("the ")) == [
+        "the firmware", "the output.npy", "the page.html",
+    ]  # fmt: skip
+    assert not list(other.iterdir())
+
+
+def test_an_output_that_is_a_link(here: Here, built: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    links = [tmp_path / name for name in ("page.html", "firmware", "extracted")]
+    for link in links:
+        link.symlink_to(tmp_path / "real" / link.name)
+    for verb, link in zip(("report", "package", "extract"), links, strict=True):
+        assert here(verb, built, "-o", link).code == 0
+        assert link.is_symlink()
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["extracted", "firmware", "page.html"]
+
+
+@pytest.mark.parametrize("arguments", [("operators",), ("operators", "--json"), ("targets", "--json"), ("build", "-h")])
+def test_a_pipe_that_is_closed_early(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "openneutron", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert errors == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("columns", [30, 80, 300])
+@pytest.mark.parametrize("variable", ["NO_COLOR", None])
+def test_terminals(tmp_path: Path, columns: int, variable: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"COLUMNS": str(columns), "TERM": "xterm-256color", **({variable: "1"} if variable else {})}
+    text = in_terminal(tmp_path, environment, "build", "nett.py:Net", "--calibrate", "photos")
+    assert "error" in text
+    assert ("\x1b[1;31m" in text) is (variable is None)
+    assert "does not exist" in " ".join(text.split())
+
+
+def in_terminal(folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    """Returns what a verb prints to a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "openneutron", *arguments]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                read = os.read(ours, 4096)
+            except OSError:  # Linux reports the end of a terminal as an error
+                break
+            if not read:
+                break
+            text += read
+        process.wait()
+    os.close(ours)
+    return text.decode()
