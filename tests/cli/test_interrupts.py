@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.cli.builds import Here
 
 from openneutron.cli.interrupts import Interrupts
 from openneutron.cli.terminal import Terminal
+from openneutron.core import files
 
 INTERRUPTED = 130
 TRANSFORM = """
@@ -99,3 +102,83 @@ openneutron.__main__.main()
 def test_ctrl_c_during_the_import_shows_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (INTERRUPTED, "")
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+
+def slow(image):
+    Path(os.environ["MARK"]).touch()
+    time.sleep(100)
+    return image
+"""
+QUANTIZED = ("net.py:Net", "--weights", "w.pt", "--input", "1,1,8,8", "--recover", "none", "--calibrate", "photos")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of process groups")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("quantize", *QUANTIZED, "--jobs", "2", "-o", "OUT/model.pt2"),
+        ("build", *QUANTIZED, "--jobs", "2", "-o", "OUT/new/build"),
+        ("evaluate", "out/model.pte", "--evaluate", "labelled", "--jobs", "2"),
+        ("validate", "out/model.pte", "--model", "net.py:Net", "--weights", "w.pt", "--calibrate", "photos"),
+        ("package", "out/model.pte", "--samples", "photos/left/000.png", "-o", "OUT/firmware"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_ctrl_c_in_a_terminal_ends_all_processes(
+    work: Path, built: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """A terminal sends the signal to all processes of a command."""
+    (work / "slow.py").write_text(SLOW)
+    mark, output = tmp_path / "mark", tmp_path / "output"
+    output.mkdir()
+    given = [argument.replace("OUT", str(output)) for argument in (*arguments, "--transform", "slow.py:slow")]
+    environment = {**os.environ, "MARK": str(mark), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openneutron", *given],
+        cwd=built.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not mark.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == INTERRUPTED, out + err
+    assert "Traceback" not in out + err
+    assert "interrupted." in err
+    assert "Failed to load" not in err, "workers log what this process logs"
+    assert not list(output.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["report", "lower", "extract", "run", "init", "targets", "package"])
+def test_ctrl_c_while_files_are_written(
+    here: Here, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    arguments = {
+        "report": (built, "-o", tmp_path / "page.html"),
+        "lower": (built / "quantized.pt2", "-o", tmp_path / "model.pte"),
+        "extract": (built, "-o", tmp_path / "new" / "extracted"),
+        "run": (built, "labelled/left/000.png", "-o", tmp_path / "outputs.npy"),
+        "init": (tmp_path / "new.toml",),
+        "targets": ("show", "imxrt700", "-o", tmp_path / "board.toml"),
+        "package": (built, "-o", tmp_path / "firmware"),
+    }
+    write_new_file = files._write_new_file
+
+    def interrupted(path: Path, data: bytes, permissions: int | None = None) -> None:
+        write_new_file(path, data, permissions)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(files, "_write_new_file", interrupted)
+    result = here(verb, *arguments[verb])
+    assert result.code == INTERRUPTED, result.text
+    assert not list(tmp_path.iterdir())

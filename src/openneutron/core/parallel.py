@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +76,10 @@ def _map_in_processes(work: Callable[[Part], Result], todo: Sequence[Part], jobs
     task = joblib.delayed(_run_with_threads)
     threads = torch.get_num_threads()
     tasks = (task(threads, work, part) for part in todo)
-    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if streams else "list")(tasks)
+    # Workers log what this process logs. Otherwise, messages of torch and torchao about their own imports are printed.
+    level = logging.root.manager.disable
+    quiet = {"initializer": logging.disable, "initargs": (level,)} if type(backend).__name__ == "LokyBackend" else {}
+    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if streams else "list", **quiet)(tasks)
     try:
         yield from results
     finally:

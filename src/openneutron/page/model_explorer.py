@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openneutron.core.files import output_path, write_file
+from openneutron.core.files import created_folder, write_files
 from openneutron.core.fx import (
     is_dequantize,
     is_operator,
@@ -18,7 +18,6 @@ from openneutron.core.fx import (
     op_name,
     placeholders,
 )
-from openneutron.errors import OutputError
 from openneutron.formats import tflite
 from openneutron.page.content import LayerRow, PlacementRow, Summary
 from openneutron.report.extract import tflite_models
@@ -59,17 +58,10 @@ def write_model_explorer(
     placement = {row.node: row for row in summary.placement}
     graphs = [*([] if module is None else [_model_graph(module, placement)]), *delegates]
     files = {GRAPHS: {"label": summary.model, "graphs": graphs}, **_node_data(summary, layers, delegates, module)}
-    return tuple(_write(output_path(folder), files))
-
-
-def _write(folder: Path, files: Mapping[str, Any]) -> Iterator[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
-    for name, content in files.items():
-        write_file(folder / name, json.dumps(content).encode())
-        yield folder / name
+    with created_folder(folder) as written:
+        contents = {written / name: json.dumps(content).encode() for name, content in files.items()}
+        write_files(contents)
+    return tuple(contents)
 
 
 def _delegate_graph(name: str, graph: tflite.Subgraph, layers: Sequence[LayerRow]) -> Graph:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from openneutron.core.files import output_path, read_file, write_file
-from openneutron.errors import InputError, OutputError
+from openneutron.core.files import created_folder, read_file, write_files
+from openneutron.errors import InputError
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.report.inspect import NEUTRON_BACKEND
@@ -37,11 +37,7 @@ def extract(program: bytes | str | os.PathLike[str], folder: str | os.PathLike[s
     written; no file is written if a delegate cannot be read.
     """
     models = list(tflite_models(program))
-    try:
-        output_path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
-    paths = tuple(Path(folder) / f"delegate{index}.tflite" for index in range(len(models)))
-    for path, model in zip(paths, models, strict=True):
-        write_file(path, model)
-    return paths
+    with created_folder(folder) as written:
+        files = {written / f"delegate{index}.tflite": model for index, model in enumerate(models)}
+        write_files(files)
+    return tuple(files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from openneutron.accuracy.labelled import LabelledData
 from openneutron.accuracy.side_by_side import SideBySide
 from openneutron.accuracy.validate import Validation, validate
 from openneutron.compile_spec import CompileOptions
-from openneutron.core.files import write_files
+from openneutron.core.files import created_folder, write_files
 from openneutron.core.messages import did_you_mean
 from openneutron.core.progress import counting_bar, phase_bar
-from openneutron.errors import OptionError, OutputError
+from openneutron.errors import OptionError
 from openneutron.flow import lower, quantize
 from openneutron.model.data import Data
 from openneutron.neutron_program import NeutronProgram
@@ -36,12 +36,12 @@ __all__ = [
     "Build",
     "Step",
     "build",
-    "create_folder",
+    "build_folder",
     "no_step",
     "write_build",
 ]
 
-WRITING_SHARES = (4, 2, 1)
+WRITING_SHARES = (10, 8, 1)
 """The shares of the time for the file of the quantized model, for the page, and for the disk."""
 SAMPLES = 16
 """The largest number of calibration inputs for the validation and the analysis."""
@@ -117,51 +117,61 @@ def build(
     missing package of the report, and `OutputError` if the files cannot be written.
     """
     run = step or no_step
-    folder = None if output is None else create_folder(output)
-    if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
-        calibration = list(calibration)
-    of_quantize, of_lower = _split(options)
-    with run("quantize"):
-        quantized = quantize(
-            model, example_inputs, calibration, target, transform=transform, jobs=jobs, progress=progress, **of_quantize
-        )
-    with run("lower"):
-        program = lower(quantized, target=target, **of_lower)
-    runs_programs = is_installed()
-    accuracy = validation = analysis = None
-    if evaluation is not None:
-        with run("evaluate"), counting_bar("evaluate", progress) as done:
-            runs = {"float": model, "int8": quantized, **({".pte": program} if runs_programs else {})}
-            accuracy = evaluate_side_by_side(runs, evaluation, metric, jobs, transform=transform, progress=done)
-    if runs_programs:
-        with run("validate"):
-            validation = validate(program, None, calibration, quantized=quantized, samples=SAMPLES, transform=transform)
-    if analyze:
-        with run("analyze"), counting_bar("analyze", progress) as done:
-            analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES, progress=done)
-    on_board = None
-    board = None if program.board is None else program.board.board
-    if try_changes and board is not None and board.regions:
-        with run("try changes"):
-            on_board = _try_changes(program, quantized, model=model, example_inputs=example_inputs, **of_quantize)
-    with run("report"):
-        summary = summarize(
-            name or type(model).__name__,
-            program,
-            quantized=quantized,
-            analysis=analysis,
-            accuracy=accuracy or (),
-            validation=validation or (),
-            options=settings or options,
-            date=date,
-            source_root=source_root,
-            on_board=on_board,
-        )
-    built = Build(quantized, program, summary, accuracy, validation, analysis)
-    if folder is None:
-        return built
-    with run("write"):
-        return write_build(built, folder, source_root=source_root)
+    with ExitStack() as stack:
+        folder = None if output is None else stack.enter_context(build_folder(output))
+        if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
+            calibration = list(calibration)
+        of_quantize, of_lower = _split(options)
+        with run("quantize"):
+            quantized = quantize(
+                model,
+                example_inputs,
+                calibration,
+                target,
+                transform=transform,
+                jobs=jobs,
+                progress=progress,
+                **of_quantize,
+            )
+        with run("lower"):
+            program = lower(quantized, target=target, **of_lower)
+        runs_programs = is_installed()
+        accuracy = validation = analysis = None
+        if evaluation is not None:
+            with run("evaluate"), counting_bar("evaluate", progress) as done:
+                runs = {"float": model, "int8": quantized, **({".pte": program} if runs_programs else {})}
+                accuracy = evaluate_side_by_side(runs, evaluation, metric, jobs, transform=transform, progress=done)
+        if runs_programs:
+            with run("validate"):
+                validation = validate(
+                    program, None, calibration, quantized=quantized, samples=SAMPLES, transform=transform
+                )
+        if analyze:
+            with run("analyze"), counting_bar("analyze", progress) as done:
+                analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES, progress=done)
+        on_board = None
+        board = None if program.board is None else program.board.board
+        if try_changes and board is not None and board.regions:
+            with run("try changes"):
+                on_board = _try_changes(program, quantized, model=model, example_inputs=example_inputs, **of_quantize)
+        with run("report"):
+            summary = summarize(
+                name or type(model).__name__,
+                program,
+                quantized=quantized,
+                analysis=analysis,
+                accuracy=accuracy or (),
+                validation=validation or (),
+                options=settings or options,
+                date=date,
+                source_root=source_root,
+                on_board=on_board,
+            )
+        built = Build(quantized, program, summary, accuracy, validation, analysis)
+        if folder is None:
+            return built
+        with run("write"):
+            return write_build(built, folder, source_root=source_root)
 
 
 _analyze = analyze
@@ -188,20 +198,16 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def create_folder(output: str | os.PathLike[str]) -> Path:
+@contextmanager
+def build_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
     """Creates the folder of a build, and checks the packages of the report, before the first step.
 
-    Raises `OutputError` and `OptionError`.
+    If the build fails or is interrupted, removes the folder if it was created here and is empty. Raises `OutputError`
+    and `OptionError`.
     """
     check_page_packages()
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"The folder '{folder}' cannot be written. Give another folder.")
-    return folder
+    with created_folder(output) as folder:
+        yield folder
 
 
 def write_build(

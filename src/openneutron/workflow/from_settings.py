@@ -35,7 +35,7 @@ from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
 from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
 from openneutron.settings.toml import FILE_NAME
-from openneutron.workflow.building import Build, Step, build, create_folder, no_step, write_build
+from openneutron.workflow.building import Build, Step, build, build_folder, no_step, write_build
 from openneutron.workflow.folders import BuildFolder
 
 __all__ = [
@@ -270,33 +270,33 @@ def build_from_settings(
     report. Raises the errors of `check_settings` and `build`.
     """
     check_settings(settings, "model", "calibrate")
-    folder = create_folder(output)
-    settings = replace(settings, build=replace(settings.build, date=settings.build.date or _today()))
-    others = {FILE_NAME: settings_text(settings, folder).encode()}
-    model = model_from(settings)
-    root = source_root(settings)
-    built = build(
-        model,
-        _examples(settings, model),
-        calibration_of(settings),
-        target=settings.build.target,
-        evaluation=evaluation_of(settings),
-        metric=settings.data.metric,
-        transform=transform_from(settings),
-        analyze=settings.build.analyze,
-        try_changes=settings.build.try_changes,
-        name=_name(settings),
-        date=settings.build.date,
-        settings=_shown(settings),
-        source_root=root,
-        jobs=settings.quantize.jobs,
-        progress=progress,
-        step=step,
-        **quantize_options(settings),
-        **lower_options(settings),
-    )
-    with (step or no_step)("write"):
-        return write_build(built, folder, others, source_root=root)
+    with build_folder(output) as folder:
+        settings = replace(settings, build=replace(settings.build, date=settings.build.date or _today()))
+        others = {FILE_NAME: settings_text(settings, folder).encode()}
+        model = model_from(settings)
+        root = source_root(settings)
+        built = build(
+            model,
+            _examples(settings, model),
+            calibration_of(settings),
+            target=settings.build.target,
+            evaluation=evaluation_of(settings),
+            metric=settings.data.metric,
+            transform=transform_from(settings),
+            analyze=settings.build.analyze,
+            try_changes=settings.build.try_changes,
+            name=_name(settings),
+            date=settings.build.date,
+            settings=_shown(settings),
+            source_root=root,
+            jobs=settings.quantize.jobs,
+            progress=progress,
+            step=step,
+            **quantize_options(settings),
+            **lower_options(settings),
+        )
+        with (step or no_step)("write"):
+            return write_build(built, folder, others, source_root=root)
 
 
 def _name(settings: Settings) -> str:
