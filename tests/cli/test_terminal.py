@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from openneutron.accuracy import compare_programs
 from openneutron.cli.fitting_table import FittingTable
 from openneutron.core.progress import counting_bar, phase_bar, progress_bar, shown_step
+from openneutron.page import html
+from openneutron.workflow.folders import BuildFolder
 
 ROWS = [("float", "77.33 %", "72.27 to 81.72", "300"), ("int8", "79.33 %", "74.40 to 83.54", "300")]
 
@@ -70,3 +76,22 @@ def test_phases_outside_of_a_step_show_nothing(capsys: pytest.CaptureFixture[str
     with phase_bar("Lowering", (1, 3)) as end_phase:
         end_phase()
     assert capsys.readouterr() == ("", "")
+
+
+def test_report_and_compare_end_all_their_phases(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases: dict[str, list[int]] = {}
+
+    @contextmanager
+    def recorded(title: str, shares: Sequence[float]) -> Iterator[Callable[[], None]]:
+        ended = phases.setdefault(title, [0, len(shares)])
+
+        def end_phase() -> None:
+            ended[0] += 1
+
+        yield end_phase
+
+    monkeypatch.setattr(html, "phase_bar", recorded)
+    monkeypatch.setattr(compare_programs, "phase_bar", recorded)
+    html.page_of(BuildFolder.of(built).summary())
+    compare_programs.compare_outputs(built / "model.pte", built / "model.pte", samples=3)
+    assert phases == {"Drawing": [4, 5], "Comparing outputs": [3, 3]}  # the last phase ends with the bar

@@ -15,6 +15,7 @@ from openneutron.accuracy.validate import (
     random_inputs,
     run_program,
 )
+from openneutron.core.progress import phase_bar
 from openneutron.errors import InputError
 from openneutron.model.data import Inputs
 from openneutron.runtime.native import native_module
@@ -55,8 +56,10 @@ def compare_outputs(
     given: Sequence[Any] = inputs or [random_inputs(forms[0], seed) for seed in range(samples)]
     scales = [getattr(info, "scale", None) for info in programs[0].outputs if hasattr(info, "shape")]
     found = [Difference(REFERENCE, index, scale) for index, scale in enumerate(scales)]
-    for one in given:
-        wanted, value = (dequantized_outputs(run_program(program, one), program) for program in programs)
-        for difference, after, before in zip(found, value, wanted, strict=True):
-            difference.add(after, before)
+    with phase_bar("Comparing outputs", [1] * len(given)) as end_phase:
+        for one in given:
+            wanted, value = (dequantized_outputs(run_program(program, one), program) for program in programs)
+            for difference, after, before in zip(found, value, wanted, strict=True):
+                difference.add(after, before)
+            end_phase()
     return tuple(difference.row() for difference in found)

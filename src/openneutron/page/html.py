@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openneutron.core.files import write_file
+from openneutron.core.progress import phase_bar
 from openneutron.errors import OptionError
 from openneutron.page import charts, differences, headings, units
 from openneutron.page.accuracy import MOST_PICTURES
@@ -24,6 +25,9 @@ _PACKAGES = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
 
 MOST_BYTES = 1 << 20
 """The largest size of a page."""
+DRAWING_SHARES = (4, 1, 1, 3, 1)
+"""The shares of the time for the charts of memory, tensors, cycles and accuracy, and for the page. The first chart also
+starts the library that draws."""
 MOST_ROWS = (400, 200, 100, 50, 20)
 """The largest number of rows of a table: the first with which the page has at most `MOST_BYTES`."""
 PICTURE_BYTES = 300_000
@@ -63,7 +67,25 @@ def page_of(summary: Summary, other: Summary | None = None, compared: tuple[Summ
     Tables of large networks are cut; the page then names the number of rows that only `summary.json` has. Raises
     `OptionError` if jinja2 or vl-convert-python is not installed.
     """
-    template = _environment().get_template("report.html")
+    with phase_bar("Drawing", DRAWING_SHARES) as end_phase:
+        drawn = {"memory": charts.memory_chart(summary) if summary.layers else None}
+        end_phase()
+        drawn["tensors"] = charts.tensors_chart(summary)
+        end_phase()
+        drawn["cycles"] = charts.cycles_chart(summary.layers)
+        end_phase()
+        of_analysis = _of_analysis(summary.analysis)
+        end_phase()
+        return _page(summary, drawn, of_analysis, other, compared)
+
+
+def _page(
+    summary: Summary,
+    drawn: Mapping[str, charts.Chart | None],
+    of_analysis: Mapping[str, Any],
+    other: Summary | None,
+    compared: tuple[Summary, Summary] | None,
+) -> str:
     changed = summary.accuracy[-1].changed if len(summary.accuracy) > 1 else ()
     content = dict(
         summary=summary,
@@ -72,11 +94,7 @@ def page_of(summary: Summary, other: Summary | None = None, compared: tuple[Summ
         placement=_cpu_first(summary.placement),
         cpu_share=cpu_share(summary),
         top=_most_cycles(summary.layers),
-        charts={
-            "memory": charts.memory_chart(summary) if summary.layers else None,
-            "tensors": charts.tensors_chart(summary),
-            "cycles": charts.cycles_chart(summary.layers),
-        },
+        charts=drawn,
         shows_sram=charts.shows_sram(summary),
         pictures=_pictures(changed),
         changed=_lost_first(changed),
@@ -84,10 +102,10 @@ def page_of(summary: Summary, other: Summary | None = None, compared: tuple[Summ
         chance=None if not changed else mcnemar(summary.accuracy[-1].lost, summary.accuracy[-1].gained),
         other=other,
         measured=_measured(summary),
-        **_of_analysis(summary.analysis),
+        **of_analysis,
         **_of_other(compared or (None if other is None else (summary, other))),
     )
-    return _small_enough(template, content)
+    return _small_enough(_environment().get_template("report.html"), content)
 
 
 def _small_enough(template: Any, content: Mapping[str, Any]) -> str:
