@@ -8,6 +8,7 @@ import types
 import typing
 from typing import Any
 
+from openneutron.accuracy.board_outputs import BoardValidation
 from openneutron.accuracy.validate import OutputDifference, Validation
 from openneutron.ops.support import SupportedOperator
 from openneutron.page import AccuracyRow, Summary
@@ -87,6 +88,7 @@ SCHEMAS: dict[str, Schema] = {
     "run": an_object({"runs": a_list(schema_of(FileRun))}),
     "evaluate": an_object({"accuracy": a_list(schema_of(AccuracyRow))}),
     "validate": _validation(),
+    "validate --against": an_object({**schema_of(BoardValidation)["properties"], "passed": TRUTH}),
     "report": an_object({"file": TEXT, "verdict": TEXT}),
     "compare": an_object({
         "differences": a_list(schema_of(Difference)),
@@ -101,9 +103,11 @@ SCHEMAS: dict[str, Schema] = {
     "targets": an_object({
         "targets": a_list(schema_of(NeutronTarget)), "boards": a_list(schema_of(Board)), "converters": a_list(TEXT),
     }),
+    "targets show": schema_of(NeutronTarget),
+    "targets show --output": an_object({"file": TEXT}),
     "package": an_object({"folder": TEXT, "files": a_list(TEXT), "payload": TEXT, "vectors": NUMBER}),
     "compile": an_object({"file": TEXT, "bytes": NUMBER, "device_payloads": NUMBER}),
     "doctor": an_object({"passed": TRUTH, "report": TEXT}),
     "init": an_object({"file": TEXT}),
 }  # fmt: skip
-"""The schema of each verb."""
+"""The schema of each verb, and of forms of it that print another document."""

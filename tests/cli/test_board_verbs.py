@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
+from tests.cli.schemas import SCHEMAS
 from torch import nn
 
 from openneutron import load, lower, quantize
@@ -66,6 +68,7 @@ def test_right_outputs(run: Any) -> None:
 def test_mistake_fails_and_is_named(run: Any) -> None:
     code, text = run("validate", "net.pte", "--against", "uint8.bin", "--calibrate", "samples.npy", "--json")
     found, _ = json.JSONDecoder().raw_decode(text)
+    jsonschema.validate(found, SCHEMAS["validate --against"])
     assert code == 1
     assert not found["passed"]
     assert [one["mistake"] for one in found["diagnoses"]] == ["uint8 for int8"]

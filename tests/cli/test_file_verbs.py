@@ -21,6 +21,7 @@ import openneutron
 from openneutron import inspect, lower, quantize
 from openneutron.cli import main
 from openneutron.cli.terminal import Terminal
+from openneutron.cli.verbs import app
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.targets import TARGETS
@@ -148,6 +149,8 @@ class TestCompile:
         assert [parse(one.payload).is_portable for one in delegates] == [False, False]
         assert len((tmp_path / "device_kernel_selection.c").read_text().splitlines()) == 2
         assert len(list((tmp_path / "between").iterdir())) == 4
+        _, text = run("compile", folder / "model.pte", "-o", output, "--json")
+        jsonschema.validate(json.loads(text), SCHEMAS["compile"])
 
     @pytest.mark.usefixtures("installed")
     def test_a_flavour_that_is_not_there_lists_those_that_are(self, run: Run, folder: Path, tmp_path: Path) -> None:
@@ -275,6 +278,25 @@ def test_json_follows_the_schema(
     monkeypatch.chdir(tmp_path)
     _, text = run(*arguments, "--json")
     jsonschema.validate(json.loads(text), SCHEMAS[arguments[0]])
+
+
+def test_each_verb_has_a_schema() -> None:
+    verbs = {command.name for command in app.registered_commands}
+    assert verbs == {name.split()[0] for name in SCHEMAS}
+
+
+def test_json_of_verbs_that_write_files(here: Here, built: Path, tmp_path: Path) -> None:
+    """`Result.json` validates the one document on stdout."""
+    for verb, arguments in (
+        ("report", (built, "-o", tmp_path / "page.html")),
+        ("package", (built, "-o", tmp_path / "firmware")),
+        ("extract", (built, "-o", tmp_path / "extracted")),
+    ):
+        result = here(verb, *arguments, "--json")
+        assert result.code == 0, result.text
+        assert result.json
+    result = here("targets", "show", "imxrt700", "-o", tmp_path / "board.toml", "--json")
+    jsonschema.validate(json.loads(result.out), SCHEMAS["targets show --output"])
 
 
 class TestEveryVerb:

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from tests.cli.schemas import SCHEMAS
 
 from openneutron import NeutronTargetSpec
 from openneutron.cli.main import main
@@ -38,6 +40,7 @@ class TestVerb:
         file.write_text('based_on = "imxrt700"\n[costs]\noperator_cycles = 1000\n')
         code, text = run("targets", "show", file, "--json")
         told = json.loads(text)
+        jsonschema.validate(told, SCHEMAS["targets show"])
         assert (told["name"], told["board"]["name"], told["costs"]["operator_cycles"]) == ("imxrt700", "board", 1000)
         assert run("targets", "show", "imx943")[1].count("unknown") >= 3
 
