@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("report", "no/model.pte"), "program: 'no/model.pte' does not exist. The folder 'no' does not exist."),
         (("report", "model.pte", "--other", "modl.pte"), "other: 'modl.pte' does not exist. Did you mean 'model.pte'?"),
         (("validate", "model.pte", "--against", "bord.log"), "against: 'bord.log' does not exist. Did you mean"),
-        (("profile", "photos", "--program", "model.pte"), "recorded: 'photos' is a folder. Give a file."),
-        (("fit-costs", "a.etdp", "--program", "model.pte", "-o", "b.toml"), "recorded: 'a.etdp' does not exist."),
+        (("profile", "photos", "--program", "model.pte"), "profile: 'photos' is a folder. Give a file."),
+        (("fit-costs", "a.etdp", "--program", "model.pte", "-o", "b.toml"), "profiles: 'a.etdp' does not exist."),
         (
             ("build", "-c", "openneutron.tml"),
             "config: 'openneutron.tml' does not exist. Did you mean 'openn",

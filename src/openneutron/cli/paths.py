@@ -20,7 +20,7 @@ def existing(parameter: typer.CallbackParam, value: Paths) -> Paths:
     """Raises `InputError` if a path does not exist. A callback of typer."""
     for path in _paths(value):
         if not exists(path):
-            raise InputError(f"{parameter.name}: '{path}' does not exist.{similar_path(path)}")
+            raise InputError(f"{_name(parameter)}: '{path}' does not exist.{similar_path(path)}")
     return value
 
 
@@ -28,8 +28,14 @@ def existing_file(parameter: typer.CallbackParam, value: Paths) -> Paths:
     """Raises `InputError` if a path does not exist or is a folder. A callback of typer."""
     for path in _paths(existing(parameter, value)):
         if is_folder(path):
-            raise InputError(f"{parameter.name}: '{path}' is a folder. Give a file.")
+            raise InputError(f"{_name(parameter)}: '{path}' is a folder. Give a file.")
     return value
+
+
+def _name(parameter: typer.CallbackParam) -> str:
+    """Returns the name that the help text shows."""
+    shown: str | None = getattr(parameter, "metavar", None)
+    return shown.lower() if shown else str(parameter.name)
 
 
 def _paths(value: Path | Sequence[Path] | None) -> Sequence[Path]:
