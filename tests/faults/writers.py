@@ -28,7 +28,7 @@ from openneutron.page import Summary, summarize
 from openneutron.report.extract import extract
 from openneutron.vendor import sdk
 from openneutron.vendor.device import compile_program
-from openneutron.workflow.building import Build, create_folder, write_build
+from openneutron.workflow.building import Build, build_folder, write_build
 
 __all__ = ["WRITERS", "Writer"]
 
@@ -82,6 +82,11 @@ def _program() -> NeutronProgram:
 @functools.cache
 def _build() -> Build:
     return Build(_quantized(), _program(), summarize("Net", _program(), quantized=_quantized()))
+
+
+def _write_build(folder: Path) -> None:
+    with build_folder(folder / "out") as made:
+        write_build(_build(), made)
 
 
 @functools.cache
@@ -197,9 +202,7 @@ WRITERS: dict[str, Writer] = {
     "dumps of a driver": Writer(_dump_two_passes, _with_parts, numbered=("parts",)),
     "lower(intermediates_dir)": Writer(_lower_with_dumps, _with_parts, is_slow=True, numbered=("parts",)),
     "quantize, dumps": Writer(_quantize_with_dumps, is_slow=True, numbered=("dumps",)),
-    "write_build": Writer(
-        lambda folder: write_build(_build(), create_folder(folder / "out")), is_slow=True, forks=False
-    ),
+    "write_build": Writer(_write_build, is_slow=True, forks=False),
     "package": Writer(lambda folder: _program().package(folder / "firmware"), wants_new_folder=True),
     "compile_program, cache": Writer(_compile, _with_converter, is_slow=True, optional=("cache",)),
     "extract": Writer(lambda folder: extract(folder / "in.pte", folder / "out"), _with_program),
