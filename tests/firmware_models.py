@@ -77,6 +77,19 @@ class _Outputs(nn.Module):
         return found.flatten(2), self.constant, found.half()
 
 
+class _Constants(nn.Module):
+    """Returns tensors, an integer, numbers, a truth value and None that are constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = conv()
+        self.weight = nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.a(x), self.weight.relu(), 3, 2.5, True, None
+
+
 def _index_output() -> NeutronProgram:
     torch.manual_seed(0)
     return _lowered(Model(lambda m, x: (m.a(x), m.a(x).argmax(1)), a=conv()), (IMAGE,))
@@ -130,6 +143,7 @@ PROGRAMS: dict[str, Callable[[], NeutronProgram]] = {
     "nothing": _none_output,
     "indices": _index_output,
     "outputs": lambda: _lowered(_Outputs(), (IMAGE,)),
+    "constants": lambda: _lowered(_Constants(), (IMAGE,), int8_io=True),
     "cpu": _on_the_cpu,
     "arguments": _arguments,
 }

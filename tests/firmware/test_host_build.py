@@ -84,6 +84,13 @@ def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         lines.append(f"add_subdirectory({name})")
         bytes_left = int(found[1]) - 16
         lines.append(f"target_compile_definitions({name}_test PRIVATE {name.upper()}_{macro}={bytes_left}u)")
+    if "constants" in _selected(request):
+        program("constants").package(folder / "altered", name="altered")
+        header = folder / "altered" / "test_vectors.h"
+        text = header.read_text()
+        assert "INT64_C(3)" in text
+        header.write_text(text.replace("INT64_C(3)", "INT64_C(4)"))
+        lines.append("add_subdirectory(altered)")
     if "outputs" in _selected(request):
         program("outputs").package(folder / "near", name="near", vectors=_near_outputs(folder / "vectors.npz"))
         lines.append("add_subdirectory(near)")
@@ -113,6 +120,14 @@ def test_outputs_are_compared_as_numbers(tree: Tree, name: str) -> None:
     assert code == 0, text
     assert found is not None, text
     assert 0 < float(found[1]) < 1
+
+
+@pytest.mark.parametrize("name", ["constants"])
+def test_outputs_that_are_constants_are_compared(tree: Tree, name: str) -> None:
+    code, text = tree.run("altered")
+    assert code == 1
+    assert "output 2 is not the constant that it is on the host" in text
+    assert "FAIL: altered, 3 vectors, largest difference inf LSB" in text
 
 
 @pytest.mark.parametrize("pool", sorted(SMALL))

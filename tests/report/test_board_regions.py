@@ -82,10 +82,11 @@ class TestPlace:
 
     def test_firmware_without_reserved_bytes_is_named(self) -> None:
         found = place(parts(500, 300, 80, 4000, fetches=True), BOARD)
-        assert found.notes == (
-            "The firmware's own memory is not counted in fast, sram, because reserved_bytes is 0. Give it in a board "
-            "file.",
-        )  # fmt: skip
+        (note,) = found.notes
+        assert note.startswith(
+            "The firmware's own memory is not counted in fast, sram, because reserved_bytes is 0: write"
+        )
+        assert "openneutron targets show BOARD -o board.toml" in note
         reserved = replace(BOARD, regions=(FAST, replace(SRAM, reserved_bytes=100), FLASH))
         assert not place(parts(500, 300, program=4000, fetches=True), reserved).notes
         external = replace(BOARD, regions=(replace(SRAM, kind="DDR"),))

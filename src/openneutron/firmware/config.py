@@ -30,6 +30,10 @@ class Pools:
     """Names of allocations from the method allocator on the board that have no known size; `method` lacks them."""
     unknown_temporary: tuple[str, ...] = ()
     """The same for the temporary allocator."""
+    scratch_is_estimated: bool = False
+    """Whether `temporary` on the board contains an estimate of the NPU's scratch instead of that of microcode."""
+    kernels_are_measured: bool = False
+    """Whether CPU kernels take temporary memory, which was measured on this 64-bit host."""
 
 
 def config_header(title: str, name: str, pools: Pools, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -71,10 +75,14 @@ def _pools(upper: str, pools: Pools) -> Iterator[str]:
     yield "#if UINTPTR_MAX > 0xFFFFFFFFu /* a 64-bit host */"
     yield from _guarded(f"{upper}_METHOD_POOL_BYTES", host)
     yield from _guarded(f"{upper}_TEMPORARY_POOL_BYTES", f"{pools.temporary[0]}u")
-    yield "#else /* a 32-bit processor, computed */"
+    yield "#else /* a 32-bit processor: the method pool is computed from ExecuTorch's sources */"
     yield from _not_counted(pools.unknown_method)
     yield from _guarded(f"{upper}_METHOD_POOL_BYTES", target)
     yield from _not_counted(pools.unknown_temporary)
+    if pools.scratch_is_estimated:
+        yield "/* With an estimate of the NPU's scratch: the microcode of `openneutron compile` has its size. */"
+    if pools.kernels_are_measured:
+        yield "/* With memory of CPU kernels that was measured on a 64-bit host. */"
     yield from _guarded(f"{upper}_TEMPORARY_POOL_BYTES", f"{pools.temporary[1]}u")
     yield "#endif"
 

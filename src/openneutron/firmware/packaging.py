@@ -28,6 +28,7 @@ from openneutron.firmware.ports import Port, input_ports, output_ports
 from openneutron.firmware.templates import filled
 from openneutron.firmware.vectors import Vectors, computed_vectors, largest_rank, read_vectors, vectors_header
 from openneutron.formats import pte
+from openneutron.formats.delegate_outputs import BACKEND, check_delegate_outputs
 from openneutron.formats.payload import parse
 from openneutron.model.arguments import Leaf
 from openneutron.runtime import HostProgram
@@ -35,7 +36,6 @@ from openneutron.runtime import HostProgram
 __all__ = ["Package", "package"]
 
 METHOD = "forward"
-BACKEND = "NeutronBackend"
 NO_DELEGATE, PORTABLE, DEVICE = range(3)
 _KINDS = ("no delegates", "portable", "device")
 _DEPENDENCIES = ("openneutron", "executorch", "torch", "torchao", "ai-edge-litert")
@@ -268,7 +268,7 @@ class _Files:
         arrays = [file for stem in (self.name, "test_vectors") for file in (f"{stem}.c", f"{stem}.S") if file in names]
         arrays += [file for file in names if file == "kernel_selection.c"]
         is_runnable = self.kind != DEVICE or self.portable is not None
-        estimated = ", estimated" if self.kind == PORTABLE else ""
+        estimated = ", with an estimate of the NPU's scratch" if pools.scratch_is_estimated else ""
         return filled(
             "README.md",
             name=self.name,
@@ -305,6 +305,7 @@ def _method(program: bytes) -> pte.Method:
     found = [method for method in pte.read(program).methods if method.name == METHOD]
     if not found:
         raise FormatError(f"The program has no method '{METHOD}'. Package a program that lower() wrote.")
+    check_delegate_outputs(found[0], "The program")
     return found[0]
 
 

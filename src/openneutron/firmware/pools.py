@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openneutron.firmware.config import Pools
-from openneutron.formats.method_memory import memory_of
+from openneutron.formats.method_memory import KERNELS, POOL_ALIGNMENT, Pool, memory_of
 from openneutron.runtime.memory import measure
 
 __all__ = ["pools_of"]
@@ -14,9 +14,16 @@ def pools_of(program: bytes, portable: bytes | None) -> Pools:
     memory = memory_of(program, measured=None if portable is None else measure(portable))
     return Pools(
         planned=tuple(buffer.bytes for buffer in memory.planned),
-        method=(memory.host.method.pool_bytes, memory.device.method.pool_bytes),
-        temporary=(memory.host.temporary.pool_bytes, memory.device.temporary.pool_bytes),
+        method=(_array_bytes(memory.host.method), _array_bytes(memory.device.method)),
+        temporary=(_array_bytes(memory.host.temporary), _array_bytes(memory.device.temporary)),
         delegates=len(memory.delegates),
         unknown_method=memory.device.method.unknown,
         unknown_temporary=memory.device.temporary.unknown,
+        scratch_is_estimated=any(one.is_estimated for one in memory.delegates),
+        kernels_are_measured=any(part.name == KERNELS for part in memory.device.temporary.parts),
     )
+
+
+def _array_bytes(pool: Pool) -> int:
+    """Returns the bytes of the array for a pool. C and C++ have no arrays of 0 bytes."""
+    return max(pool.pool_bytes, POOL_ALIGNMENT)

@@ -32,6 +32,7 @@ __all__ = [
     "ARM32",
     "CONTEXT_FUNCTION",
     "HOST64",
+    "KERNELS",
     "POOL_ALIGNMENT",
     "DelegateMemory",
     "MeasuredPools",
@@ -54,6 +55,8 @@ The delegate allocates a context for each model: from the method allocator if th
 else the driver allocates it from the heap. Its size is not published.
 """
 
+KERNELS = "CPU kernels"
+"""The name of the memory that CPU kernels allocate in a run."""
 NEUTRON_BACKEND = "NeutronBackend"
 _MOST_DIMENSIONS = 16  # ExecuTorch's kTensorDimensionLimit
 
@@ -219,7 +222,7 @@ def method_memory(plan: pte.Method, measured: MeasuredPools | None = None) -> Me
     """
     calls = [call for call in plan.calls if isinstance(call, pte.DelegateCall) and call.backend == NEUTRON_BACKEND]
     delegates = tuple(map(_delegate_memory, calls))
-    kernels = Pool((Part("CPU kernels", measured.run_bytes),) if measured and measured.run_bytes else ())
+    kernels = Pool((Part(KERNELS, measured.run_bytes),) if measured and measured.run_bytes else ())
     search = _search_pool(plan, ARM32)
     runs = [_run_pool(call, memory) for call, memory in zip(calls, delegates, strict=True)]
     ends = dict.fromkeys((*plan.input_numbers, *plan.output_numbers))

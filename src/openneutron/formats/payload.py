@@ -28,7 +28,10 @@ from dataclasses import dataclass, replace
 
 from openneutron.errors import PayloadError
 
-__all__ = ["Microcode", "Payload", "PayloadHeader", "microcode_header", "pack_device", "pack_portable", "parse"]
+__all__ = [
+    "Microcode", "Payload", "PayloadHeader", "argument_count", "microcode_header", "pack_device", "pack_portable",
+    "parse",
+]  # fmt: skip
 
 ALIGNMENT = 16
 MAX_COUNT = 255
@@ -150,6 +153,13 @@ def pack_device(header: PayloadHeader, microcode: bytes, weights: bytes, kernels
     ):
         _expect(len(block) == size, len(start) + 4 * word, f"the size of the {name}, {len(block)} bytes", size)
     return start + _pad(microcode) + _pad(weights) + _pad(kernels)
+
+
+def argument_count(data: bytes | memoryview) -> int:
+    """Returns the number of a delegate's arguments before its outputs. Raises PayloadError for less than 3 bytes."""
+    view = memoryview(data).cast("B")
+    _expect(len(view) >= FIXED_BYTES, len(view), f"{FIXED_BYTES} bytes of counts", "the end")
+    return view[FIXED_BYTES - 1]
 
 
 def parse(data: bytes | memoryview) -> Payload:

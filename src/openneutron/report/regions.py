@@ -167,8 +167,9 @@ def _notes(parts: Sequence[Part], placed: Sequence[PlacedPart], board: Board) ->
     shared = [one.name for one in board.regions if one.name in used and one.is_writable and one.kind != "DDR"]
     if unreserved := [name for name in shared if not names[name].reserved_bytes]:
         yield (
-            f"The firmware's own memory is not counted in {listed(unreserved)}, because reserved_bytes is 0. Give it "
-            "in a board file."
+            f"The firmware's own memory is not counted in {listed(unreserved)}, because reserved_bytes is 0: write the "
+            "bytes of its data, stack and heap, and of code in this memory, as reserved_bytes to a board file "
+            "(`openneutron targets show BOARD -o board.toml`). The map file of a firmware without the model has them."
         )
 
 

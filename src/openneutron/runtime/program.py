@@ -19,8 +19,9 @@ import torch
 
 from openneutron.core.files import NO_PATH, reason_of
 from openneutron.core.locks import ForkSafeLock, Order
-from openneutron.errors import FormatError, HostError, InputError
+from openneutron.errors import FormatError, HostError, InputError, PayloadError
 from openneutron.formats import pte
+from openneutron.formats.delegate_outputs import check_delegate_outputs
 from openneutron.formats.flatbuffer import Source
 from openneutron.formats.method_memory import MethodMemory, memory_of
 from openneutron.model.arguments import (
@@ -119,7 +120,9 @@ class HostProgram:
         source = Source(data, name)
         try:
             method = next((method for method in pte.read(source).methods if method.name == METHOD), None)
-        except FormatError as error:
+            if method is not None:
+                check_delegate_outputs(method, name)
+        except (FormatError, PayloadError) as error:
             raise HostError(f"{name} cannot be loaded: {error}") from error
         if method is None:
             raise HostError(f"{name} cannot be loaded: it has no method '{METHOD}'")
