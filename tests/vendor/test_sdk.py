@@ -105,6 +105,13 @@ class TestConvert:
         with pytest.raises(ConverterError, match=r"no target 'imx943'; its targets are imxrt700, imx95, mcxn94x"):
             sdk.convert(wrong, sdk.choose_converter(None))
 
+    @pytest.mark.parametrize("content", [b'#include "../x.h"', b"", b"/* open"])
+    def test_a_wrong_kernel_selection_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / sdk.KERNEL_SELECTION).write_bytes(content)
+        (tmp_path / "converted.tflite").write_bytes(b"TFL3")
+        with pytest.raises(ConverterError, match=r"wrote a wrong kernel selection \(_kernel_selection.c"):
+            sdk._read_answer(tmp_path, "a model", sdk.choose_converter(None), "log")
+
     def test_kernel_selection_comes_back(self) -> None:
         converted = sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose_converter(None))
         assert converted.kernel_selection == f"// kernels of {len(model())} bytes\n"
@@ -145,8 +152,9 @@ class TestCache:
 
     @pytest.mark.parametrize(
         ("name", "content"),
-        [("*.tflite", b"TFL3"), ("answer.json", b'{"log": "", '), ("answer.json", b"[]"), ("answer.json", b"{}")],
-    )
+        [("*.tflite", b"TFL3"), ("answer.json", b'{"log": "", '), ("answer.json", b"[]"), ("answer.json", b"{}"),
+         ("answer.json", b'{"sha256": "../../secret", "log": "", "kernel_selection": null}')],
+    )  # fmt: skip
     def test_a_damaged_entry_is_made_again(self, tmp_path: Path, name: str, content: bytes) -> None:
         first = sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path)
         (entry,) = tmp_path.iterdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["BoardPackage", "is_package", "read_package"]
 MANIFEST, VECTORS = "manifest.json", "test_vectors.bin"
 ALIGNMENT = 16
 """Each input and output of a vector is padded to a multiple of this number of bytes."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ def program_of_package(folder: Path) -> Path:
     """
     manifest = _manifest(folder)
     name = manifest.get("name")
-    if not isinstance(name, str):
-        raise FormatError(f"{folder / MANIFEST} has no name of the program. Write the package again.")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):  # it must not lead to another folder
+        raise FormatError(
+            f"{folder / MANIFEST} has no name of the program, an identifier of C. Write the package again."
+        )
     portable = folder / f"{name}_portable.pte"
     return portable if portable.is_file() else folder / f"{name}.pte"
 

@@ -29,6 +29,7 @@ from openneutron.firmware.templates import filled
 from openneutron.firmware.vectors import Vectors, computed_vectors, largest_rank, read_vectors, vectors_header
 from openneutron.formats import pte
 from openneutron.formats.delegate_outputs import BACKEND, check_delegate_outputs
+from openneutron.formats.kernel_selection import kernel_selection_text
 from openneutron.formats.payload import parse
 from openneutron.model.arguments import Leaf
 from openneutron.runtime import HostProgram
@@ -110,8 +111,7 @@ def package(
     )
     files = made.all()
     if kernel_selection is not None:
-        text = kernel_selection
-        files["kernel_selection.c"] = text.encode() if isinstance(text, str) else text
+        files["kernel_selection.c"] = kernel_selection_text(kernel_selection).encode()
     if etrecord is not None:
         files["etrecord.bin"] = etrecord
     names = (*files, "README.md", "manifest.json", "python.cmake")

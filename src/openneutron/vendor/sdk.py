@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from openneutron.core.files import write_file
-from openneutron.errors import ConverterError, OpenNeutronError, OptionError
+from openneutron.errors import ConverterError, FormatError, OpenNeutronError, OptionError
+from openneutron.formats.kernel_selection import kernel_selection_in, kernel_selection_text
 
 __all__ = [
     "Conversion", "Converted", "Converter", "ConverterWarning", "choose_converter", "convert", "convert_all",
@@ -56,6 +58,7 @@ OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _REQUEST, _MODEL, _RESULT, _ANSWER = "request.json", "model.tflite", "converted.tflite", "answer.json"
 _MERGED = "merged.c"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ConverterWarning(UserWarning):
@@ -170,9 +173,10 @@ def merge_kernel_selections(
         (work / _REQUEST).write_text(json.dumps({"module": converter.module, "merge": names}))
         log = _run_child(work, what, converter, time_limit)
         _check_answer(work, what, converter, log)
-        if not (work / _MERGED).exists():
+        merged = _selection_in(work / _MERGED, what, converter, log)
+        if merged is None:
             raise _converter_error(what, converter, "merged nothing", log)
-        return (work / _MERGED).read_text()
+        return merged
 
 
 def convert(
@@ -298,8 +302,15 @@ def _read_answer(work: Path, what: str, converter: Converter, log: str) -> Conve
     result = work / _RESULT
     if not result.exists() or not result.stat().st_size:
         raise _converter_error(what, converter, "returned no model", log)
-    selection = work / KERNEL_SELECTION
-    return Converted(result.read_bytes(), log, selection.read_text(errors="replace") if selection.exists() else None)
+    return Converted(result.read_bytes(), log, _selection_in(work / KERNEL_SELECTION, what, converter, log))
+
+
+def _selection_in(path: Path, what: str, converter: Converter, log: str) -> str | None:
+    """Returns the kernel selection in a file that the converter wrote; None if there is none."""
+    try:
+        return kernel_selection_in(path)
+    except FormatError as error:
+        raise _converter_error(what, converter, f"wrote a wrong kernel selection ({error})", log) from error
 
 
 def _converter_error(what: str, converter: Converter, how: str, log: str) -> ConverterError:
@@ -336,6 +347,9 @@ def _write_cache(folder: Path, converted: Converted) -> None:
 
 
 def _cached_model(digest: str) -> str:
+    """Returns the name of a file in an entry. Raises `ValueError` for a text that is no hash, such as a path."""
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"'{digest}' is not a hash of SHA-256")
     return f"{digest}.tflite"
 
 
@@ -346,6 +360,8 @@ def _read_cache(folder: Path) -> Converted | None:
     """
     try:
         told = json.loads((folder / _ANSWER).read_bytes())
+        if told["kernel_selection"] is not None:
+            kernel_selection_text(told["kernel_selection"])
         tflite = (folder / _cached_model(told["sha256"])).read_bytes()
         converted = Converted(tflite, told["log"], told["kernel_selection"])
         if hashlib.sha256(tflite).hexdigest() == told["sha256"]:
@@ -355,7 +371,7 @@ def _read_cache(folder: Path) -> Converted | None:
         return None
     except OSError as error:
         reason = error.strerror or str(error)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, FormatError):
         reason = "it is damaged"
     warnings.warn(
         f"The cached result of the converter in '{folder}' cannot be read: {reason}. The converter runs again. "

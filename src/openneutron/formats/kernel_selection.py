@@ -1,0 +1,72 @@
+"""Reads the kernel selections that NXP's converter writes: C source for the firmware."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from openneutron.errors import FormatError
+
+__all__ = ["kernel_selection_in", "kernel_selection_text"]
+
+LARGEST_BYTES = 4 << 20
+"""A selection has some lines for each kernel of the NPU's library."""
+
+_COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_FILE_DIRECTIVE = re.compile(r"^[ \t]*(?:#|%:)[ \t]*(?:include|include_next|import|embed)\b(.*)$", re.MULTILINE)
+_FILE_NAME = re.compile(r'\s*(?:"([^"\n]+)"|<([^>\n]+)>)\s*')
+
+
+def kernel_selection_in(path: Path) -> str | None:
+    """Returns the text of a file; None if there is none. Raises `FormatError` as `kernel_selection_text` does.
+
+    A symbolic link is refused, because it may lead out of the folder of the converter's run.
+    """
+    if path.is_symlink():
+        raise FormatError(f"The kernel selection '{path.name}' is a symbolic link.")
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return kernel_selection_text(file.read(LARGEST_BYTES + 1), path.name)
+
+
+def kernel_selection_text(data: bytes | str, what: str = "the kernel selection") -> str:
+    """Returns a kernel selection as text. Errors call it `what`.
+
+    It becomes a source file of the firmware, so it is checked as one: it is UTF-8 of at most 4 MiB without control
+    characters, its comments end, and the files that it includes lie in the folders of the compiler's include paths, so
+    that their names have no "..", and no root. Raises `FormatError` with the line.
+    """
+    raw = data.encode(errors="surrogatepass") if isinstance(data, str) else data
+    if not raw.strip() or len(raw) > LARGEST_BYTES:
+        size = "empty" if not raw.strip() else f"larger than {LARGEST_BYTES:,} bytes"
+        raise FormatError(f"{what} is {size}. Compile the program again.")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{what}, byte {error.start}: expected UTF-8 text of C. Compile the program again."
+        ) from error
+    for match in re.finditer(r"[^\t\n\r\f\x20-\x7e\u00a0-\U0010ffff]", text):
+        raise FormatError(f"{what}, line {_line(text, match.start())}: a control character {match[0]!r} in C source.")
+    joined = re.sub(r"\\\r?\n", "", text)
+    code = _COMMENT_OR_STRING.sub(lambda found: found[0] if found[0][0] == '"' else " ", joined)
+    if (at := code.find("/*")) >= 0:
+        raise FormatError(f"{what}, line {_line(code, at)}: a comment that does not end.")
+    for directive in _FILE_DIRECTIVE.finditer(code):
+        name = _FILE_NAME.fullmatch(directive[1])
+        if name is None or not _stays_in_folder(name[1] or name[2]):
+            raise FormatError(
+                f"{what}, line {_line(code, directive.start())}: expected the name of a header inside of the include "
+                f"folders, found {directive[1].strip()!r}."
+            )
+    return text
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _stays_in_folder(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:")
