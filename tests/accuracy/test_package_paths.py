@@ -11,15 +11,13 @@ from openneutron.accuracy.board_package import program_of_package
 from openneutron.errors import FormatError
 
 
-@pytest.mark.parametrize(
-    "name", ["../net", "/etc/passwd", "a/b", "..", "", "a\\b", "a\0b", "net.pte", None, 3, ["net"]]
-)
+@pytest.mark.parametrize("name", ["../net", "/etc/passwd", "a/b", "..", "", "a\\b", "a\0b", "net.pte", None, 3])
 def test_other_folders_are_refused(name: object, tmp_path: Path) -> None:
     folder = tmp_path / "firmware"
     folder.mkdir()
     (tmp_path / "net.pte").write_bytes(b"secret")
     (folder / "manifest.json").write_text(json.dumps({"name": name}))
-    with pytest.raises(FormatError, match="has no name of the program, an identifier of C"):
+    with pytest.raises(FormatError, match="has no identifier as the name of the program"):
         program_of_package(folder)
 
 

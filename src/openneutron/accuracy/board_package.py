@@ -48,9 +48,7 @@ def program_of_package(folder: Path) -> Path:
     manifest = _manifest(folder)
     name = manifest.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):  # it must not lead to another folder
-        raise FormatError(
-            f"{folder / MANIFEST} has no name of the program, an identifier of C. Write the package again."
-        )
+        raise FormatError(f"{folder / MANIFEST} has no identifier as the name of the program. Write the package again.")
     portable = folder / f"{name}_portable.pte"
     return portable if portable.is_file() else folder / f"{name}.pte"
 
