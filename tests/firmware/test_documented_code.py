@@ -53,3 +53,31 @@ def test_the_code_compiles(page: str, tmp_path: Path) -> None:
         )  # fmt: skip
         found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
         assert found.returncode == 0, found.stdout + found.stderr
+
+
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wundef", "-Werror")
+COMPILERS = [
+    ("cc", "-std=c11", "one.c"),
+    ("c++", "-std=c++17", "one.cpp"),
+    ("arm-none-eabi-gcc", "-std=c11", "one.c"),
+]
+
+
+@pytest.mark.parametrize("name", ["constants", "int8", "segmentation", "two"])
+@pytest.mark.parametrize("compiler", COMPILERS, ids=[one[0] for one in COMPILERS])
+def test_each_header_compiles_alone_and_twice(name: str, compiler: tuple[str, str, str], tmp_path: Path) -> None:
+    command, standard, file = compiler
+    if shutil.which(command) is None:
+        pytest.skip(f"needs {command}")
+    program(name).package(tmp_path / "package", name=name)
+    for header in (f"{name}.h", f"{name}_config.h", f"{name}_io.h", "test_vectors.h"):
+        (tmp_path / file).write_text(f'#include "{header}"\n' * 2)
+        found = subprocess.run(
+            (command, standard, *STRICT, "-fsyntax-only", "-I", "package", file),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
