@@ -12,6 +12,7 @@ __all__ = ["kernel_selection_in", "kernel_selection_text"]
 LARGEST_BYTES = 4 << 20
 """A selection has some lines for each kernel of the NPU's library."""
 
+_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
 _COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _FILE_DIRECTIVE = re.compile(r"^[ \t]*(?:#|%:)[ \t]*(?:include|include_next|import|embed)\b(.*)$", re.MULTILINE)
 _FILE_NAME = re.compile(r'\s*(?:"([^"\n]+)"|<([^>\n]+)>)\s*')
@@ -51,7 +52,7 @@ def kernel_selection_text(data: bytes | str, what: str = "the kernel selection")
         raise FormatError(f"{what}, line {_line(text, match.start())}: a control character {match[0]!r} in C source.")
     joined = re.sub(r"\\\r?\n", "", text)
     code = _COMMENT_OR_STRING.sub(lambda found: found[0] if found[0][0] == '"' else " ", joined)
-    if (at := code.find("/*")) >= 0:
+    if (at := _STRING.sub(lambda found: "x" * len(found[0]), code).find("/*")) >= 0:
         raise FormatError(f"{what}, line {_line(code, at)}: a comment that does not end.")
     for directive in _FILE_DIRECTIVE.finditer(code):
         name = _FILE_NAME.fullmatch(directive[1])
