@@ -349,7 +349,7 @@ def _write_cache(folder: Path, converted: Converted) -> None:
 def _cached_model(digest: str) -> str:
     """Returns the name of a file in an entry. Raises `ValueError` for a text that is no hash, such as a path."""
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"'{digest}' is not a hash of SHA-256")
+        raise ValueError(f"'{digest}' is not a hash of SHA-256. Delete the entry of the cache.")
     return f"{digest}.tflite"
 
 
