@@ -27,6 +27,7 @@ TESTS = {
         *(f"tests/runtime/test_{name}.py" for name in NAMES),
         # AddressSanitizer keeps freed memory for a while.
         "--deselect=tests/runtime/test_runtime.py::test_memory_of_dropped_programs_is_given_back",
+        "--deselect=tests/runtime/test_threads.py::test_worker_processes[spawn]",  # the import of torch takes minutes
     ),
     "thread": ("tests/runtime/test_threads.py", "-k", "not fork"),
 }

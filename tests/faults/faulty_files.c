@@ -48,7 +48,7 @@ static int is_file_below(int descriptor) {
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length <= 0) return 0;
     path[length] = 0;
-    return is_below(path);
+    return path[0] == '/' && is_below(path); /* pipes and the like have other names */
 }
 
 /* Whether this operation fails; sets errno. */

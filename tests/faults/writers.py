@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from joblib.externals.loky import get_reusable_executor
 from tests.profiling.test_join_and_fit import Net
@@ -96,6 +97,11 @@ def _quantized_file() -> bytes:
 
 def _with_program(folder: Path) -> None:
     (folder / "in.pte").write_bytes(_program().buffer)
+
+
+def _with_input(folder: Path) -> None:
+    _with_program(folder)
+    np.save(folder / "x.npy", _data()[0].numpy())
 
 
 def _with_converter(folder: Path) -> None:
@@ -226,5 +232,5 @@ WRITERS: dict[str, Writer] = {
     "openneutron fit-costs": Writer(
         _verb("fit-costs", "board.log", "--program", "built", "-o", "ours.toml"), _with_profile, is_slow=True
     ),
-    "openneutron run": Writer(_verb("run", "in.pte", "--random", "-o", "out.npz"), _with_program, is_slow=True),
+    "openneutron run": Writer(_verb("run", "in.pte", "x.npy", "-o", "out.npz"), _with_input, is_slow=True),
 }
