@@ -16,7 +16,8 @@ from torch.fx import GraphModule
 from openneutron import NeutronQuantizer, quantize
 from openneutron.ops.decomposition import RANGE_LIMIT
 from openneutron.ops.recurrent import CELL_LIMIT, is_cell_state
-from openneutron.recovery.cell_limits import LIMITS, select_cell_limits
+from openneutron.quantizer.cell_errors import LIMITS
+from openneutron.recovery.cell_limits import select_cell_limits
 
 STEPS, FEATURES, UNITS = 12, 3, 4
 GATES, CANDIDATE = [0, 1, 3], 2

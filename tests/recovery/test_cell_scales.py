@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.accuracy.analyze import analyze
 from openneutron.core.fx import op_name
-from openneutron.recovery import cell_limits, recover_exported
+from openneutron.quantizer import cell_errors
+from openneutron.quantizer.cell_states import is_scaled_cell
+from openneutron.recovery import recover_exported
 from openneutron.recovery.cell_limits import select_cell_limits
-from openneutron.recovery.cell_scales import is_scaled_cell
 
 STEPS, FEATURES, UNITS = 12, 3, 8
 CANDIDATE = 2
@@ -132,8 +133,8 @@ CONSTANT_STATE: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", [*SCALED, *CONSTANT_STATE])
 def test_outputs_do_not_change(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell_limits, "WORTHWHILE", 1.0)
-    monkeypatch.setattr(cell_limits, "NEGLIGIBLE", 0.0)
+    monkeypatch.setattr(cell_errors, "WORTHWHILE", 1.0)
+    monkeypatch.setattr(cell_errors, "NEGLIGIBLE", 0.0)
     build, count = SCALED[name] if name in SCALED else (CONSTANT_STATE[name], 0)
     model, samples = seeded(build).eval(), samples_of(build)
     graph = selected(model, samples)
@@ -192,16 +193,8 @@ def test_recipes_lose_less(name: str, gain: float, recover: str, monkeypatch: py
     program = lower(quantized)
     assert {row.where for row in program.placement} == {"npu"}
     assert sqnr(joined(quantized, tests[:4]), joined(program.run, tests[:4])) > 30
-    monkeypatch.setattr(cell_limits, "WORTHWHILE", 0.0)
+    monkeypatch.setattr(cell_errors, "WORTHWHILE", 0.0)
     assert with_ranges > measured()[0] + gain
-
-
-def test_without_recovery_the_graph_stays_as_it_is() -> None:
-    build = SCALED["one layer"][0]
-    samples = samples_of(build)
-    quantized = quantize(seeded(build).eval(), samples[0], samples, recover=None, progress=False)
-    assert quantized.reference is not None
-    assert scaled_cells(quantized.reference) == 0
 
 
 def test_documented_flow_with_recovery_as_a_function() -> None:

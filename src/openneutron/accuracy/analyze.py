@@ -35,6 +35,7 @@ from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.quantizer.cell_scales import scale_as_converted
 from openneutron.runtime.native import native_module
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
@@ -165,7 +166,9 @@ def _reference_graph(
     exported = export(module, arguments_of(converted, inputs)).module()
     annotating = quantizer or NeutronQuantizer(_target(quantized, quantizer))
     equalized = was_equalized(quantized.module if isinstance(quantized, QuantizedModel) else quantized)
-    return annotating.prepare_graph(exported, equalizes=annotating.equalize if equalized is None else equalized)
+    graph = annotating.prepare_graph(exported, equalizes=annotating.equalize if equalized is None else equalized)
+    scale_as_converted(graph, converted)
+    return graph
 
 
 def _check_is_the_same(model: torch.nn.Module, quantized: frozenset[str]) -> None:

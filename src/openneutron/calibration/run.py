@@ -31,6 +31,7 @@ from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
 from openneutron.model.data import align
 from openneutron.quantizer.bias_correction import ChannelMeans
+from openneutron.quantizer.cell_ranges import CellObserver
 from openneutron.quantizer.wrapping_observers import WrappingObserver
 
 __all__ = ["CalibrationOptions", "calibrate"]
@@ -86,7 +87,7 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     single = bare_graph(prepared)
     observers = _observers_by_name(single)
     batches = _select_batches(single, samples, observers, options)
-    finds_ranges = (item for item in observers.items() if not isinstance(item[1], ChannelMeans))
+    finds_ranges = (item for item in observers.items() if not isinstance(item[1], (ChannelMeans, CellObserver)))
     seeing = {name: observer for name, observer in finds_ranges if _is_mergeable(observer)}
     if options.jobs > 1 or options.stop_when_converged:
         _check_mergeable(observers)

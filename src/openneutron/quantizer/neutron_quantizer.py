@@ -31,6 +31,7 @@ from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import added_masks
 from openneutron.quantizer.annotation import Annotation, AnnotationSettings
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
+from openneutron.quantizer.cell_ranges import select_cell_ranges_at_conversion
 from openneutron.quantizer.fused_operators import FusedOperator
 from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers, WideStates
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
@@ -231,12 +232,14 @@ class NeutronQuantizer(Quantizer):
         """Does nothing, because `annotate` has checked the model. Called by `prepare_pt2e`."""
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
-        """Adds bias correction, limits of addends, resets of states, and dtype checks of inputs.
+        """Adds bias correction, ranges of cell states, limits of addends, resets of states, and checks of inputs.
 
         Called by `prepare_pt2e`.
         """
         if self.correct_bias and not self.is_qat:
             correct_biases_at_conversion(model, edge_or_node_to_obs_or_fq)
+        if not self.is_qat:
+            select_cell_ranges_at_conversion(model, edge_or_node_to_obs_or_fq)
         link_addends(edge_or_node_to_obs_or_fq.values())
         reset_states_at_conversion(model)
         check_inputs_before_observers(edge_or_node_to_obs_or_fq)

@@ -11,44 +11,29 @@ powers of two and their inverses with nearly equal relative errors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import insert_constant
-from openneutron.core.fx import note, note_of
+from openneutron.core.evaluation import value_of
+from openneutron.core.fx import first_operand, is_dequantize
 from openneutron.ops.decomposition import RANGE_LIMIT, SHARED_QPARAMS
 from openneutron.ops.graph_builder import NodeBuilder, mul
 from openneutron.ops.intervals import EVERYTHING
+from openneutron.quantizer.cell_states import CellStep, cell_layers, note_scaled, note_selected
 
-__all__ = ["CellStep", "is_scaled_cell", "layer_of", "scale_cells"]
-
-_SCALED = "openneutron.scaled_cell"
-
-
-@dataclass(frozen=True)
-class CellStep:
-    """The nodes of one step of an LSTM: `cell` = `kept` + `written`, and `kept` = `forget_gate` * `before`."""
-
-    layer: str
-    cell: Node
-    kept: Node
-    written: Node
-    forget_gate: Node
-    before: Node
-    output_gate: Node | None
-    """The gate that multiplies the tanh of `cell`; None if there is none."""
+__all__ = ["enlarged_name", "reduced_name", "scale_as_converted", "scale_cells"]
 
 
-def layer_of(cell: Node) -> str:
-    """Returns the name of the layer of a cell state."""
-    return str(cell.meta[SHARED_QPARAMS])
+def enlarged_name(value: str) -> str:
+    """Returns the name of the node that divides a value by the ranges of the units."""
+    return f"{value}_by_range"
 
 
-def is_scaled_cell(node: Node) -> bool:
-    """Returns whether `node` is a cell state whose units have ranges of their own."""
-    return bool(note_of(node, _SCALED))
+def reduced_name(cell: str) -> str:
+    """Returns the name of the node that multiplies a scaled cell state by the ranges of the units."""
+    return f"{cell}_times_range"
 
 
 def scale_cells(module: GraphModule, steps: Sequence[CellStep], cells: Sequence[Node], halvings: torch.Tensor) -> None:
@@ -67,15 +52,41 @@ def scale_cells(module: GraphModule, steps: Sequence[CellStep], cells: Sequence[
         readers = [reader for reader in cell.users if (reader in kept) is (step is None)]
         if step is None:  # the state before the first step, or after it
             scaled = mul(NodeBuilder(cell.next if cell is not cells[0] else first, cell), cell, enlarge)
-            note(scaled, _SCALED, True)
+            scaled._rename(enlarged_name((readers or [cell])[0].name))
+            note_scaled(scaled)
             RANGE_LIMIT.write(cell, EVERYTHING)
             del cell.meta[SHARED_QPARAMS]
         else:
             written = mul(NodeBuilder(cell, cell), step.written, enlarge)
+            written._rename(enlarged_name(cell.name))
             cell.replace_input_with(step.written, written)
-            note(cell, _SCALED, True)
+            note_scaled(cell)
             step.kept.meta[SHARED_QPARAMS] = cell.meta[SHARED_QPARAMS]  # sums of values with equal scales are exact
             scaled = mul(NodeBuilder(cell.next, readers[0]), cell, reduce) if readers else cell
+            if readers:
+                scaled._rename(reduced_name(cell.name))
         for reader in readers:
             reader.replace_input_with(cell, scaled)
     module.recompile()
+
+
+def scale_as_converted(reference: GraphModule, converted: GraphModule) -> None:
+    """Scales the cell states of the float graph `reference`, in place, as conversion scaled those of `converted`.
+
+    Does nothing for layers that conversion did not scale (see `cell_ranges`). Linear in nodes.
+    """
+    layers = cell_layers(reference)
+    if not layers:
+        return
+    names = {node.name: node for node in converted.graph.nodes}
+    for layer in layers.values():
+        product = names.get(enlarged_name(layer.steps[0].cell.name)) if layer.steps else None
+        if product is not None:
+            (factors,) = (value for value in map(_constant, product.all_input_nodes) if value is not None)
+            scale_cells(reference, layer.steps, layer.cells, value_of(converted, factors).log2().round())
+            note_selected(layer)
+
+
+def _constant(operand: Node) -> Node | None:
+    """Returns `operand` if it is a dequantized constant, else None."""
+    return operand if is_dequantize(operand) and first_operand(operand).op == "get_attr" else None
