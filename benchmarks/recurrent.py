@@ -19,7 +19,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, distill, finish_training, lower, prepare_training, quantize
@@ -41,6 +42,7 @@ CALIBRATION, TESTS = 48, 32
 COLUMNS = "network", "dB", "cosine or top-1", "M cycles", "s quantize or train", "s lower"
 TRAINING = 1024  # sequences
 WINDOW_STEP = 7  # frames between the windows of a sentence for training
+LSTM_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 FIRST_FRAME = 30  # sentences begin with silence
 
 
@@ -56,6 +58,25 @@ class SpeakerEncoder(nn.Module):
         """Embeds the last hidden state of the last layer."""
         _, (hidden, _) = self.lstm(frames)
         embedding = torch.relu(self.linear(hidden[-1]))
+        unit: Tensor = embedding / torch.norm(embedding, dim=1, keepdim=True)
+        return unit
+
+
+class StepEncoder(SpeakerEncoder):
+    """Computes the LSTM itself, step by step, with two linears for each gate."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Embeds the last hidden state of the last layer."""
+        values = list(frames.unbind(1))
+        for layer in range(self.lstm.num_layers):
+            weights = (getattr(self.lstm, f"{name}_l{layer}").chunk(4) for name in LSTM_WEIGHTS)
+            gates = list(zip(*weights, strict=True))
+            hidden = cell = torch.zeros(len(frames), self.lstm.hidden_size)
+            for number, value in enumerate(values):
+                i, f, g, o = (linear(value, w, a) + linear(hidden, u, b) for w, u, a, b in gates)
+                cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+                values[number] = hidden = torch.sigmoid(o) * torch.tanh(cell)
+        embedding = torch.relu(self.linear(values[-1]))
         unit: Tensor = embedding / torch.norm(embedding, dim=1, keepdim=True)
         return unit
 
@@ -112,6 +133,13 @@ def encoder() -> SpeakerEncoder:
     model = SpeakerEncoder()
     model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("similarity")})
     return model.eval()
+
+
+def in_steps(task: Task) -> Task:
+    """Returns the task with the LSTM of the encoder computed step by step."""
+    model = StepEncoder()
+    model.load_state_dict(task.model.state_dict())
+    return replace(task, model=model.eval())
 
 
 def speech(frames: int) -> Task:
@@ -184,6 +212,10 @@ def _encoder_rows(name: str, task: Callable[[], Task]) -> dict[str, Row]:
         f"{name}-per-channel": Row(task, rows),
         f"{name}-wide": Row(task, wide),
         f"{name}-wide-per-channel": Row(task, {**wide, **rows}),
+        f"{name}-wide-auto": Row(task, {"wide": "auto"}),
+        f"{name}-wide-auto-per-channel": Row(task, {"wide": "auto", **rows}),
+        f"{name}-steps-documented": Row(lambda: in_steps(task()), documented=True),
+        f"{name}-steps-auto": Row(lambda: in_steps(task())),
     }
 
 

@@ -108,7 +108,7 @@ def quantize(
     - `stop_when_converged`: whether calibration ends when ranges no longer change. The log gives the number of samples.
     - `progress`: whether to show a progress bar. None shows it in a terminal.
     - `quantizer_options`: options of `NeutronQuantizer`. `wide="auto"` selects the LSTMs whose cell states exceed the
-      range of one int8 tensor on the calibration inputs.
+      range of one int8 tensor on the calibration inputs, unless a range for each unit is better.
 
     Raises `ModelError` for a model that is in train mode, has dynamic shapes, is not float32, or has an unsupported
     form; `InputError` for example inputs that the model does not take; `CalibrationError` if there are no calibration

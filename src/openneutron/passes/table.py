@@ -42,6 +42,7 @@ from openneutron.passes.inline_regions import inline_regions
 from openneutron.passes.integers_to_floats import integers_to_floats
 from openneutron.passes.move_activations import move_activations
 from openneutron.passes.nest_concatenations import nest_concatenations
+from openneutron.passes.recognize_cells import recognize_cells
 from openneutron.passes.remove_batch_counts import remove_batch_counts
 from openneutron.passes.remove_dead_channels import remove_dead_channels
 from openneutron.passes.remove_empties import remove_empties
@@ -169,6 +170,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(copy_returned_concatenations, "copy concatenations that are returned and computed with"),
     Pass(fold_arithmetic, "fold constant sums and products into weights and biases", When.CALIBRATION),
     Pass(remove_dead_channels, "remove channels whose activation is zero for every input", When.CALIBRATION),
+    Pass(recognize_cells, "note the cell states of LSTMs that the model computes itself", When.CALIBRATION),
     Pass(remove_unused, "remove operators that have no readers after the passes"),
 )
 """The passes that run before every quantization, in their order."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 
-from openneutron.core.constants import free_name
-from openneutron.core.fx import shape_of
+from openneutron.core.constants import constant_of, free_name
+from openneutron.core.fx import first_operand, is_quantize, shape_of
 from openneutron.ops.intervals import Interval
 from openneutron.quantizer.cell_errors import CODES, MOST_SAMPLES, CellErrors, CellReplay
 from openneutron.quantizer.cell_scales import enlarged_name, reduced_name
@@ -150,7 +150,10 @@ class CellObserver(ObserverBase):
             readers = [reader for reader in like.dequantize.users if reader not in kept]
             qparams = like.qparams
             like.multiply_operand(cell, WRITTEN, enlarge, enlarged_name(cell.name), scaled)
-            if not step.follows_a_step:
+            initial = None if step.follows_a_step else _constant(model, product.args[BEFORE])
+            if initial is not None:
+                product.args = (product.args[0], _constant_of_range(model, product, initial * factors))
+            elif not step.follows_a_step:
                 like.multiply_operand(product, BEFORE, enlarge, enlarged_name(product.name), scaled)
             for value in (_Quantized.of(product), like):
                 value.set_qparams(scaled)
@@ -165,6 +168,20 @@ def _powers_of_two(model: GraphModule, before: Node, values: Tensor, role: str) 
     """Inserts the quantized constant `values`, powers of two, which is exact if they span at most 2^7."""
     scale, zero_point = values.max() / -LOWEST_CODE, torch.tensor(LOWEST_CODE)
     return QuantizedConstant(values, scale, zero_point, None, CODE_RANGE, torch.int8).write(model, before, role)
+
+
+def _constant(model: GraphModule, operand: Any) -> Tensor | None:
+    """Returns the float value of a dequantized constant; None for any other operand."""
+    source = first_operand(operand)
+    return constant_of(model, first_operand(source)) if is_quantize(source) else None
+
+
+def _constant_of_range(model: GraphModule, before: Node, value: Tensor) -> Node:
+    """Inserts the quantized constant `value`, with the range of its values and zero."""
+    low, high = float(value.min().clamp(max=0)), float(value.max().clamp(min=0))
+    scale = (high - low) / CODES or 1.0
+    qparams = torch.tensor(scale), torch.tensor(round(LOWEST_CODE - low / scale))
+    return QuantizedConstant(value, *qparams, None, CODE_RANGE, torch.int8).write(model, before, "state")
 
 
 @dataclass(frozen=True)
@@ -217,15 +234,19 @@ def select_cell_ranges_at_conversion(model: GraphModule, observers: Mapping[Any,
     whose ranges a recipe selected, whose cell states have no limit because the model reads them, or are not all
     quantized.
     """
+    order = {node: number for number, node in enumerate(model.graph.nodes)}
     for layer in cell_layers(model).values():
         steps = layer.steps
         if layer.is_limited and len(shape_of(steps[0].cell)) <= MOST_DIMENSIONS and _is_quantized(layer, observers):
             name = free_name(model, f"cell_ranges_of_{steps[0].cell.name}")
             model.add_submodule(name, CellObserver(steps))
+            latest = steps[0].cell
             for number, step in enumerate(steps):
                 operands = step.cell, step.forget_gate, step.before, step.written, step.output_gate
-                with model.graph.inserting_after(step.cell):
-                    model.graph.call_module(name, operands, {"number": number})
+                latest = max((latest, *filter(None, operands)), key=order.__getitem__)
+                with model.graph.inserting_after(latest):
+                    call = model.graph.call_module(name, operands, {"number": number})
+                order[call], latest = order[latest], call
 
 
 def _is_quantized(layer: CellLayer, observers: Mapping[Any, Any]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import insert_constant
+from openneutron.core.constants import constant_value, insert_constant
 from openneutron.core.evaluation import value_of
 from openneutron.core.fx import first_operand, is_dequantize
 from openneutron.ops.decomposition import RANGE_LIMIT, SHARED_QPARAMS
@@ -40,9 +40,10 @@ def scale_cells(module: GraphModule, steps: Sequence[CellStep], cells: Sequence[
     """Divides the cell states of one layer by 2^-`halvings` [units], in place. The outputs do not change.
 
     `steps` are the steps of the layer, `cells` are all of its cell states, including those before the first step. Each
-    step reads one of `cells`. All values have the limits that they get after the division. Linear in steps.
+    step reads one of `cells`, or a constant. All values have the limits that they get after the division. Linear in
+    steps.
     """
-    first = cells[0].next
+    first = steps[0].kept
     enlarge = insert_constant(module, first, 2.0**halvings, "enlarge")
     reduce = insert_constant(module, first, 2.0**-halvings, "reduce")
     by_cell = {step.cell: step for step in steps}
@@ -50,10 +51,12 @@ def scale_cells(module: GraphModule, steps: Sequence[CellStep], cells: Sequence[
     for cell in cells:
         step = by_cell.get(cell)
         readers = [reader for reader in cell.users if (reader in kept) is (step is None)]
-        if step is None:  # the state before the first step, or after it
-            scaled = mul(NodeBuilder(cell.next if cell is not cells[0] else first, cell), cell, enlarge)
-            scaled._rename(enlarged_name((readers or [cell])[0].name))
-            note_scaled(scaled)
+        if step is None:  # the state before the first step
+            scaled = cell
+            if readers:
+                scaled = mul(NodeBuilder(readers[0], cell), cell, enlarge)
+                scaled._rename(enlarged_name(readers[0].name))
+                note_scaled(scaled)
             RANGE_LIMIT.write(cell, EVERYTHING)
             del cell.meta[SHARED_QPARAMS]
         else:
@@ -67,6 +70,10 @@ def scale_cells(module: GraphModule, steps: Sequence[CellStep], cells: Sequence[
                 scaled._rename(reduced_name(cell.name))
         for reader in readers:
             reader.replace_input_with(cell, scaled)
+    for step in steps:
+        if (initial := constant_value(step.before)) is not None:
+            scaled = insert_constant(module, first, initial * 2.0**halvings, "scaled")
+            step.kept.replace_input_with(step.before, scaled)
     module.recompile()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
+from openneutron.core.constants import constant_value
 from openneutron.core.fx import note, note_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.decomposition import RANGE_LIMIT, SHARED_QPARAMS
@@ -30,6 +31,8 @@ class CellStep:
     before: Node
     output_gate: Node | None
     """The gate that multiplies the tanh of `cell`; None if there is none."""
+    hidden: Node
+    """The product of the output gate and the tanh of `cell`; `cell` if there is none."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class CellLayer:
 
     @property
     def is_connected(self) -> bool:
-        """Whether each step reads one of these cell states. The first step may read a constant instead."""
+        """Whether each step reads one of these cell states, or a constant."""
         cells = set(self.cells)
-        return all(step.before in cells for step in self.steps)
+        return all(step.before in cells or constant_value(step.before) is not None for step in self.steps)
 
 
 def cell_layers(module: GraphModule) -> dict[str, CellLayer]:
@@ -104,13 +107,16 @@ def _step_of(cell: Node) -> CellStep | None:
     if not is_op(kept, "mul") or len(kept.all_input_nodes) != 2:
         return None
     forget_gate, before = kept.all_input_nodes
-    return CellStep(str(cell.meta[SHARED_QPARAMS]), cell, kept, written, forget_gate, before, _output_gate(cell))
+    output_gate, hidden = _hidden_state(cell) or (None, cell)
+    name = str(cell.meta[SHARED_QPARAMS])
+    return CellStep(name, cell, kept, written, forget_gate, before, output_gate, hidden)
 
 
-def _output_gate(cell: Node) -> Node | None:
-    """Returns the gate that multiplies the tanh of `cell`."""
+def _hidden_state(cell: Node) -> tuple[Node, Node] | None:
+    """Returns the gate that multiplies the tanh of `cell`, and the product."""
     for tanh in cell.users:
         for product in tanh.users if is_op(tanh, "tanh") else ():
-            if is_op(product, "mul"):
-                return next((factor for factor in product.all_input_nodes if factor is not tanh), None)
+            gates = [factor for factor in product.all_input_nodes if factor is not tanh]
+            if is_op(product, "mul") and gates:
+                return gates[0], product
     return None

@@ -18,10 +18,10 @@ from openneutron.ops.intervals import Interval
 from openneutron.ops.recurrent import CELL_LIMIT
 from openneutron.quantizer.cell_errors import MOST_SAMPLES, CellErrors, CellReplay
 from openneutron.quantizer.cell_scales import scale_cells
-from openneutron.quantizer.cell_states import CellStep, cell_layers, has_limit, note_selected
+from openneutron.quantizer.cell_states import CellLayer, CellStep, cell_layers, has_limit, note_selected
 from openneutron.recovery.layerwise import Samples, evenly_spaced
 
-__all__ = ["select_cell_limits"]
+__all__ = ["layers_with_ranges_of_units", "select_cell_limits"]
 
 
 class _Replay(GraphRun):
@@ -35,21 +35,20 @@ class _Replay(GraphRun):
         errors: Mapping[str, CellErrors],
     ) -> None:
         super().__init__(module, given)
-        self.by_cell = {step.cell: step for step in steps}
-        self.kept = {step.kept for step in steps}
+        self.by_hidden = {step.hidden: step for step in steps}
+        self.operands = {node: node.all_input_nodes for step in steps for node in (step.kept, step.cell)}
         self.factors: dict[Node, tuple[Any, ...]] = {}
         self.errors = errors
         self.replays = {layer: CellReplay(found.factor) for layer, found in errors.items()}
 
     def compute(self, node: Node) -> Any:
         value = super().compute(node)
-        if node in self.kept:  # a run forgets values after their last reader
-            self.factors[node] = tuple(map(self.operand, node.all_input_nodes))
-        if (step := self.by_cell.get(node)) is not None:
+        if node in self.operands:  # a run forgets values after their last reader
+            self.factors[node] = (*map(self.operand, self.operands[node]), value)
+        if (step := self.by_hidden.get(node)) is not None:
             gate = None if step.output_gate is None else self.operand(step.output_gate)
-            forget_gate, before = self.factors.pop(step.kept)
-            found = self.replays[step.layer].step(value, forget_gate, before, self.operand(step.written), gate)
-            self.errors[step.layer].add(*found)
+            (forget_gate, before, _), (_, written, cell) = (self.factors.pop(one) for one in (step.kept, step.cell))
+            self.errors[step.layer].add(*self.replays[step.layer].step(cell, forget_gate, before, written, gate))
         return value
 
 
@@ -63,14 +62,7 @@ def select_cell_limits(module: GraphModule, samples: Samples) -> None:
     uses at most `MOST_SAMPLES`.
     """
     layers = cell_layers(module)
-    if not layers:
-        return
-    steps = [step for layer in layers.values() for step in layer.steps]
-    chosen = evenly_spaced(samples, MOST_SAMPLES)
-    largest = _largest_values(module, chosen, [step for step in steps if not has_limit(step.cell)])
-    errors = {name: CellErrors(largest.get(name, CELL_LIMIT) / CELL_LIMIT) for name in layers}
-    for sample in chosen:
-        _Replay(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), steps, errors).run()
+    errors = _measured_errors(module, samples, layers)
     for name, layer in layers.items():
         note_selected(layer)
         ranges = errors[name].ranges_of_units() if layer.is_connected else None
@@ -80,6 +72,25 @@ def select_cell_limits(module: GraphModule, samples: Samples) -> None:
                 RANGE_LIMIT.write(value, Interval(-limit, limit))
         if ranges is not None:
             scale_cells(module, layer.steps, layer.cells, ranges[1])
+
+
+@torch.no_grad()
+def layers_with_ranges_of_units(module: GraphModule, samples: Samples) -> set[str]:
+    """Returns the names of the layers whose units `select_cell_limits` would give ranges of their own."""
+    layers = cell_layers(module)
+    errors = _measured_errors(module, samples, layers)
+    return {name for name, layer in layers.items() if layer.is_connected and errors[name].ranges_of_units() is not None}
+
+
+def _measured_errors(module: GraphModule, samples: Samples, layers: Mapping[str, CellLayer]) -> dict[str, CellErrors]:
+    """Returns the errors of each layer on at most `MOST_SAMPLES` of `samples`."""
+    steps = [step for layer in layers.values() for step in layer.steps]
+    chosen = evenly_spaced(samples, MOST_SAMPLES) if steps else ()
+    largest = _largest_values(module, chosen, [step for step in steps if not has_limit(step.cell)])
+    errors = {name: CellErrors(largest.get(name, CELL_LIMIT) / CELL_LIMIT) for name in layers}
+    for sample in chosen:
+        _Replay(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), steps, errors).run()
+    return errors
 
 
 def _largest_values(module: GraphModule, samples: Samples, steps: Sequence[CellStep]) -> dict[str, float]:

@@ -12,8 +12,10 @@ from torch.fx import GraphModule, Node
 from openneutron.core.evaluation import GraphRun
 from openneutron.core.fx import modules_of
 from openneutron.model.state import sample_nodes
+from openneutron.ops.decomposition import SHARED_QPARAMS
 from openneutron.ops.recurrent import CELL_LIMIT, is_cell_state
 from openneutron.quantizer.layer_options import has_wide_state
+from openneutron.recovery.cell_limits import layers_with_ranges_of_units
 from openneutron.recovery.layerwise import Samples, evenly_spaced
 
 __all__ = ["modules_with_large_cell_states"]
@@ -25,14 +27,15 @@ LEAST_SHARE = 0.002
 
 @dataclass
 class _CellStateCount:
-    """The number of values of the cell states of a module, and of those beyond `CELL_LIMIT`."""
+    """The number of values of the cell states of a layer, and of those beyond `CELL_LIMIT`."""
 
+    module: str
     values: int = 0
     large: int = 0
 
 
 class _CellStateCounter(GraphRun):
-    """Runs the graph and counts, for each LSTM, the values of its cell states and those beyond `CELL_LIMIT`."""
+    """Runs the graph and counts, for each layer, the values of its cell states and those beyond `CELL_LIMIT`."""
 
     def __init__(self, module: GraphModule, given: Mapping[Node, Any], counts: dict[str, _CellStateCount]) -> None:
         super().__init__(module, given)
@@ -42,7 +45,7 @@ class _CellStateCounter(GraphRun):
         value = super().compute(node)
         if is_cell_state(node) and has_wide_state(node):
             *_, (name, _) = modules_of(node) or (("", ""),)
-            count = self.counts.setdefault(name, _CellStateCount())
+            count = self.counts.setdefault(str(node.meta[SHARED_QPARAMS]), _CellStateCount(name))
             count.values += value.numel()
             count.large += int((value.abs() > CELL_LIMIT).sum())
         return value
@@ -50,12 +53,16 @@ class _CellStateCounter(GraphRun):
 
 @torch.no_grad()
 def modules_with_large_cell_states(module: GraphModule, samples: Samples) -> list[str]:
-    """Returns the names of the modules with an LSTM of which more than 0.2 % of the cell states exceed `CELL_LIMIT`.
+    """Returns the names of the modules with an LSTM that needs wide cell states.
 
+    An LSTM needs them if more than 0.2 % of the cell states of a layer exceed `CELL_LIMIT`, unless ranges of units
+    reduce the error of this layer: these are usually more accurate than wide cell states, and need fewer operators.
     `module` is a float graph from `NeutronQuantizer.prepare_graph`, without wide cell states. It runs on at most
     `MOST_SAMPLES` of `samples`.
     """
     counts: dict[str, _CellStateCount] = {}
     for sample in evenly_spaced(samples, MOST_SAMPLES):
         _CellStateCounter(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), counts).run()
-    return [name for name, count in counts.items() if count.large > LEAST_SHARE * count.values]
+    large = {name: count.module for name, count in counts.items() if count.large > LEAST_SHARE * count.values}
+    of_units = layers_with_ranges_of_units(module, samples) if large else set()
+    return list(dict.fromkeys(owner for name, owner in large.items() if name not in of_units))
