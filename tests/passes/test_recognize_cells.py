@@ -31,7 +31,7 @@ class Cell(nn.Module):
             for value in self.gates[2].parameters():
                 value.mul_(ranges.reshape(UNITS, *[1] * (value.dim() - 1)))
             for gate in self.gates[:2]:
-                gate.bias += 1.5  # type: ignore[operator]
+                gate.bias.add_(1.5)  # type: ignore[operator, union-attr]
             self.head.weight /= ranges.clamp(max=1)
 
     def initial(self, x: Tensor) -> Tensor:
@@ -122,10 +122,10 @@ class TorchCell(Cell):
     def __init__(self) -> None:
         super().__init__()
         self.cell = nn.LSTMCell(FEATURES, UNITS)
-        weights = [gate.weight.detach() for gate in self.gates]  # type: ignore[union-attr, operator]
+        weights = [gate.weight.detach() for gate in self.gates]  # type: ignore[operator]
         self.cell.weight_ih.data = torch.cat([weight[:, :FEATURES] for weight in weights])
         self.cell.weight_hh.data = torch.cat([weight[:, FEATURES:] for weight in weights])
-        self.cell.bias_ih.data = torch.cat([gate.bias.detach() for gate in self.gates])  # type: ignore[union-attr, operator]
+        self.cell.bias_ih.data = torch.cat([gate.bias.detach() for gate in self.gates])  # type: ignore[operator]
         self.cell.bias_hh.data.zero_()
 
     def step(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:

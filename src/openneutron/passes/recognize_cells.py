@@ -116,8 +116,8 @@ def _note_layer(steps: list[_Step]) -> None:
     for cell in cells:
         cell.meta[SHARED_QPARAMS] = name
     if limits_cell:
-        for value in (*cells, *(step.kept for step in steps)):
-            RANGE_LIMIT.write(value, Interval(-CELL_LIMIT, CELL_LIMIT))
+        for limited in (*cells, *(step.kept for step in steps)):
+            RANGE_LIMIT.write(limited, Interval(-CELL_LIMIT, CELL_LIMIT))
 
 
 def _only_steps_read(cell: Node, kept: Container[Node]) -> bool:

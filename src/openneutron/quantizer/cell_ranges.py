@@ -18,6 +18,7 @@ from torchao.quantization.pt2e import ObserverBase
 
 from openneutron.core.constants import constant_of, free_name
 from openneutron.core.fx import first_operand, is_quantize, shape_of
+from openneutron.ops.declared import overload_of
 from openneutron.ops.intervals import Interval
 from openneutron.quantizer.cell_errors import CODES, MOST_SAMPLES, CellErrors, CellReplay
 from openneutron.quantizer.cell_scales import enlarged_name, reduced_name
@@ -217,7 +218,7 @@ class _Quantized:
         """Inserts `value` * `factor`, quantized like this value but with `qparams`, before the node `before`."""
         graph = before.graph
         with graph.inserting_before(before):
-            result = graph.call_function(torch.ops.aten.mul.Tensor, (value, factor))
+            result = graph.call_function(overload_of("mul"), (value, factor))
             result._rename(name)
             result.meta = {key: self.node.meta[key] for key in PROVENANCE if key in self.node.meta}
             for call in (self.quantize, self.dequantize):
