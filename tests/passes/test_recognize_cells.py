@@ -31,7 +31,7 @@ class Cell(nn.Module):
             for value in self.gates[2].parameters():
                 value.mul_(ranges.reshape(UNITS, *[1] * (value.dim() - 1)))
             for gate in self.gates[:2]:
-                gate.bias.add_(1.5)  # type: ignore[operator, union-attr]
+                gate.bias.add_(1.5)  # type: ignore[operator]
             self.head.weight /= ranges.clamp(max=1)
 
     def initial(self, x: Tensor) -> Tensor:
