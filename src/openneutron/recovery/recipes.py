@@ -14,8 +14,7 @@ from openneutron.errors import OptionError
 from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer
-from openneutron.quantizer.cell_scales import scale_as_converted
-from openneutron.quantizer.cell_states import cell_layers
+from openneutron.quantizer.cell_scales import scaled_as_converted
 from openneutron.quantizer.conversion import convert, insert_observers
 from openneutron.quantizer.ranges import RULES, rule_named
 from openneutron.recovery.absorb_biases import absorb_biases
@@ -111,15 +110,13 @@ def quantize_by_recipe(
     module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
-    # conversion may scale the cell states of LSTMs, and the reference with them
-    is_unchanged = recipe is None and not cell_layers(exported)
-    reference = exported if is_unchanged else copy.deepcopy(module)
+    reference = exported if recipe is None else copy.deepcopy(module)
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
     prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
     calibrate(prepared, samples, running)
     converted = convert(prepared)
-    scale_as_converted(reference, converted)
+    reference = scaled_as_converted(reference, converted)
     if recipe is not None:
         recover_converted(converted, reference, samples, recipe, progress=running.progress)
     return converted, reference
