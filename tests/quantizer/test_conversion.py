@@ -103,7 +103,8 @@ def generations_of_code(monkeypatch: pytest.MonkeyPatch, steps: int) -> int:
 
 
 def test_code_is_generated_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < generations_of_code(monkeypatch, 40) <= 7
+    # one of them for the copy of the float graph, if conversion gives units of cell states their ranges
+    assert 0 < generations_of_code(monkeypatch, 40) <= 8
 
 
 def test_names_of_observers_skip_names_of_the_model() -> None:
