@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -64,7 +65,7 @@ def hashes_text(report: dict[str, object]) -> str:
 
 def licence_of(found: importlib.metadata.Distribution) -> str:
     """Returns the licence of a package: from its metadata, else the title of its licence file."""
-    metadata = found.metadata
+    metadata: Any = found.metadata
     if expression := metadata.get("License-Expression"):
         return str(expression)
     classifiers = [one for one in metadata.get_all("Classifier") or () if one.startswith("License ::")]

@@ -40,7 +40,8 @@ def test_the_pages_have_code_in_known_languages() -> None:
 def test_the_code_compiles(page: str, tmp_path: Path) -> None:
     spec = importlib.util.find_spec("executorch")
     assert spec is not None
-    (root,) = spec.submodule_search_locations or ()
+    assert spec.submodule_search_locations is not None
+    root = spec.submodule_search_locations[0]
     program("int8").package(tmp_path / "kws", name="kws")
     (tmp_path / "NeutronDriver.h").write_text(DRIVER)
     includes = ("-I", "kws", "-I", ".", "-isystem", f"{root}/include", "-isystem", f"{Path(root).parent}")

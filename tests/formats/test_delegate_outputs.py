@@ -9,11 +9,10 @@ import pytest
 from tests.firmware_models import program
 
 from openneutron.errors import FormatError, HostError
-from openneutron.firmware import package, packaging
+from openneutron.firmware import package
 from openneutron.formats import pte
 from openneutron.formats.delegate_outputs import check_delegate_outputs
 from openneutron.runtime import HostProgram
-from openneutron.runtime import program as host_program
 
 
 def method_with_constant_output() -> tuple[pte.Program, pte.Method]:
@@ -50,10 +49,9 @@ def test_loading_and_packaging_refuse_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
     read, wrong = method_with_constant_output()
     changed = replace(read, methods=(wrong, *read.methods[1:]))
     data = program("constants").buffer
-    monkeypatch.setattr(host_program.pte, "read", lambda *_: changed)
+    monkeypatch.setattr(pte, "read", lambda *_: changed)
     with pytest.raises(HostError, match=r"the program cannot be loaded: .* is a constant of the program"):
         HostProgram(data)
-    monkeypatch.setattr(packaging.pte, "read", lambda *_: changed)
     with pytest.raises(FormatError, match="is a constant of the program"):
         package(data, tmp_path / "firmware")
     assert not list(tmp_path.iterdir())
