@@ -37,9 +37,9 @@ class ChildSession:
     new child. The child ends when the session is deleted, and when the parent process ends.
     """
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str, *, threads: int = 1) -> None:
         """Starts the child, which loads the bytes of a `.pte`. Raises the errors of `Session`."""
-        self._data, self._name = data, name
+        self._data, self._name, self._threads = data, name, threads
         self._make_child()
 
     def constant(self, method: str) -> Any:
@@ -67,7 +67,7 @@ class ChildSession:
             ) from error
         self._parent = os.getpid()
         self._finalizer = weakref.finalize(self, _end_own, self._child, self._parent)
-        self._ask("load", self._name, _as_tensor(self._data))
+        self._ask("load", self._name, _as_tensor(self._data), self._threads)
 
     def _start_child(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  the child writes to it while the session lives
@@ -208,8 +208,8 @@ class _Server:
         except (HostError, MemoryError) as error:
             return [type(error).__name__, str(error) or "too little memory"]
 
-    def _load(self, name: str, data: Any) -> list[Any]:
+    def _load(self, name: str, data: Any, threads: int) -> list[Any]:
         from openneutron.runtime.session import Session
 
-        self._session = Session(bytes(data.numpy()), name)
+        self._session = Session(bytes(data.numpy()), name, threads=threads)
         return []

@@ -18,6 +18,7 @@ from openneutron.errors import HostError, PayloadError
 from openneutron.formats import tflite
 from openneutron.formats.payload import parse
 from openneutron.runtime.notices import without_notices
+from openneutron.runtime.threads import current_threads
 
 __all__ = ["Engine", "Port", "interpreter_of"]
 
@@ -61,7 +62,10 @@ class Engine:
     """
 
     def __init__(self, payload: bytes | memoryview) -> None:
-        """Parses the payload and allocates the model's memory. Keeps no reference to `payload`."""
+        """Parses the payload and allocates the model's memory. Keeps no reference to `payload`.
+
+        LiteRT uses the number of threads that `engine_threads` sets.
+        """
         parsed = parse(payload)
         header = parsed.header
         interpreter = interpreter_of(parsed.tflite)
@@ -92,7 +96,7 @@ def interpreter_of(model: bytes) -> Interpreter:
     tflite.check(model)
     try:
         with without_notices():
-            interpreter = Interpreter(model_content=model, num_threads=1)
+            interpreter = Interpreter(model_content=model, num_threads=current_threads())
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise HostError(f"LiteRT cannot run the TFLite model of the payload: {error}") from error

@@ -19,7 +19,7 @@ import torch
 
 from openneutron.core.files import NO_PATH, reason_of
 from openneutron.core.locks import ForkSafeLock, Order
-from openneutron.errors import FormatError, HostError, InputError, PayloadError
+from openneutron.errors import FormatError, HostError, InputError, OptionError, PayloadError
 from openneutron.formats import pte
 from openneutron.formats.delegate_outputs import check_delegate_outputs
 from openneutron.formats.flatbuffer import Source
@@ -43,6 +43,7 @@ __all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
 INPUT_NAMES = "input_names"
 """Name of the method of a `.pte` that returns, as text, the path of each input in the arguments of `forward`."""
 
+MOST_THREADS = 256
 PTE_IDENTIFIER_AT = slice(4, 6)
 PTE_IDENTIFIER = b"ET"  # then two digits: the version of the flatbuffer's schema
 
@@ -105,12 +106,13 @@ class HostProgram:
         leaves: Sequence[Leaf] | None = None,
         loads: bool = True,
         isolated: bool = False,
+        threads: int = 1,
     ) -> None:
         """Loads the bytes of a `.pte`. Error messages call the program `name`.
 
         Without `loads`, only its inputs and outputs are read, and it cannot run. `leaves` give the path of each input
-        in the arguments of `forward`; by default, they are read from the `.pte`. `isolated` is described at `load`.
-        Raises HostError if the program cannot run on this machine.
+        in the arguments of `forward`; by default, they are read from the `.pte`. `isolated` and `threads` are
+        described at `load`. Raises HostError if the program cannot run on this machine.
         """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
             raise HostError(f"{name} is not an ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
@@ -126,7 +128,11 @@ class HostProgram:
             raise HostError(f"{name} cannot be loaded: {error}") from error
         if method is None:
             raise HostError(f"{name} cannot be loaded: it has no method '{METHOD}'")
-        self._session = ChildSession(data, name) if isolated else Session(data, name, loads=loads, source=source)
+        self._session = (
+            ChildSession(data, name, threads=threads)
+            if isolated
+            else Session(data, name, loads=loads, source=source, threads=threads)
+        )
         try:
             constant = self._session.constant
             self._leaves = _leaves(constant, len(method.inputs)) if leaves is None else tuple(leaves)
@@ -269,7 +275,9 @@ class HostProgram:
         return ConstantInfo(leaf.constant) if leaf is not None and isinstance(leaf.constant, str) else info
 
 
-def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, isolated: bool = False) -> HostProgram:
+def load(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, isolated: bool = False, threads: int = 1
+) -> HostProgram:
     """Loads a `.pte` from its path or its bytes.
 
     The contents are checked before ExecuTorch's runtime and LiteRT get them. A delegate may contain only TFLite
@@ -278,11 +286,17 @@ def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, iso
     process of its own, so a file that ends this process raises HostError. Use it for files of unknown origin. The start
     of the process takes a few seconds, and each run copies its inputs and outputs.
 
-    Raises HostError if the file cannot be read, is not a `.pte`, or cannot run on this machine. Without the native
-    module, the `inputs` and `outputs` of the result can be read, but `run` and `reset` raise `NativeModuleError`.
+    LiteRT runs each delegate with `threads` (1 to `MOST_THREADS`). The outputs do not depend on that number. The CPU
+    kernels of ExecuTorch use the threads of its own pool.
+
+    Raises HostError if the file cannot be read, is not a `.pte`, or cannot run on this machine, and OptionError for an
+    invalid number of threads. Without the native module, the `inputs` and `outputs` of the result can be read, but
+    `run` and `reset` raise `NativeModuleError`.
     """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads not in range(1, MOST_THREADS + 1):
+        raise OptionError(f"threads is a number from 1 to {MOST_THREADS}, not {threads!r}.")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return HostProgram(bytes(source), isolated=isolated)
+        return HostProgram(bytes(source), isolated=isolated, threads=threads)
     if not isinstance(source, (str, os.PathLike)):
         raise HostError(f"load() takes the path or the bytes of a .pte, not a {type(source).__name__}")
     try:
@@ -291,7 +305,7 @@ def load(source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, iso
         raise HostError(f"{os.fspath(source)} cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise HostError(f"{os.fspath(source)!r} cannot be read: {NO_PATH}") from error
-    return HostProgram(data, os.fspath(source), isolated=isolated)
+    return HostProgram(data, os.fspath(source), isolated=isolated, threads=threads)
 
 
 def _is_nested(value: object) -> bool:

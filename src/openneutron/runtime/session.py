@@ -13,6 +13,7 @@ from openneutron.errors import FormatError, HostError
 from openneutron.formats import pte_check
 from openneutron.formats.flatbuffer import Source
 from openneutron.runtime.native import is_installed, native_module
+from openneutron.runtime.threads import engine_threads
 
 __all__ = ["METHOD", "Session"]
 
@@ -25,13 +26,18 @@ class Session:
     Without the native module, `constant` works, and `start` and `call` raise `NativeModuleError`.
     """
 
-    def __init__(self, data: bytes, name: str, *, loads: bool = True, source: Source | None = None) -> None:
+    def __init__(
+        self, data: bytes, name: str, *, loads: bool = True, source: Source | None = None, threads: int = 1
+    ) -> None:
         """Loads the bytes of a `.pte`. Error messages call the program `name`. `source` has tables of `data`.
+
+        LiteRT runs each delegate with `threads`.
 
         Without `loads`, `forward` is not loaded, so its delegates may hold microcode, and only `constant` works.
         Raises HostError if the program is damaged, or cannot run on this machine.
         """
         self._name = name
+        self._threads = threads
         self._data = data  # the runtime reads constants from these bytes, so they must outlive it
         if is_installed():
             native_module().clear_error()
@@ -40,7 +46,7 @@ class Session:
             with RUNTIME:
                 level = _C.Verification.InternalConsistency
                 self._program = program = _C._load_program_from_buffer(data, program_verification=level)
-                self.method: Any = program.load_method(METHOD) if is_installed() and loads else None
+                self.method: Any = self._loaded_method() if is_installed() and loads else None
                 self._constants = {program.get_method_name(i) for i in range(program.num_methods())} - {METHOD}
         except MemoryError as error:
             raise HostError(f"{name} cannot be loaded: this machine has too little memory for its tensors") from error
@@ -65,9 +71,13 @@ class Session:
         native_module().clear_error()
         try:
             with RUNTIME:
-                self.method = self._program.load_method(METHOD)
+                self.method = self._loaded_method()
         except RuntimeError as error:
             raise _failure_error(f"{self._name} cannot be loaded", error) from error
+
+    def _loaded_method(self) -> Any:
+        with engine_threads(self._threads):
+            return self._program.load_method(METHOD)
 
     def call(self, inputs: Sequence[Any]) -> list[Any]:
         """Runs the method on one value for each input. Returns copies of its outputs: tensors, numbers and None.
