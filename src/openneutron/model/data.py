@@ -25,6 +25,7 @@ from openneutron.errors import CalibrationError, InputError, ModelError, OptionE
 from openneutron.model.arguments import MISSING, Leaf, argument_names, leaves_at
 from openneutron.model.arguments import Path as LeafPath
 from openneutron.model.examples import leaves_of, to_tensors
+from openneutron.model.sample_store import SampleStore
 from openneutron.model.state import Stream
 
 __all__ = [
@@ -105,15 +106,20 @@ def _form_of(node: Node, leaf: Leaf) -> InputForm:
 def calibration_inputs(
     data: Data, forms: Sequence[InputForm], *, transform: Callable[[Any], Any] | None = None
 ) -> list[list[Inputs]]:
-    """Returns the results of `streams_in` as lists.
+    """Returns the results of `streams_in` as lists. Inputs beyond the limit of `SampleStore` are kept in files.
 
-    Raises `CalibrationError` for data that are empty or do not match `forms`, and `OptionError` for a wrong
-    `transform`.
+    Raises `CalibrationError` for data that are empty, do not match `forms` or cannot be kept, and `OptionError` for a
+    wrong `transform`.
     """
     if not forms:
         raise CalibrationError("The model has no inputs, so it cannot be calibrated.")
     try:
-        found = [list(steps) for steps in streams_in(data, forms, transform=transform)]
+        store, found = SampleStore(), list[list[Inputs]]()
+        for steps in streams_in(data, forms, transform=transform):
+            found.append([])
+            for inputs in steps:
+                store.keep(found[-1], inputs)
+        store.write()
     except InputError as error:
         raise CalibrationError(f"The calibration data do not fit the model: {error}") from error
     if not any(found):
