@@ -7,6 +7,7 @@ take quadratic time.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 Samples = Sequence[tuple[torch.Tensor, ...]]
+_LOGGER = logging.getLogger(__name__)
 MEMORY = 3 << 30
 """Limit in bytes of the values of all samples. If the samples need more, fewer samples are used."""
 
@@ -103,7 +105,7 @@ def samples_within_memory(reference: GraphModule, samples: Samples, memory: int 
     """Returns evenly spaced samples. A layerwise run of two graphs on these samples needs at most `memory` bytes.
 
     Returns at least one sample, even if it needs more. A graph with shared weights counts twice, because a look-ahead
-    keeps the values at which it began.
+    keeps the values at which it began. The log says if not all samples are used.
     """
     last, live, most = last_uses(reference.graph), 0, 1
     for node in reference.graph.nodes:
@@ -111,7 +113,13 @@ def samples_within_memory(reference: GraphModule, samples: Samples, memory: int 
         most = max(most, live)
         live -= sum(0 if value.op == "get_attr" else _value_bytes(value) for value in last.get(node, ()))
     graphs = 4 if any(map(_is_shared_weight, reference.graph.nodes)) else 2
-    return evenly_spaced(samples, max(1, memory // (graphs * most)))
+    used = evenly_spaced(samples, max(1, memory // (graphs * most)))
+    if len(used) < len(samples):
+        _LOGGER.info(
+            "Recovery uses %d of %d samples, so that it keeps at most %.1f GiB of values.",
+            len(used), len(samples), memory / 2**30,
+        )  # fmt: skip
+    return used
 
 
 def _is_shared_weight(node: Node) -> bool:
