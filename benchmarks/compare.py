@@ -3,7 +3,8 @@
 The other backend runs through upstream_flow.py with a stub of its SDK. OPENNEUTRON_BENCH names the folder of that file
 (by default, ../shared/bench relative to the repository); without the file, that column stays empty. Each measurement
 runs in a separate process, and the processes of both backends alternate. The table has medians. Models have random
-weights, so accuracy is not measured.
+weights, so accuracy is not measured. `--quick` measures each thing once, prints each row when it is measured, and ends
+the other backend when five minutes are over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ GOOGLE_TFLITE = Path("weights", "tf2_mobilenet_v2_1.0_224_ptq.tflite")
 
 CHAIN_LENGTHS = (25, 50, 100, 200)
 THEIR_CHAIN_SECONDS = 300  # limit on the time for one length; lengths that take longer are left out
+
+QUICK_SECONDS = 280  # for all measurements of --quick; the other backend gets what is left
 
 MOST_OPERATORS, MOST_OPERATORS_CHANNELS_LAST = 71, 70
 MOST_BYTES = 3.75e6
@@ -61,6 +65,7 @@ class Bench:
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.folder = folder
         self.figures: dict[str, Any] = {}
+        self.start = time.monotonic()
         self._progress = progress
         self.weights = str(folder / "weights.pt")
 
@@ -68,14 +73,16 @@ class Bench:
         """Return the path of a file that workloads share."""
         return str(self.folder / name)
 
-    def lowered(self, workload: str, how: str, file: str) -> Figures | None:
-        """Return the figures of a workload that converts MobileNetV2 to `file`."""
-        return self.measure(workload, self.weights, how, self.path(file))
+    def lowered(self, workload: str, how: str, file: str, *, seconds: float | None = None) -> Figures | None:
+        """Return the figures of a workload that converts MobileNetV2 to `file`; None after `seconds`."""
+        return self.measure(workload, self.weights, how, self.path(file), seconds=seconds)
 
     def measure(self, workload: str, *arguments: str, seconds: float | None = None) -> Figures | None:
         """Return the figures of a workload; None if it takes more than `seconds`. Raises RuntimeError if it fails."""
         shown = " ".join(argument for argument in arguments if "/" not in argument)
         task = self._progress.add_task(f"{workload} {shown}", total=1)
+        if not self._progress.console.is_terminal:
+            self._progress.console.print(f"{time.monotonic() - self.start:4.0f} s: measuring {workload} {shown}")
         out = self.folder / "figures.json"
         command = [sys.executable, "-m", "benchmarks.workloads", workload, str(out), *arguments]
         environment = {**os.environ, "OPENNEUTRON_BENCH": str(bench_folder() or "")}
@@ -145,6 +152,23 @@ def flow_rows(bench: Bench, rounds: int, *, upstream: bool) -> list[Row]:
             same if rounds > 1 else None)
     )  # fmt: skip
     return rows
+
+
+def quick_rows(bench: Bench, *, upstream: bool) -> Iterator[Row]:
+    """Yield the rows of `--quick`, each as soon as it is measured."""
+    ours = _need(bench.lowered("documented", "contiguous_format", "documented.pte"))
+    yield _placement_row("documented flow", ours, None)
+    yield _operators_row("NCHW input", ours, None, MOST_OPERATORS, transposes=1)
+    yield _bytes_row(ours, None)
+    brief = _need(bench.lowered("short", "contiguous_format", "short.pte"))
+    direct = _need(bench.measure("inference", bench.path("short.pte"), "30"))["direct"]
+    yield _time_row(".pte on the host against LiteRT on its TFLite", [(direct["pte"], direct["litert"])], "LiteRT",
+                    MOST_OVER_LITERT)  # fmt: skip
+    left = QUICK_SECONDS - (time.monotonic() - bench.start)
+    other = bench.lowered("upstream_backend", "documented", "documented.tflite", seconds=left) if upstream else None
+    others = [] if other is None else [other]
+    yield _seconds_row("documented flow", [ours], others, MOST_OF_THEIR_SECONDS)
+    yield _seconds_row("quantize() and lower()", [brief], others, MOST_OF_THEIR_SECONDS_SHORT)
 
 
 def _placement_row(what: str, run: Figures, other: Figures | None) -> Row:
@@ -304,11 +328,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for rows and raw figures as JSON")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions of timed runs (%(default)s)")
-    parser.add_argument(
-        "--quick", action="store_true", help="two rounds, and no chain of 200 blocks for the other backend"
-    )
+    parser.add_argument("--quick", action="store_true", help="one round of the main rows, in at most five minutes")
     options = parser.parse_args()
-    rounds = min(options.rounds, 2) if options.quick else options.rounds
+    rounds = 1 if options.quick else options.rounds
     upstream = bench_folder() is not None
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
@@ -320,11 +342,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         bench = Bench(Path(folder), progress)
         model = _need(bench.measure("prepare_model", bench.weights))
-        rows = flow_rows(bench, rounds, upstream=upstream)
-        rows += inference_rows(bench, rounds, 30 if options.quick else 100, upstream=upstream)
-        their_lengths = CHAIN_LENGTHS[: -1 if options.quick else None] if upstream else ()
-        rows.append(chain_row(bench, rounds, their_lengths))
-        rows += import_rows(bench, rounds)
+        rows: list[Row] = []
+        for row in quick_rows(bench, upstream=upstream) if options.quick else ():
+            console.print(f"{row.what}: ours {row.ours}, theirs {row.theirs}, ratio {row.ratio}, target {row.target}")
+            rows.append(row)
+        if not options.quick:
+            rows += flow_rows(bench, rounds, upstream=upstream)
+            rows += inference_rows(bench, rounds, 100, upstream=upstream)
+            rows.append(chain_row(bench, rounds, CHAIN_LENGTHS if upstream else ()))
+            rows += import_rows(bench, rounds)
     title = f"MobileNetV2 of {model['source']}, 224 x 224, {os.cpu_count()} cores, medians of {rounds} rounds"
     console.print(table_of(rows, title))
     console.print(
