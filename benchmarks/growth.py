@@ -97,8 +97,8 @@ def _measured(name: str, size: int) -> dict[str, float]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    warm_up, shape, _ = _convolutions(), (1, 3, 8, 8), 1
-    lower(quantize(warm_up.eval(), (torch.zeros(shape),), [(torch.zeros(shape),)], recover=None))  # imports
+    small = torch.zeros(1, 3, 8, 8)
+    lower(quantize(_convolutions().eval(), (small,), [(small,)], recover=None))  # imports
     model, shape, count = GROUPS[name].build(size)
     model.eval()
     generator = torch.Generator().manual_seed(0)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from tests.flow_support import seeded
 from tests.models import Model, conv
 
 from openneutron import load, lower, quantize
 from openneutron.errors import OptionError
-from openneutron.runtime import engine
 from openneutron.runtime.threads import current_threads, engine_threads
 
 
@@ -36,13 +36,13 @@ def test_outputs_do_not_depend_on_the_number_of_threads(program: bytes) -> None:
 
 def test_each_delegate_gets_the_threads_also_after_a_reset(program: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    interpreter = engine.Interpreter
+    interpreter = Interpreter
 
     def counted(*args: Any, num_threads: int, **named: Any) -> Any:
         given.append(num_threads)
         return interpreter(*args, num_threads=num_threads, **named)
 
-    monkeypatch.setattr(engine, "Interpreter", counted)
+    monkeypatch.setattr("openneutron.runtime.engine.Interpreter", counted)
     loaded = load(program, threads=3)
     loaded.reset()
     load(program)

@@ -99,7 +99,8 @@ def _aligned_bytes(tensor: Tensor) -> int:
 
 def _order(tensor: Tensor) -> list[int]:
     """Returns the dimensions from the outermost to the innermost in memory."""
-    return sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
 
 
 def _packed(tensor: Tensor) -> Tensor:
