@@ -18,8 +18,8 @@ from tests.structured_mutants import mutated_bytes
 from openneutron.errors import FormatError
 from openneutron.formats import tflite
 from openneutron.formats.tflite.operator_rules import RULES
-from openneutron.ir.graph import Tensor
-from openneutron.ir.kinds import KINDS
+from openneutron.ir.graph import Graph, Op, Tensor
+from openneutron.ir.kinds import KINDS, RESHAPE
 
 Change = Callable[[Any], None]
 
@@ -278,6 +278,16 @@ def test_damage_of_one_kind(index: int) -> None:
     name, change, message = OF_ONE_KIND[index]
     with pytest.raises(FormatError, match=rf"byte \d+: expected .*({message})"):
         tflite.check(changed(name, change))
+
+
+def test_an_empty_operand_is_a_constant() -> None:
+    inputs = Tensor((1, 1), np.dtype(np.int8), Q)
+    output = Tensor((), np.dtype(np.int8), Q)
+    model = tflite.write(Graph((inputs,), (output,), (Op(RESHAPE, (inputs,), output, {"new_shape": ()}),)))
+    tflite.check(model)
+    (result,) = litert(model, np.full((1, 1), 5, np.int8))
+    assert result.shape == ()
+    assert result == 5
 
 
 def test_a_name_without_its_zero_byte() -> None:

@@ -114,7 +114,8 @@ def _check_tensors(tables: Tables, data_at: Sequence[int], data_bytes: Sequence[
         if not dtype:
             raise source.error(at, f"a tensor of {' or '.join(_TYPES.values())}", f"type {types[index]}")
         size = ITEM_BYTES[dtype] * math.prod(shape)
-        if rank > LARGEST_RANK or (rank and min(shape) < 1) or size > LARGEST_TENSOR:
+        least = 0 if dtype == "INT32" else 1  # the new shape of a RESHAPE to a scalar is an empty int32 constant
+        if rank > LARGEST_RANK or (rank and min(shape) < least) or size > LARGEST_TENSOR:
             raise source.error(at, f"at most {LARGEST_RANK} dimensions, each 1 or more, and 2 GB", shape)
         buffer = buffers[index]
         if buffer >= max(1, len(data_at)):
@@ -125,7 +126,7 @@ def _check_tensors(tables: Tables, data_at: Sequence[int], data_bytes: Sequence[
         scales, smallest, largest, axis = qparams[index]
         if scales > 1 and not (0 <= axis < rank and shape[axis] == scales):
             raise source.error(at, f"{scales} scales for one dimension of {shape}", f"dimension {axis}")
-        values = data_at[buffer] if stored else None
+        values = data_at[buffer] if stored else (None if size else 0)
         operands.append(Operand(index, shape, dtype, source, values, scales, smallest, largest, axis))
     return operands
 
