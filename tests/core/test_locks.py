@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,13 +18,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 SECONDS = 20
 
 
-def forked(lock: ForkSafeLock) -> bool:
-    """Returns whether a fork of this process can take the lock."""
+def forked(*locks: ForkSafeLock) -> bool:
+    """Returns whether a fork of this process can take the locks."""
     child = os.fork()
     if child == 0:
         signal.alarm(SECONDS)
-        with lock:
-            os._exit(0)
+        for lock in locks:
+            lock.acquire()
+        os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -52,6 +54,56 @@ def test_a_fork_in_the_thread_that_holds_the_lock(order: Order) -> None:
     lock = ForkSafeLock(order)
     with lock:
         assert forked(lock)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signals to threads")
+def test_a_fork_that_is_interrupted_while_it_waits_keeps_no_lock() -> None:
+    """Python ignores the exception of the handler, and forks."""
+    earlier, awaited, later = ForkSafeLock(Order.LOADING), ForkSafeLock(Order.PROGRAM), ForkSafeLock(Order.RUNTIME)
+    taken, interrupted, leave = threading.Event(), threading.Event(), threading.Event()
+    main = threading.get_ident()
+
+    def interrupt(*_: object) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    def hold() -> None:
+        with awaited:
+            taken.set()
+            while not interrupted.is_set() and not leave.is_set():
+                if is_held(earlier):  # then the fork waits for the other lock
+                    signal.pthread_kill(main, signal.SIGUSR1)
+                leave.wait(0.01)
+            leave.wait(SECONDS)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        taken.wait(SECONDS)
+        child_takes_all = forked(earlier, awaited, later)
+        held = in_other_thread(lambda: [is_held(one) for one in (earlier, awaited, later)])
+    finally:
+        leave.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert (interrupted.is_set(), child_takes_all, held) == (True, True, [False, True, False])
+    assert forked(earlier, awaited, later)
+
+
+def is_held(lock: ForkSafeLock) -> bool:
+    """Whether another thread holds the lock."""
+    if lock._lock.acquire(blocking=False):
+        lock._lock.release()
+        return False
+    return True
+
+
+def in_other_thread(function: Callable[[], list[bool]]) -> list[bool]:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def test_one_thread_at_a_time_traces() -> None:

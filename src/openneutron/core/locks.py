@@ -6,10 +6,12 @@ import functools
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
+from operator import methodcaller
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 __all__ = ["ForkSafeLock", "Order", "traces_alone"]
 
@@ -33,7 +35,7 @@ class ForkSafeLock:
 
     So a fork waits until no other thread is in a block that such a lock guards, and the data that the lock guards are
     in a consistent state in both processes. Locks of the kind `TRACING` are not waited for. In the new process, they
-    are free unless the thread that forked holds them.
+    are free unless the thread that forked holds them; so are the locks that an interrupted wait has not taken.
     """
 
     def __init__(self, order: Order) -> None:
@@ -66,32 +68,37 @@ class ForkSafeLock:
             self._lock = threading.RLock()
 
 
+class _Held(threading.local):
+    """The locks that a fork in this thread has taken so far."""
+
+    def __init__(self) -> None:
+        self.locks: list[Any] = []
+
+
 _ALL: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 _GUARD = threading.Lock()  # of _ALL; a thread that holds it takes no other lock
-_held = threading.local()
+_held = _Held()
+_acquire, _release = methodcaller("acquire"), methodcaller("release")
 
 
 def _before_fork() -> None:
+    """Takes the locks. Python forks also if a signal, such as that of Ctrl-C, ends this function early."""
     with _GUARD:
-        locks = list(_ALL)
-    _held.locks = sorted((one for one in locks if one.order is not Order.TRACING), key=lambda it: (it.order, id(it)))
-    for lock in _held.locks:
-        lock.acquire()
-    _GUARD.acquire()
+        locks = [one for one in _ALL if one.order is not Order.TRACING]
+    locks.sort(key=lambda it: (it.order, id(it)))
+    # One call without Python code: no signal handler runs between the acquisition of a lock and its entry in the list.
+    _held.locks.extend(filter(_acquire, [*(one._lock for one in locks), _GUARD]))
 
 
 def _after_fork() -> None:
-    _GUARD.release()
-    for lock in reversed(_held.locks):
-        lock.release()
-    _held.locks = []
+    locks, _held.locks = _held.locks, []
+    deque(map(_release, reversed(locks)), maxlen=0)  # one call, for the same reason
 
 
 def _after_fork_in_child() -> None:
     _after_fork()
     for lock in list(_ALL):
-        if lock.order is Order.TRACING:
-            lock.forget_other_threads()
+        lock.forget_other_threads()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
