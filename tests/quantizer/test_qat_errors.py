@@ -49,8 +49,9 @@ class TestErrors:
         assert error.source is not None
 
     def test_sizes_that_must_be_fixed(self) -> None:
-        model = Model(lambda m, x: m.rnn(m.c(x).mean(1)[:, :2])[0], c=conv(), rnn=nn.GRU(8, 4, batch_first=True))
-        assert self.refuse(model, "Export without dynamic_shapes").op == "aten.gru.input"
+        """Attention over a dynamic number of steps."""
+        model = Model(lambda m, x: m.layer(m.c(x).mean(1)), c=conv(), layer=nn.TransformerEncoderLayer(8, 2, 8))
+        assert self.refuse(model, "Export without dynamic_shapes").op == "aten.matmul.default"
         example = image(BATCH, 4, 8, 8)
         static = torch.export.export(model.train(), (example,)).module()
         module = train(prepare_qat_pt2e(static, NeutronQuantizer(is_qat=True)))

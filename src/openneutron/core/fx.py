@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from openneutron.core.sources import FRAME
 from openneutron.core.user_code import prefixes_of
@@ -25,6 +26,7 @@ __all__ = [
     "dtype_of",
     "finish_rewrite",
     "first_operand",
+    "have_equal_sizes",
     "is_dequantize",
     "is_library",
     "is_operator",
@@ -164,6 +166,14 @@ def shape_of(node: Node) -> tuple[int, ...]:
     """Returns the static shape of the tensor that `node` returns, or of the first tensor if it returns several."""
     value = node.meta["val"]
     return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
+
+
+def have_equal_sizes(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Returns whether two shapes are equal for every batch size, if their batch size is dynamic.
+
+    An operator == on shapes would fix a dynamic size if the example inputs have an equal size there.
+    """
+    return len(first) == len(second) and all(statically_known_true(a == b) for a, b in zip(first, second, strict=True))
 
 
 def dtype_of(value: object) -> torch.dtype | None:

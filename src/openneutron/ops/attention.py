@@ -17,7 +17,6 @@ from openneutron.ops.elementwise import (
 )
 from openneutron.ops.masks import HIDDEN, add_and_hide, hide_unless, hides_from_softmax
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.spec import constraint
 
 __all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "mark_difference_of_scores"]
 
@@ -37,12 +36,6 @@ def mark_difference_of_scores(node: Node) -> None:
 def is_difference_of_scores(node: Node) -> bool:
     """Whether `mark_difference_of_scores` marked `node`."""
     return bool(note_of(node, _DIFFERENCE_OF_SCORES))
-
-
-@constraint
-def has_no_dropout(instance: OpInstance) -> bool:
-    """dropout_p is 0."""
-    return bool(instance.args["dropout_p"] == 0)
 
 
 def _constant_mask(rewriting: Rewriting) -> torch.Tensor | None:
@@ -97,6 +90,8 @@ def _attention(rewriting: Rewriting) -> Node:
     elif (computed := rewriting.args["attn_mask"]) is not None:
         scores = _masked_at_run_time(rewriting, scores, computed)
     weights = rewriting.call(aten.softmax.int, scores, -1)
+    if dropout := rewriting.args["dropout_p"]:
+        weights = rewriting.call(aten.dropout.default, weights, dropout, True)
     if bool(blind.any()):  # torch returns zeros for a query whose keys are all masked
         weights = rewriting.call(aten.mul.Tensor, weights, rewriting.constant(1 - blind.float()))
     return _grouped_product(rewriting, weights, rewriting.args["value"])
@@ -134,7 +129,7 @@ DECOMPOSED = (
         targets=("aten.scaled_dot_product_attention.default",),
         rewrite=_attention,
         becomes="mul, bmm, softmax, bmm; minimum for a mask that hides keys, add for other masks",
-        constraints=(has_no_dropout,),
+        notes="In quantization-aware training, a dropout follows the softmax.",
     ),
     Decomposition(
         name="softmax of many rows",

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from openneutron.core.evaluation import infer_meta
-from openneutron.core.fx import shape_of
+from openneutron.core.fx import have_equal_sizes, shape_of
 
 __all__ = [
     "MASKED_FILL", "Builder", "NodeBuilder", "Operand", "add", "amax", "clone", "convert", "detach", "exp", "expand",
@@ -111,12 +111,20 @@ def relu6(builder: Builder, value: Node) -> Node:
 
 def reshape(builder: Builder, value: Node, shape: Sequence[Any]) -> Node:
     """`value` reshaped to `shape`; `value` itself if it already has this shape."""
-    return value if shape_of(value) == tuple(shape) else builder.call(aten.reshape.default, value, list(shape))
+    return (
+        value
+        if have_equal_sizes(shape_of(value), tuple(shape))
+        else builder.call(aten.reshape.default, value, list(shape))
+    )
 
 
 def expand(builder: Builder, value: Node, shape: Sequence[int]) -> Node:
     """`value` broadcast to `shape`; `value` itself if it already has this shape."""
-    return value if shape_of(value) == tuple(shape) else builder.call(aten.expand.default, value, list(shape))
+    return (
+        value
+        if have_equal_sizes(shape_of(value), tuple(shape))
+        else builder.call(aten.expand.default, value, list(shape))
+    )
 
 
 def permute(builder: Builder, value: Node, dims: Sequence[int]) -> Node:

@@ -38,6 +38,7 @@ CELL_OUTPUT = 2
 CELL_LIMIT = 2.6
 # The same for a wide cell state, whose values within -1..1 have a scale of their own.
 WIDE_CELL_LIMIT = 4.0
+_ZEROS = ("aten.zeros.default", "aten.new_zeros.default", "aten.zeros_like.default")
 # Rows of the weights of a GRU: reset gate, update gate, candidate.
 GRU_GATES, GRU_CANDIDATE = (0, 1), (2,)
 
@@ -47,12 +48,6 @@ def has_constant_weights(instance: OpInstance) -> bool:
     """The weights and biases are constants."""
     names = ("params",) if "params" in instance.args else ("w_ih", "w_hh", "b_ih", "b_hh")
     return instance.reads_constants(*names)
-
-
-@constraint
-def has_no_dropout(instance: OpInstance) -> bool:
-    """The model is in eval mode, or the network has no dropout."""
-    return not instance.args["train"] or instance.args["dropout"] == 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +96,10 @@ class _StepBuilder:
     def swapped(self, value: Node) -> Node:
         """Swaps batch and steps."""
         return self.rewriting.call(aten.transpose.int, value, 0, 1)
+
+    def dropped(self, value: Node, probability: float) -> Node:
+        """Applies dropout in train mode."""
+        return self.rewriting.call(aten.dropout.default, value, probability, True)
 
     def within_one(self, value: Node) -> Node:
         """Limits the values to -1..1."""
@@ -317,10 +316,15 @@ def _cell_of(rewriting: Rewriting) -> _Cell:
 
 
 def _initial_states(rewriting: Rewriting) -> list[Node | None]:
-    """Returns the nodes of the first state; None for a constant of zeros."""
+    """Returns the nodes of the first state; None for zeros."""
     nodes = list(iterate_nodes(rewriting.args["hx"]))
-    values = [constant_of(rewriting.module, node) for node in nodes]
-    return [None if value is not None and not value.any() else node for node, value in zip(nodes, values, strict=True)]
+    return [None if _is_zero(rewriting, node) else node for node in nodes]
+
+
+def _is_zero(rewriting: Rewriting, node: Node) -> bool:
+    """Whether `node` is a constant of zeros, or zeros of a dynamic size."""
+    value = constant_of(rewriting.module, node)
+    return op_name(node) in _ZEROS or (value is not None and not value.any())
 
 
 def _state_from_torch(builder: _StepBuilder, cell: _Cell, state: StepState) -> StepState:
@@ -386,6 +390,8 @@ def _decompose_network(rewriting: Rewriting) -> list[Node]:
     initial = _initial_states(rewriting)
     inputs = whole.swapped(args["input"]) if args["batch_first"] else args["input"]
     steps, batch, features = shape_of(inputs)
+    if not isinstance(steps, int):
+        raise rewriting.needs_fixed_sizes()
     values = whole.reshaped(inputs, [steps * batch, features])
     last: list[State] = []
     limits_cell = not _reads_output(rewriting, CELL_OUTPUT)
@@ -398,12 +404,14 @@ def _decompose_network(rewriting: Rewriting) -> list[Node]:
             given = tuple(None if node is None else builder.index(node, 0, number) for node in initial)
             state = _state_from_torch(builder, cell, given)
             layer = _Layer(cell.rows(builder, weights[number]), weights[number].projection)
-            by_step = _products_by_step(builder, values, batch, layer)
+            by_step = _products_by_step(builder, values, steps, batch, layer)
             states = _unroll(builder, cell, layer, by_step, state, backwards=is_backwards)
             _share_state_qparams(builder, cell, [state, *states])
             last.append(_state_to_torch(builder, cell, states[0 if is_backwards else -1]))
             outputs.append(builder.joined([hidden for hidden, *_ in states if hidden is not None], 0))
         values = outputs[0] if directions == 1 else whole.joined(outputs, -1)
+        if args["train"] and args["dropout"] and first + directions < len(weights):
+            values = whole.dropped(values, args["dropout"])
     hidden = whole.reshaped(values, [steps, batch, shape_of(values)[-1]])
     final = [whole.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
     return [whole.swapped(hidden) if args["batch_first"] else hidden, *final]
@@ -419,11 +427,16 @@ def _reads_output(rewriting: Rewriting, number: int) -> bool:
     return any(user.args[1] == number and user.users for user in rewriting.instance.node.users)
 
 
-def _products_by_step(builder: _StepBuilder, values: Node, batch: int, layer: _Layer) -> list[list[Node]]:
+def _products_by_step(
+    builder: _StepBuilder, values: Node, steps: int, batch: int | torch.SymInt, layer: _Layer
+) -> list[list[Node]]:
     """Multiplies the inputs of all steps [steps * batch, features]. Returns the products of each step."""
     products = [builder.linear(values, rows.input, rows.input_bias) for rows in layer.rows]
-    firsts = range(0, shape_of(values)[0], batch)
-    return [[builder.part(product, 0, first, first + batch) for product in products] for first in firsts]
+    if isinstance(batch, int):
+        firsts = range(0, steps * batch, batch)
+        return [[builder.part(product, 0, first, first + batch) for product in products] for first in firsts]
+    by_step = [builder.reshaped(product, [steps, batch, shape_of(product)[-1]]) for product in products]
+    return [[builder.index(product, 0, step) for product in by_step] for step in range(steps)]
 
 
 def _unroll(
@@ -467,7 +480,7 @@ DECOMPOSED = tuple(
         targets=(f"aten.{name}.input",),
         rewrite=_decompose_network,
         becomes=f"{becomes}; a wide cell state also clamps and subs" if name == "lstm" else becomes,
-        constraints=(has_constant_weights, has_no_dropout),
+        constraints=(has_constant_weights,),
         tolerance=TOLERANCE,
         notes=UNROLLED,
         has_wide_form=name == "lstm",

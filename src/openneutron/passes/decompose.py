@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from openneutron.core.fx import finish_rewrite, is_state, op_name
+from openneutron.core.fx import draws_random_numbers, finish_rewrite, is_state, op_name
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.masks import is_mask_computation
@@ -30,7 +30,8 @@ def decompose(
     """Rule: a float32 operator with a declared decomposition is replaced by the decomposition, recursively.
 
     Operators that return integers are replaced if their declaration says so.
-    Operators for which `keeps_float` is true are not changed. The states of operators for which `is_wide` is true
+    Operators for which `keeps_float` is true are not changed, except those with dropout, whose dropout must become an
+    operator of its own. The states of operators for which `is_wide` is true
     consist of two int8 tensors. Linear in the nodes before and after. Raises `ModelError`
     if a decomposition needs a fixed size and the size is dynamic.
     """
@@ -40,7 +41,8 @@ def decompose(
     while node.op != "root":
         before = node.prev
         instance = OpInstance(node, target, computed_constants=constants)
-        if not keeps_float(node) and _decompose_call(module, instance, training=training, is_wide=is_wide(node)):
+        stays = keeps_float(node) and not draws_random_numbers(node)
+        if not stays and _decompose_call(module, instance, training=training, is_wide=is_wide(node)):
             changed = True
             node = before.next  # visit the new nodes too
         else:

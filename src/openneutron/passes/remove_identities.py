@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from openneutron.core.fx import arguments, first_operand, is_state, is_state_write, iterate_nodes, op_name, shape_of
+from openneutron.core.fx import (
+    arguments,
+    first_operand,
+    have_equal_sizes,
+    is_state,
+    is_state_write,
+    iterate_nodes,
+    op_name,
+    shape_of,
+)
 from openneutron.ops import OPERATORS
 from openneutron.ops.declared import facts_of, is_op
 from openneutron.ops.graph_builder import replace_with_reshape
@@ -100,6 +110,6 @@ def _have_same_memory_order(value: object, other: object) -> bool:
     strides = zip(value.shape, value.stride(), other.stride(), strict=False)
     return (
         value.dtype == other.dtype
-        and value.shape == other.shape
-        and all(stride == same for size, stride, same in strides if size > 1)
+        and have_equal_sizes(value.shape, other.shape)
+        and all(statically_known_true(stride == same) for size, stride, same in strides if size > 1)
     )

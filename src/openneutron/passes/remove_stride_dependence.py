@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import iterate_nodes, note_replaced, op_name
+from openneutron.core.fx import have_equal_sizes, iterate_nodes, note_replaced, op_name
 from openneutron.ops.graph_builder import replace_with_reshape
 from openneutron.ops.shapes import needs_strides
 
@@ -48,7 +48,11 @@ def _outputs_with_own_strides(module: GraphModule) -> set[Node]:
 def _changes_strides(value: object, source: object) -> bool:
     if not isinstance(value, torch.Tensor) or not isinstance(source, torch.Tensor):
         return False
-    return value.shape == source.shape and value.dtype == source.dtype and value.stride() != source.stride()
+    return (
+        have_equal_sizes(value.shape, source.shape)
+        and value.dtype == source.dtype
+        and value.stride() != source.stride()
+    )
 
 
 def _contiguous(value: object) -> object:
