@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         return result
 
 
-def recurrent(kind: type[nn.RNNBase], **options: Any) -> nn.Module:
+def recurrent(kind: Callable[..., nn.Module], **options: Any) -> nn.Module:
     def function(m: Any, x: torch.Tensor) -> Any:
         return m.net(x)[0] if m.net.batch_first else m.net(x.transpose(0, 1))[0].transpose(0, 1)
 
@@ -161,7 +161,7 @@ def test_parts_that_stay_in_float(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_a_first_state_with_a_dynamic_batch(kind: type[nn.RNNBase]) -> None:
+def test_a_first_state_with_a_dynamic_batch(kind: Callable[..., nn.Module]) -> None:
     def function(m: Any, x: torch.Tensor) -> Any:
         first = state_of_the_batch(m, x)
         output, last = m.net(x, (first, first) if isinstance(m.net, nn.LSTM) else first)
@@ -175,7 +175,7 @@ def test_a_first_state_with_a_dynamic_batch(kind: type[nn.RNNBase]) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_a_dynamic_batch_gives_the_outputs_of_a_fixed_one(kind: type[nn.RNNBase]) -> None:
+def test_a_dynamic_batch_gives_the_outputs_of_a_fixed_one(kind: Callable[..., nn.Module]) -> None:
     model = seeded(lambda: recurrent(kind, num_layers=2)).train()
     fixed = prepare_qat_pt2e(
         torch.export.export(copy.deepcopy(model), (example(),)).module(), NeutronQuantizer(is_qat=True)

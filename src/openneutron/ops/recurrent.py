@@ -86,7 +86,7 @@ class _StepBuilder:
         shape = [size for other, size in enumerate(shape_of(value)) if other != dim]
         return self.reshaped(self.part(value, dim, number, number + 1), shape)
 
-    def reshaped(self, value: Node, shape: Sequence[int]) -> Node:
+    def reshaped(self, value: Node, shape: Sequence[int | torch.SymInt]) -> Node:
         return self.rewriting.call(aten.reshape.default, value, list(shape))
 
     def stacked(self, values: Sequence[Node], dim: int) -> Node:
