@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,12 +67,18 @@ def _moves(reader: Node, value: Node) -> bool:
 
 def _limits(reader: Node, value: Node) -> Iterator[tuple[int, int]]:
     """Yields the first and the last index that `reader` accepts, for each use of `value` as indices."""
-    find = _READERS.get(op_name(reader))
+    find = _READERS.get(_name_without_overload(reader))
     if find is None or value.meta["val"].dtype not in _INTEGERS:
         return
     for indices, size, is_signed in find(arguments(reader)):
         if indices is value and isinstance(size, int):
             yield (-size if is_signed else 0), size - 1
+
+
+def _name_without_overload(node: Node) -> str:
+    """Returns the name of the operator; that of the operator with a new result, for an operator in place."""
+    namespace, _, name = op_name(node).partition(".")
+    return f"{namespace}.{name.split('.')[0].rstrip('_')}"
 
 
 Reads = Iterator[tuple[object, object, bool]]
@@ -85,6 +92,21 @@ def _along_dimension(args: dict[str, Any]) -> Reads:
     shape = shape_of(args["self"])
     if shape:
         yield args["index"], shape[args["dim"]], False
+
+
+def _filled_along_dimension(args: dict[str, Any]) -> Reads:
+    """Unlike the other operators with a dimension, index_fill takes negative indices."""
+    for indices, size, _ in _along_dimension(args):
+        yield indices, size, True
+
+
+def _along_optional_dimension(args: dict[str, Any]) -> Reads:
+    shape = shape_of(args["self"])
+    yield args["indices"], math.prod(shape) if args["dim"] is None else shape[args["dim"]], False
+
+
+def _flattened(args: dict[str, Any]) -> Reads:
+    yield args["index"], math.prod(shape_of(args["self"])), True
 
 
 def _by_tensors(args: dict[str, Any]) -> Reads:
@@ -104,11 +126,22 @@ def _classes(args: dict[str, Any]) -> Reads:
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], Reads]] = {
-    "aten.embedding.default": _rows,
-    "aten.embedding_bag.default": _rows,
-    "aten.embedding_bag.padding_idx": _rows,
-    "aten.gather.default": _along_dimension,
-    "aten.index_select.default": _along_dimension,
-    "aten.index.Tensor": _by_tensors,
-    "aten.one_hot.default": _classes,
+    "aten.embedding": _rows,
+    "aten.embedding_bag": _rows,
+    "aten.gather": _along_dimension,
+    "aten.index_select": _along_dimension,
+    "aten.scatter": _along_dimension,
+    "aten.scatter_add": _along_dimension,
+    "aten.scatter_reduce": _along_dimension,
+    "aten.index_add": _along_dimension,
+    "aten.index_copy": _along_dimension,
+    "aten.index_reduce": _along_dimension,
+    "aten.index_fill": _filled_along_dimension,
+    "aten.take": _flattened,
+    "aten.put": _flattened,
+    "aten.take_along_dim": _along_optional_dimension,
+    "aten.index": _by_tensors,
+    "aten.index_put": _by_tensors,
+    "aten.one_hot": _classes,
 }
+"""The indices that an operator reads, by its name without the overload."""

@@ -10,11 +10,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import constant_of, insert_constant
 from openneutron.core.evaluation import compute_from, infer_meta
-from openneutron.core.fx import arguments, finish_rewrite, is_pure, shape_of
+from openneutron.core.fx import arguments, finish_rewrite, is_pure, op_name, shape_of
 from openneutron.ops.declared import is_op
 from openneutron.ops.graph_builder import NodeBuilder, expand, replace_with_index
+from openneutron.ops.sizes_from_tensors import SIZED_BY_TENSORS, SizedByTensor
 from openneutron.passes.functionalize import may_alias, writes_memory
 
 __all__ = ["resolve_constant_shapes"]
@@ -26,10 +28,12 @@ def resolve_constant_shapes(module: GraphModule) -> bool:
     1. An operator on constants becomes a constant if its shape is unknown, as that of nonzero is.
     2. A selection by a constant mask (x[:, mask], masked_select) becomes a selection by the indices of the true values.
     3. The shapes of all later operators are computed again. A number that is then known replaces its node.
+    4. An operator that takes sizes from a constant tensor (`ops/sizes_from_tensors.py`) is written with numbers.
 
-    A buffer that the model writes to does not count as a constant. A graph without unknown shapes is not changed.
+    A buffer that the model writes to does not count as a constant. A graph without unknown shapes, and without
+    operators of rule 4, is not changed. Raises `ModelError` for an operator of rule 4 whose sizes are computed.
     """
-    if not any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes):
+    if not any(_is_symbolic(node.meta.get("val")) or op_name(node) in SIZED_BY_TENSORS for node in module.graph.nodes):
         return False
     return _ShapeResolver(module, _written_buffers(module)).run()
 
@@ -89,6 +93,8 @@ class _ShapeResolver:
             if _is_symbolic(node.meta.get("val")) and not isinstance(node.meta["val"], (list, tuple)):
                 self._replace_by_constant(node)
             return
+        if (sized := SIZED_BY_TENSORS.get(op_name(node))) is not None:
+            self._take_sizes_as_numbers(node, sized)
         if is_op(node, "selection by truth values") and _is_symbolic(node.meta["val"]):
             self._select_by_indices(node)
         if _is_symbolic(node.meta.get("val")):
@@ -122,6 +128,19 @@ class _ShapeResolver:
             true = truths.nonzero(as_tuple=True)
             indices += [insert_constant(self._module, node, each, "indices") for each in true]
         replace_with_index(node, value, indices)
+        self._changed = True
+
+    def _take_sizes_as_numbers(self, node: Node, sized: SizedByTensor) -> None:
+        """Applies rule 4."""
+        sizes = arguments(node)[sized.argument]
+        if sizes not in self._constant:
+            raise error_at(
+                node,
+                f"The argument '{sized.argument}' is computed from the inputs, so shapes would depend on their values. "
+                f"The NPU runs static shapes only. {sized.advice}",
+            )
+        sized.write(self._module, node, compute_from(self._values, self._module, sizes))
+        node.meta["val"] = infer_meta(node)
         self._changed = True
 
     def _recompute_metadata(self, node: Node) -> None:
