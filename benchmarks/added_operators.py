@@ -1,9 +1,10 @@
 """Lists the operators that the lowering adds: `python -m benchmarks.added_operators [NETWORK ...] [--target NAME]`.
 
 An added operator moves values (PAD, SLICE, CONCATENATION, TRANSPOSE) for an operator of the model that computes
-values, or for an input or output of the program. The table has a row for each network of `benchmarks.zoo`, with the
-share of the estimated cycles of all added operators, and of each group of them above `SHOWN_SHARE`. Networks have
-random weights, because cycles do not depend on weights. All networks take some five minutes on two cores.
+values, or for an input or output of the program. The table has a row for each network of `benchmarks.zoo`. It
+shows the share of all added operators in the estimated cycles of the network, and the share of each group of added
+operators if it is above `SHOWN_SHARE`. Networks have random weights, because cycles do not depend on weights. All
+networks take some five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .zoo import ZOO, Member
 __all__ = ["SHOWN_SHARE", "Added", "added_by", "added_in"]
 
 SHOWN_SHARE = 0.003
-"""The smallest share of the cycles of a network for which a group of operators gets a place in the table."""
+"""The smallest share of the cycles of a network for which the table shows a group of operators."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Added:
 
     @property
     def share(self) -> float:
-        """The share of all added operators, 0 to 1."""
+        """The share of all added operators in the cycles, 0 to 1."""
         return self.cycles_of_added.total() / self.cycles
 
     def groups(self) -> list[str]:

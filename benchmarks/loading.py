@@ -1,8 +1,9 @@
-"""Measures how long `load` takes, and the part of its checks: `python -m benchmarks.loading model.pte other.pte`.
+"""Measures the time of `load` and of its checks: `python -m benchmarks.loading model.pte other.pte`.
 
-Without files, it lowers two small networks. A row has the bytes of the file, and milliseconds, the least of many: the
-load, the check of the program for ExecuTorch's runtime (with a parse that `load` does only once), the check of all
-TFLite models for LiteRT, and a run in this process and in one of its own.
+Without files, it lowers two small networks. Each row shows the size of the file in bytes, and the times in milliseconds
+of: `load`; the check of the program for ExecuTorch's runtime, with the parse of the file, which `load` does once for
+all checks; the check of all TFLite models for LiteRT; a run in this process; and a run in a separate process. Each time
+is the least of `REPEATS` measurements.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Damages files and opens them by every reader: `python -m tests.mutants model.pte other.tflite --minutes 10 --seed 1`.
 
-Without files, it takes a small model of each TFLite operator. One mutant in two of a `.pte` has other bytes; the others
-have a valid flatbuffer with wrong contents in a payload whose checksum is right. Child processes open the mutants, so a
-mutant that ends its process or hangs is a finding. A finding is kept in `--findings`. The command prints a table of
-outcomes, and returns 1 if there was a finding: a signal, a hang, an untyped error.
+Without files, it takes a small model of each TFLite operator. Half of the mutants of a `.pte` have changed bytes; the
+other half have a payload with a correct checksum, whose TFLite model is a valid flatbuffer with wrong
+contents. Child processes open the mutants. A mutant that ends its process with a signal, hangs or raises an untyped
+error is a finding, and is kept in `--findings`. The command prints a table of outcomes, and returns 1 if there was a
+finding.
 """
 
 from __future__ import annotations

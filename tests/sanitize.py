@@ -2,8 +2,8 @@
 
 Builds `_host` with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, into `out/sanitize`,
 beside a copy of the package. Then it runs the tests that call the native module, and mutated programs for some seconds.
-Needs cmake, ninja, and gcc with its sanitizers. Leaks are not looked for, because Python does not free everything at
-its end. Torch, ExecuTorch and LiteRT are not instrumented: their allocations are checked, their accesses are not.
+Needs cmake, ninja, and gcc with its sanitizers. The detection of leaks is off, because Python does not free everything
+when it exits. Torch, ExecuTorch and LiteRT are not instrumented: their allocations are checked, their accesses are not.
 """
 
 from __future__ import annotations

@@ -55,11 +55,12 @@ from openneutron.vendor.sdk import converter_for
 __all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
 
 LOWERING_SHARES = (8, 1, 2, 20)
-"""The shares of the phases of `lower` in its time: export, placement, compilation, ExecuTorch's lowering.
+"""Relative durations of the phases of `lower`, for its progress bar: export, placement, compilation, ExecuTorch's
+lowering.
 
-These and the shares of preparing are between those of ResNet-20 and MobileNetV2, in seconds of processor time."""
+These and `PREPARING_SHARES` lie between the processor times measured for ResNet-20 and for MobileNetV2."""
 PREPARING_SHARES = (3, 1)
-"""The shares of export and of the passes before annotation in the time before calibration."""
+"""Relative durations of export and of the passes before annotation, for the progress bar of `quantize`."""
 
 
 @traces_alone

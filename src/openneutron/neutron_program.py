@@ -91,8 +91,8 @@ class NeutronProgram:
     def memory(self) -> MethodMemory:
         """The memory of `forward` on the board and on this machine (see `MethodMemory`).
 
-        Sizes on the board are those of `buffer`. The portable program is loaded and run once on this machine, to count;
-        without the native module, this is left out.
+        Sizes on the board are those of `buffer`. To measure the memory on this machine, the portable program is loaded
+        and run once; without the native module, the result has no measurements.
         """
         return memory_of(self.buffer, measured=measure(self.portable) if is_installed() else None)
 

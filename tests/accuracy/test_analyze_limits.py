@@ -1,4 +1,4 @@
-"""Values that readers do not distinguish are no error in an analysis."""
+"""An analysis does not count differences between values that the reading operators do not distinguish."""
 
 from __future__ import annotations
 

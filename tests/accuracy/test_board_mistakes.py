@@ -1,4 +1,4 @@
-"""Mistakes that are made on purpose in the inputs and outputs of a board are named."""
+"""The diagnosis names mistakes that a test makes in the inputs or outputs of a board."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ class TestSeveral:
         assert "Several mistakes explain the same differences" in str(found)
 
     def test_input_or_output_never_written(self) -> None:
-        """The sum of zeros is zero, so that both explain it."""
+        """The sum of zeros is zero, so a mistake in the input and one in the output explain the difference equally."""
         one = board("state", int8_io=False)
         assert set(named(one.check(one.with_inputs(np.zeros_like)))) == {"never written", "input never written"}
 

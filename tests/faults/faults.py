@@ -1,4 +1,4 @@
-"""Lets system calls on files fail, by a library that is loaded before this process starts (`faulty_files.c`)."""
+"""Makes system calls on files fail, by a library that is loaded before this process starts (`faulty_files.c`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["KILL", "Faults", "build_library", "environment"]
 
 KILL = 0
-"""In the place of an errno: the process ends with SIGKILL."""
+"""Given instead of an errno, ends the process with SIGKILL."""
 COUNT_ONLY = -1
 _SOURCE = Path(__file__).with_name("faulty_files.c")
 

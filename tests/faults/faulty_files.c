@@ -1,10 +1,10 @@
-/* Loaded with LD_PRELOAD: lets the n-th system call on a path below a folder fail, or ends the process there.
+/* Loaded with LD_PRELOAD: makes the n-th system call on a path below a folder fail, or ends the process there.
  *
  * faults_arm(folder, operation, error) starts counting. The operation of that number, from 0, fails with errno `error`;
  * error 0 ends the process with SIGKILL. A negative number only counts. faults_count() returns the number of operations
- * since then, and faults_disarm() ends the counting. The last operation that failed is in faults_name().
+ * since faults_arm(), and faults_disarm() stops counting. faults_name() returns the last operation that failed.
  *
- * A write of half of the bytes comes before each write that fails or ends the process, as on a full disk.
+ * A write that fails or ends the process first writes half of its bytes, as on a full disk.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""Lets each file operation of each writer fail, and checks what is left: `python -m tests.faults.walk [WRITER ...]`.
+"""Makes each file operation of each writer fail, and checks what is left: `python -m tests.faults.walk [WRITER ...]`.
 
 For each operation and each errno: the writer succeeds or raises an `OpenNeutronError` that gives the system's reason;
 each file is as before or complete; no temporary file is left; a second run succeeds. With --kill, the process ends with

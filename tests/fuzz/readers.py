@@ -1,4 +1,4 @@
-"""The readers of files, each with examples of its files and with words of them for mutations."""
+"""The readers of files, each with example files and with byte strings that mutations insert."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reader:
     read: Callable[[bytes], object]
     examples: Callable[[], list[bytes]]
     words: tuple[bytes, ...] = ()
-    """Parts of such files, which mutations insert."""
+    """Byte strings of the format, which mutations insert."""
 
 
 class _Net(nn.Module):

@@ -11,16 +11,16 @@ from openneutron.errors import InputError
 __all__ = ["check_expansion"]
 
 LARGEST_EXPANSION = 4
-"""An archive may hold this many times its own size,"""
+"""The largest ratio of the unpacked size to the size of an archive whose content exceeds `SMALL_CONTENT`."""
 SMALL_CONTENT = 1 << 30
-"""or this many bytes."""
+"""The unpacked size in bytes up to which any ratio is accepted."""
 
 
 def check_expansion(archive: Path | bytes, name: str) -> None:
     """Raises `InputError`, which calls the file `name`, if unpacking a zip archive needs far more memory than its size.
 
-    The sizes are those that the archive states, which are also the most that its readers unpack. Accepts a file that is
-    no archive, and a damaged one.
+    The archive states the unpacked sizes, and its readers unpack no more than these. Accepts a file that is not a zip
+    archive, and a damaged archive.
     """
     source = io.BytesIO(archive) if isinstance(archive, bytes) else archive
     size = len(archive) if isinstance(archive, bytes) else archive.stat().st_size

@@ -21,10 +21,10 @@ _LOCK = ForkSafeLock(Order.ERROR_STREAM)
 
 @contextmanager
 def captured_error_stream() -> Iterator[IO[bytes]]:
-    """Provides a file to which the error stream of the process goes in the block, also what other threads write.
+    """Redirects the error stream of the process, for all threads, to a temporary file, and yields the file.
 
-    One thread at a time is in such a block. If the system has no space for the file, or the process has no error
-    stream, nothing is captured and the file is empty.
+    Only one thread at a time can be in such a block. If the system has no space for the file, or the process has no
+    error stream, nothing is captured and the file is empty.
     """
     with _LOCK:
         try:
@@ -56,6 +56,6 @@ def _redirect(file: IO[bytes]) -> int | None:
 
 @contextmanager
 def captured_python_errors() -> Iterator[io.StringIO]:
-    """Provides the text that Python code writes to `sys.stderr` in the block, for one thread at a time."""
+    """Redirects `sys.stderr` to a `StringIO`, and yields it. Only one thread at a time can be in such a block."""
     with _LOCK, redirect_stderr(io.StringIO()) as written:
         yield written

@@ -65,10 +65,10 @@ def names_in(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def similar_path(path: str | os.PathLike[str], suffix: str = "") -> str:
-    """Returns " Did you mean 'photos'?" with the names that resemble that of a path that does not exist.
+    """Returns a hint such as " Did you mean 'photos'?" for a path that does not exist.
 
-    These are names in the folder of `path` that end in `suffix`. If the folder does not exist, the text says so.
-    On systems that separate folders by slashes, a path with backslashes is looked up with slashes, too.
+    The hint lists similar names in the folder of `path` that end in `suffix`. If the folder does not exist, the hint
+    says so. On systems that separate folders by slashes, a path with backslashes is looked up with slashes, too.
     """
     text = os.fspath(path)
     slashes = text.replace("\\", "/")
@@ -142,19 +142,19 @@ def write_files(files: Mapping[Path, bytes]) -> None:
 
 
 def _linked(path: Path) -> Path:
-    """Returns the path that a link names, so that a write keeps the link; another path is returned as it is."""
+    """Returns the target of a symbolic link, so that a write keeps the link; returns any other path unchanged."""
     return path.resolve() if path.is_symlink() else path
 
 
 def _temporary_name(target: Path) -> Path:
-    """Returns a path beside `target` at which there is no file. A killed process may leave a file of such a name."""
+    """Returns a random path beside `target`. A killed process may leave a file of such a name."""
     return target.with_name(f".{target.name[:LONGEST_PREFIX]}.{secrets.token_hex(8)}.tmp")
 
 
 def _write_new_file(path: Path, data: bytes, permissions: int | None = None) -> None:
-    """Writes `data` to a new file, and waits until it is on the disk: a rename may otherwise reach the disk earlier.
+    """Writes `data` to a new file, and flushes it to the disk: a later rename could otherwise reach the disk first.
 
-    Without `permissions`, the system gives those of new files.
+    Without `permissions`, the file gets the default permissions of the system.
     """
     descriptor = os.open(path, _NEW_FILE, 0o666 if permissions is None else permissions)
     try:
@@ -169,7 +169,7 @@ def _write_new_file(path: Path, data: bytes, permissions: int | None = None) -> 
 
 
 def _sync(descriptor: int) -> None:
-    """Waits until a file is on the disk. Does nothing on a file system that cannot do it."""
+    """Flushes a file to the disk. Does nothing on a file system without fsync."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -178,13 +178,13 @@ def _sync(descriptor: int) -> None:
 
 
 def _remove_file(path: Path) -> None:
-    """Removes a temporary file, if there is one. An error must not hide the one that led here."""
+    """Removes a temporary file if it exists. Ignores errors, which would hide the error of the write."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 def _permissions_of(path: Path) -> int | None:
-    """Returns the permissions of a file that is replaced; None if there is none."""
+    """Returns the permissions of the file at `path`; None if there is no file, and on Windows."""
     mode = _mode(path, OutputError)
     if mode is None or os.name == "nt":  # Windows deletes no file without the permission to write
         return None

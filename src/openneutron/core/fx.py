@@ -306,7 +306,7 @@ def finish_rewrite(module: GraphModule, *, changed: bool) -> bool:
 def compiled_once(module: GraphModule) -> Iterator[None]:
     """Generates the code of `module` at the end of the block only, however often the block calls `recompile`.
 
-    The block must not call `module`. After an error in the block, the code is the one before the block.
+    The block must not call `module`. If the block raises, `module` keeps the code that it had before the block.
     """
     vars(module)["recompile"] = lambda: None
     try:

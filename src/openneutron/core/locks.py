@@ -1,4 +1,4 @@
-"""Locks for data that all threads share, which also hold when the process forks."""
+"""Locks for data that all threads share, which remain usable after a fork of the process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Order(IntEnum):
     """The order in which a thread takes locks. A thread takes no lock while it holds one of a later kind."""
 
     TRACING = 0
-    """Not waited for by a fork: worker processes start while a thread traces or calibrates."""
+    """A fork does not wait for this lock, because worker processes start while a thread traces or calibrates."""
     LOADING = 1
     PROGRAM = 2
     RUNTIME = 3
@@ -33,9 +33,9 @@ class Order(IntEnum):
 class ForkSafeLock:
     """A reentrant lock. `os.fork` takes these locks first, in their order, and releases them afterwards.
 
-    So a fork waits until no other thread is in a block that such a lock guards, and the data that the lock guards are
-    in a consistent state in both processes. Locks of the kind `TRACING` are not waited for. In the new process, they
-    are free unless the thread that forked holds them; so are the locks that an interrupted wait has not taken.
+    So a fork waits until no other thread holds such a lock, and the data that the locks guard are consistent in both
+    processes. A fork does not wait for locks of the kind `TRACING`. In the new process, locks that the fork did not
+    take, such as these or those of an interrupted wait, are free unless the thread that forked holds them.
     """
 
     def __init__(self, order: Order) -> None:
@@ -61,7 +61,7 @@ class ForkSafeLock:
         self._lock.release()
 
     def forget_other_threads(self) -> None:
-        """Frees the lock if a thread holds it that this new process does not have."""
+        """Frees the lock after a fork if its holder is a thread of the parent process that this process lacks."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
         else:
@@ -76,7 +76,7 @@ class _Held(threading.local):
 
 
 _ALL: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
-_GUARD = threading.Lock()  # of _ALL; a thread that holds it takes no other lock
+_GUARD = threading.Lock()  # guards _ALL; a thread that holds it takes no other lock
 _held = _Held()
 _acquire, _release = methodcaller("acquire"), methodcaller("release")
 

@@ -228,7 +228,7 @@ class _Inference:
 
 
 class _UnknownFormError(Exception):
-    """An argument is not known to determine the value of a call."""
+    """Raised for an argument from which the value of a call may not be determined, so that calls are not compared."""
 
 
 def _determining(node: Node) -> tuple[Any, ...]:
@@ -238,7 +238,7 @@ def _determining(node: Node) -> tuple[Any, ...]:
 
 
 def _form(value: Any) -> Any:
-    """Returns what a call's value may depend on in an argument: an object that can be compared and hashed.
+    """Returns a hashable key of the properties of an argument on which the value of a call may depend.
 
     Raises `_UnknownFormError` for an argument of an unknown type, and for a tensor of unknown shape or known elements.
     """

@@ -26,8 +26,8 @@ _PACKAGES = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}
 MOST_BYTES = 1 << 20
 """The largest size of a page."""
 DRAWING_SHARES = (4, 1, 1, 3, 1)
-"""The shares of the time for the charts of memory, tensors, cycles and accuracy, and for the page. The first chart also
-starts the library that draws."""
+"""Relative durations of drawing the charts of memory, tensors, cycles and accuracy, and of rendering the page. The
+first chart also starts the drawing library."""
 MOST_ROWS = (400, 200, 100, 50, 20)
 """The largest number of rows of a table: the first with which the page has at most `MOST_BYTES`."""
 PICTURE_BYTES = 300_000

@@ -354,9 +354,9 @@ def _cached_model(digest: str) -> str:
 
 
 def _read_cache(folder: Path) -> Converted | None:
-    """Returns the result in an entry of the cache. Returns None if there is none, and with a warning if it is damaged.
+    """Returns the result in an entry of the cache; None if there is no entry.
 
-    The result is then made and written again.
+    If the entry is damaged or cannot be read, warns and returns None. The caller then runs the converter again.
     """
     try:
         told = json.loads((folder / _ANSWER).read_bytes())

@@ -47,7 +47,7 @@ class BuildFolder:
         return Summary.from_json(read_file(self.summary_file), str(self.summary_file))
 
     def summary_with_changes(self, report: Report, board: NeutronTargetSpec) -> Summary:
-        """Returns the summary with the verdict on a board in `report`, for which changes of the program were tried.
+        """Returns the summary with the verdict of `report` on `board`, which includes tried changes of the program.
 
         The summary in the folder is used if it is about the same board.
         """

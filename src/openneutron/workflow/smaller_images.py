@@ -23,9 +23,9 @@ __all__ = ["NOT_MEASURED", "SmallerImages", "quantized_for_smaller_images", "sma
 FRACTIONS = (Fraction(3, 4), Fraction(1, 2))
 """The sides of the smaller images, relative to those of the example inputs."""
 SMALLEST_SIDE = 16
-"""The smallest side of an image, before it is made smaller, in pixels."""
+"""A tensor whose height or width is less, in pixels, is not taken as an image."""
 STRIDE = 32
-"""Most networks that need sides of a certain multiple halve an image five times."""
+"""Networks that accept only multiples of a number as sides mostly need 32, because they halve an image five times."""
 MOST_CHANNELS = 4
 """The most channels of an image in NHWC. A tensor with more elements in its last dimension is taken as NCHW."""
 NOT_MEASURED = (
@@ -47,8 +47,8 @@ def quantized_for_smaller_images(
 ) -> tuple[list[SmallerImages], list[str]]:
     """Quantizes a float model for images with 3/4 and with half of their sides.
 
-    `example_inputs` and `options` are those of `quantize`. The smaller example inputs calibrate the model, and nothing
-    is recovered, so that the results tell the memory of a program, and nothing of its accuracy. If the model does not
+    `example_inputs` and `options` are those of `quantize`. The model is calibrated with the smaller example inputs and
+    without recovery, so the results are valid for the memory of a program, not for its accuracy. If the model does not
     take the exact fraction, the next smaller multiple of 32 is tried. Returns the quantized models, and notes on the
     sizes that the model does not take.
     """
@@ -70,7 +70,7 @@ def quantized_for_smaller_images(
 
 
 def smaller_examples(example_inputs: Any, fraction: Fraction, multiple: int = 1) -> tuple[str, Any] | None:
-    """Returns example inputs with smaller images, cut from the first ones, and the name of the change.
+    """Returns example inputs with smaller images, cut from `example_inputs`, and the name of the change.
 
     An image is a tensor of rank 4 whose sides have at least 16 pixels, in NCHW or in NHWC with at most 4 channels. The
     new sides are multiples of `multiple`. Returns None if there is no image, or if a side would be 0.

@@ -35,19 +35,19 @@ from openneutron.workflow.smaller_images import NOT_MEASURED, quantized_for_smal
 __all__ = ["report_with_changes", "try_changes"]
 
 OPTIONS = {INT8: {"int8_io": True}, CHANNELS_LAST: {}, FETCH: {"fetch_constants_to_sram": True}}
-"""The options of `lower` of the changes that can be tried."""
+"""For each change that can be tried, the options of `lower` that make it."""
 _REPEATED = (
     "operators_not_to_delegate", "neutron_converter_flavor", "extra_flags", "use_neutron_for_format_conversion",
     "fetch_constants_to_sram", "use_profiling",
 )  # fmt: skip
-"""Options of a program that the changed programs have, too. The others do not concern memory, or write files."""
+"""Options that changed programs take over from the program. Other options write files or do not affect memory."""
 _SCALE_METHOD = re.compile(r"(in|out)put\d+_scale")
 """The methods that `int8_io` adds to a program."""
 
 
 @dataclass(frozen=True)
 class _FloatModel:
-    """A float model, with which smaller images are tried."""
+    """The float model that is quantized again for smaller images."""
 
     model: Any
     example_inputs: Any

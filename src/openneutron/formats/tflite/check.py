@@ -24,7 +24,7 @@ from openneutron.ir.scales import LARGEST_SCALE, LEAST_SCALE
 __all__ = ["LARGEST_RANK", "LARGEST_TENSOR", "check", "read_checked"]
 
 LARGEST_TENSOR = 1 << 31
-"""Bytes."""
+"""The limit of the size of a tensor, in bytes."""
 LARGEST_RANK = 8
 # Fields by their numbers in the schema: version, operator codes, subgraphs, description, buffers.
 _MODEL_FIELDS = (0, 1, 2, 3, 4)

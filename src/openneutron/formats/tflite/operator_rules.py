@@ -1,4 +1,4 @@
-"""The rule of each TFLite operator: what its tensors and options must be, so that LiteRT's kernel stays in its memory.
+"""The requirements of each TFLite operator on its tensors and options, so that LiteRT's kernel stays in its memory.
 
 The kernels compute some shapes from options and operands, and take others from the file. Each rule therefore requires
 the output shape that follows from the inputs. The formulas are those of TFLite's kernels (tensorflow/lite/kernels).
