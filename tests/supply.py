@@ -43,13 +43,13 @@ __all__ = ["HASHES", "LICENCES", "hashes_text", "licence_of", "licences_text", "
 
 
 def pinned(text: str) -> dict[str, str]:
-    """Returns the version of each package in the text of a file of requirements, by its normal name."""
+    """Returns the version of each package in the text of a requirements file, by the normalized name (PEP 503)."""
     found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", text, re.MULTILINE)
     return {normal(name): version for name, version in found}
 
 
 def normal(name: str) -> str:
-    """Returns the name of a package in the form in which equal names are equal (PEP 503)."""
+    """Returns the normalized name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -1,4 +1,4 @@
-"""Statements of SECURITY.md: no code from files runs but where the user says so, and no child gets a shell."""
+"""Statements of SECURITY.md: code in files runs only if the user permits it, and no child process uses a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel selections of the converter: right ones come back unchanged, wrong ones are refused with their line."""
+"""Kernel selections of the converter: valid ones are returned unchanged, others raise an error that names the line."""
 
 from __future__ import annotations
 

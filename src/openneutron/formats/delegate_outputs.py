@@ -1,4 +1,4 @@
-"""Checks that delegates of the NPU write their outputs to memory that can be written."""
+"""Checks that delegates of the NPU write their outputs to writable memory."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from openneutron.errors import FormatError
 __all__ = ["kernel_selection_in", "kernel_selection_text"]
 
 LARGEST_BYTES = 4 << 20
-"""A selection has some lines for each kernel of the NPU's library."""
+"""The largest size of a kernel selection. A real one has a few lines for each kernel of the NPU's library."""
 
 _STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
 _COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
@@ -34,9 +34,9 @@ def kernel_selection_in(path: Path) -> str | None:
 def kernel_selection_text(data: bytes | str, what: str = "the kernel selection") -> str:
     """Returns a kernel selection as text. Errors call it `what`.
 
-    It becomes a source file of the firmware, so it is checked as one: it is UTF-8 of at most 4 MiB without control
-    characters, its comments end, and the files that it includes lie in the folders of the compiler's include paths, so
-    that their names have no "..", and no root. Raises `FormatError` with the line.
+    The firmware compiles the text as C source. Raises `FormatError` for a text that is empty, larger than 4 MiB or not
+    UTF-8; and, with the line, for a control character, a comment without end, and an included name that may lead out of
+    the compiler's include paths, such as an absolute path or one with "..".
     """
     raw = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     if not raw.strip() or len(raw) > LARGEST_BYTES:

@@ -30,7 +30,7 @@ class _Step:
 
 
 def recognize_cells(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
-    """Notes on cell states that they are states of one layer, as the decomposition of an LSTM does.
+    """Marks the cell states of each LSTM layer as states of one layer, as the decomposition of an LSTM does.
 
     A chain of two or more steps, cell = gate * before + written, is a layer if each gate is a sigmoid, or one minus a
     sigmoid, and a tanh reads each cell. Rules, linear in nodes:
@@ -39,7 +39,7 @@ def recognize_cells(module: GraphModule, keeps_float: Callable[[Node], bool] = l
     2. Their ranges, and those of the products with the gates, end at `CELL_LIMIT` if only these operators read them.
     3. A first state of zeros is removed: gate * 0 + written becomes written.
 
-    Layers that a decomposition has noted, and operators for which `keeps_float` is true, are not changed.
+    Layers that a decomposition has marked, and operators for which `keeps_float` is true, are not changed.
     """
     layers: dict[Node, list[_Step]] = {}
     for node in module.graph.nodes:

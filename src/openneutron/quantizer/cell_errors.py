@@ -1,4 +1,4 @@
-"""The error of the hidden states of an LSTM by the range of its cell states.
+"""Measures the error of the hidden states of an LSTM for several ranges of its cell states.
 
 A narrow range clips large cell states, a wide one rounds all of them coarsely, and each step adds to both errors. The
 error of a single value does not show this. A `CellReplay` therefore computes the cell states of all steps again,
@@ -30,12 +30,12 @@ REPLAYED = (*LIMITS, *NARROW_LIMITS)
 # the hidden states, which the replay leaves out, multiplies this error.
 WORTHWHILE, NEGLIGIBLE = 0.4, 3e-5
 MOST_SAMPLES = 24
-CODES = 255  # number of steps of a range
+CODES = 255  # steps from the lowest to the highest code of an int8 range
 
 
 @dataclass
 class CellErrors:
-    """The energy of the errors of a layer's hidden states, by limit of `REPLAYED` and unit; and that of the states.
+    """Sums over the steps of a layer: the energy of the hidden states, and that of their errors by limit and unit.
 
     The limits are those of `REPLAYED` times `factor`, which is not 1 for a layer without a limit.
     """

@@ -1,4 +1,4 @@
-"""Ranges of units of cell states in the documented flow: calibration measures the errors, and conversion selects.
+"""Ranges of units of cell states in the documented flow: calibration measures errors, and conversion selects ranges.
 
 The prepared module calls a `CellObserver` after each step of an LSTM. Where ranges of units are worthwhile (see
 `cell_errors`), conversion inserts the products of `cell_scales` with their quantize and dequantize operators. Where
@@ -39,7 +39,7 @@ MOST_DIMENSIONS = 3  # the last dimension of larger tensors holds positions, not
 
 @dataclass(frozen=True)
 class _StepNames:
-    """The names of the nodes of a step, which also hold in a copy of the prepared module."""
+    """The names of the nodes of a step, which are the same in a copy of the prepared module."""
 
     cell: str
     kept: str

@@ -1,4 +1,4 @@
-"""Ranges of their own for the units of a cell state, in one int8 tensor.
+"""Gives each unit of a cell state its own range, in one int8 tensor.
 
 The cell states c of an LSTM are kept as c / r, with a range r for each unit, so that all units use all codes:
 
