@@ -3,8 +3,8 @@
 The other backend runs through upstream_flow.py with a stub of its SDK. OPENNEUTRON_BENCH names the folder of that file
 (by default, ../shared/bench relative to the repository); without the file, that column stays empty. Each measurement
 runs in a separate process, and the processes of both backends alternate. The table has medians. Models have random
-weights, so accuracy is not measured. `--quick` measures each thing once, prints each row when it is measured, and ends
-the other backend when five minutes are over.
+weights, so accuracy is not measured. `--quick` measures each row once and prints it at once. When
+the command has run for 280 s, it stops the process of the other backend.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ class TestSeveral:
         assert named(found) == ["never written", "byte order"]
 
     def test_ambiguous_mistakes_are_all_named(self) -> None:
-        """A sum of each element by itself does not tell the order of the input's bytes from that of the output's."""
+        """In an elementwise sum, reversed bytes of the input and reversed bytes of the output have the same effect."""
         one = board("state", int8_io=True)
         found = one.check(one.with_output(0, lambda values: words_reversed(values, 4)))
         assert named(found) == ["byte order", "input byte order"]

@@ -1,4 +1,4 @@
-"""Verbs run a program in a process of its own, whose end is an error and no crash."""
+"""Verbs run a program in a separate process. If that process dies, the verb reports an error and does not crash."""
 
 from __future__ import annotations
 

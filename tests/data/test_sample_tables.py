@@ -47,7 +47,7 @@ NUMBERS = [[0.5, 1.0, 2.0], [3.0, 4.0, 5.0]]
         ('"12","7","40"\n0.5,1,2\n3,4,5\n', NUMBERS),
         ("0,1\n0.5,-1\n", [[0.5, -1.0]]),
         ("0,1,2,label\n0.5,1,2,7\n3,4,5,8\n", NUMBERS),
-        # rows of numbers that are no header
+        # first rows of numbers, which are not taken as a header
         ("0,1\n2,3\n", [[0, 1], [2, 3]]),
         ("0,1,2\n3,4,5\n6,7,8\n", [[0, 1, 2], [3, 4, 5], [6, 7, 8]]),
         ("0,2,1\n0.5,1,2\n", [[0, 2, 1], [0.5, 1, 2]]),

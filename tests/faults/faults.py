@@ -42,7 +42,7 @@ class Faults:
 
     @contextmanager
     def armed(self, folder: Path, number: int = COUNT_ONLY, error: int = KILL) -> Iterator[None]:
-        """Lets the operation `number` on a path below `folder` fail with the errno `error` in the block."""
+        """Makes operation `number` of the block on a path below `folder` fail with the errno `error`."""
         self._library.faults_arm(os.fsencode(folder), number, error)
         self._starts_processes = True
         try:

@@ -35,7 +35,7 @@ Files = dict[str, bytes]
 
 @dataclass
 class Walk:
-    """What was done for a writer."""
+    """The results for one writer."""
 
     writer: str
     operations: int = 0

@@ -1,7 +1,8 @@
 """Loads and runs mutated programs: `python -m tests.fuzz.programs --seconds 60`.
 
 The programs run in a child process. A signal, an error that is no `OpenNeutronError`, and a program that takes longer
-than 10 s are findings. The program is then in `out/fuzz/program.pte`, and the next child goes on with others.
+than 10 s are findings. After a finding, `out/fuzz/program.pte` has the program, and a new child continues with
+other programs.
 """
 
 from __future__ import annotations

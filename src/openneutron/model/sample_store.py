@@ -1,7 +1,7 @@
 """Keeps the calibration inputs in memory up to a limit, and the rest in temporary files.
 
 The tensors of a file are mapped into memory: the system reads them when they are used, and drops them when memory is
-needed. So the data of a generator may be larger than the memory, and every step of quantization reads them like others.
+needed. So the data of a generator may be larger than the memory. Quantization uses a mapped tensor like any other.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class SampleStore:
         self._waiting: list[tuple[list[tuple[Any, ...]], int]] = []
         self._waiting_bytes = 0
         self.files = 0
-        """The number of temporary files. They have no names, and end with the last tensor that reads them."""
+        """The number of temporary files. A file has no name, and is freed with the last tensor mapped from it."""
 
     def keep(self, samples: list[tuple[Any, ...]], sample: tuple[Any, ...]) -> None:
-        """Appends `sample` to the list `samples`, or an equal sample whose tensors are mapped from a file."""
+        """Appends `sample` to `samples`. Beyond the limit, replaces it later by an equal sample mapped from a file."""
         size = sum(map(_aligned_bytes, filter(_is_plain, sample)))
         samples.append(sample)
         if size <= self._left and not self._waiting and not self.files:

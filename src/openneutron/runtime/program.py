@@ -286,8 +286,8 @@ def load(
     process of its own, so a file that ends this process raises HostError. Use it for files of unknown origin. The start
     of the process takes a few seconds, and each run copies its inputs and outputs.
 
-    LiteRT runs each delegate with `threads` (1 to `MOST_THREADS`). The outputs do not depend on that number. The CPU
-    kernels of ExecuTorch use the threads of its own pool.
+    LiteRT runs each delegate with `threads` threads (1 to `MOST_THREADS`). The outputs do not depend on that number.
+    ExecuTorch's CPU kernels use ExecuTorch's own pool of threads.
 
     Raises HostError if the file cannot be read, is not a `.pte`, or cannot run on this machine, and OptionError for an
     invalid number of threads. Without the native module, the `inputs` and `outputs` of the result can be read, but

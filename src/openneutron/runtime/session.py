@@ -31,7 +31,7 @@ class Session:
     ) -> None:
         """Loads the bytes of a `.pte`. Error messages call the program `name`. `source` has tables of `data`.
 
-        LiteRT runs each delegate with `threads`.
+        LiteRT runs each delegate with `threads` threads.
 
         Without `loads`, `forward` is not loaded, so its delegates may hold microcode, and only `constant` works.
         Raises HostError if the program is damaged, or cannot run on this machine.

@@ -1,6 +1,6 @@
-"""The number of threads of the engines that a program creates while it is loaded.
+"""Passes the number of LiteRT's threads to the engines that a program creates while it is loaded.
 
-ExecuTorch's runtime creates the delegates, and has no argument for it.
+ExecuTorch's runtime creates the delegates, and has no argument for this number.
 """
 
 from __future__ import annotations
