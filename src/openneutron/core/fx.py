@@ -171,7 +171,7 @@ def shape_of(node: Node) -> tuple[int, ...]:
 def have_equal_sizes(first: Sequence[int], second: Sequence[int]) -> bool:
     """Returns whether two shapes are equal for every batch size, if their batch size is dynamic.
 
-    An operator == on shapes would fix a dynamic size if the example inputs have an equal size there.
+    Comparing the shapes by == would specialize a dynamic size to the size of the example inputs.
     """
     return len(first) == len(second) and all(statically_known_true(a == b) for a, b in zip(first, second, strict=True))
 

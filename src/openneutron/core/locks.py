@@ -61,7 +61,7 @@ class ForkSafeLock:
         self._lock.release()
 
     def forget_other_threads(self) -> None:
-        """Frees the lock after a fork if its holder is a thread of the parent process that this process lacks."""
+        """Frees the lock, in a new process, if its holder is a thread that exists only in the parent process."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
         else:
@@ -82,7 +82,7 @@ _acquire, _release = methodcaller("acquire"), methodcaller("release")
 
 
 def _before_fork() -> None:
-    """Takes the locks. Python forks also if a signal, such as that of Ctrl-C, ends this function early."""
+    """Takes the locks. Python forks even if a signal handler, such as that of Ctrl-C, raises in this function."""
     with _GUARD:
         locks = [one for one in _ALL if one.order is not Order.TRACING]
     locks.sort(key=lambda it: (it.order, id(it)))

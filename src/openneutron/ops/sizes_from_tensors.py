@@ -1,4 +1,4 @@
-"""Operators that take sizes or positions from a tensor. They are written with numbers if the tensor is a constant."""
+"""Operators that take sizes or positions from a tensor. If the tensor is a constant, numbers replace it."""
 
 from __future__ import annotations
 
