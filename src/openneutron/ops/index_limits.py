@@ -76,7 +76,7 @@ def _limits(reader: Node, value: Node) -> Iterator[tuple[int, int]]:
 
 
 def _name_without_overload(node: Node) -> str:
-    """Returns the name of the operator; that of the operator with a new result, for an operator in place."""
+    """Returns the ATen name without the overload and without the final underscore of an in-place operator."""
     namespace, _, name = op_name(node).partition(".")
     return f"{namespace}.{name.split('.')[0].rstrip('_')}"
 
@@ -144,4 +144,4 @@ _READERS: dict[str, Callable[[dict[str, Any]], Reads]] = {
     "aten.index_put": _by_tensors,
     "aten.one_hot": _classes,
 }
-"""The indices that an operator reads, by its name without the overload."""
+"""The functions that find the indices that an operator reads, by its name without the overload."""

@@ -30,10 +30,9 @@ def decompose(
     """Rule: a float32 operator with a declared decomposition is replaced by the decomposition, recursively.
 
     Operators that return integers are replaced if their declaration says so.
-    Operators for which `keeps_float` is true are not changed, except those with dropout, whose dropout must become an
-    operator of its own. The states of operators for which `is_wide` is true
-    consist of two int8 tensors. Linear in the nodes before and after. Raises `ModelError`
-    if a decomposition needs a fixed size and the size is dynamic.
+    Operators for which `keeps_float` is true are not changed, except those with dropout: the dropout must become a
+    separate operator. The states of operators for which `is_wide` is true consist of two int8 tensors. Linear in the
+    nodes before and after. Raises `ModelError` if a decomposition needs a fixed size and the size is dynamic.
     """
     changed = False
     constants: set[Node] = set()

@@ -28,7 +28,7 @@ def resolve_constant_shapes(module: GraphModule) -> bool:
     1. An operator on constants becomes a constant if its shape is unknown, as that of nonzero is.
     2. A selection by a constant mask (x[:, mask], masked_select) becomes a selection by the indices of the true values.
     3. The shapes of all later operators are computed again. A number that is then known replaces its node.
-    4. An operator that takes sizes from a constant tensor (`ops/sizes_from_tensors.py`) is written with numbers.
+    4. An operator that takes sizes from a constant tensor (`ops/sizes_from_tensors.py`) takes numbers instead.
 
     A buffer that the model writes to does not count as a constant. A graph without unknown shapes, and without
     operators of rule 4, is not changed. Raises `ModelError` for an operator of rule 4 whose sizes are computed.
