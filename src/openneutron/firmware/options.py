@@ -26,7 +26,7 @@ class PackageOptions(TypedDict, total=False):
     tolerance: float
     """The largest difference of an output that passes on the board, in LSBs. By default 1."""
     section: str | None
-    """The section of the linker script for the array of the program. None, the default, is that of constants."""
+    """The section of the linker script for the array of the program. By default that of constants (None)."""
     array: str
     """"c", "incbin" (assembler source that includes the file), or "auto", the default: "incbin" for large arrays."""
 
