@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ def die(self, request):
 child._Server.answer = die
 child.serve()
 """
+PIXELS = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)
 VERBS = {
     "run": ("run", "out", "photos/left"),
     "evaluate": ("evaluate", "out"),
@@ -40,6 +42,32 @@ def test_the_end_of_the_process_is_an_error(
     assert result.code == 2
     assert "ended the process that ran it (SIGSEGV)" in " ".join(result.text.split())
     assert here(*VERBS[verb], "--in-process").code == 0
+
+
+@pytest.mark.parametrize("form", ["build", "package"])
+def test_a_board_is_compared_with_a_program_in_a_process_of_its_own(
+    here: Here, built: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, dump = built if form == "build" else package(built, tmp_path / "package"), tmp_path / "wrong.bin"
+    values = load(built / "model.pte").run(PIXELS).numpy()
+    dump.write_bytes((3 * values + 7).tobytes())
+    verb = ("validate", program, "--against", dump, "--samples", "1")
+    monkeypatch.setattr("openneutron.runtime.child._CODE", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    result = here(*verb)
+    assert result.code == 2, result.text
+    assert "ended the process that ran it (SIGSEGV)" in " ".join(result.text.split())
+    assert here(*verb, "--in-process").code == 1
+
+
+def package(build: Path, folder: Path) -> Path:
+    """Writes a package with one vector, without the sources of its firmware."""
+    folder.mkdir()
+    (folder / "net.pte").write_bytes((build / "model.pte").read_bytes())
+    outputs = load(build / "model.pte").run(PIXELS).numpy().tobytes()
+    (folder / "test_vectors.bin").write_bytes(PIXELS.tobytes() + outputs + bytes(-len(outputs) % 16))
+    manifest = {"name": "net", "payload": "portable", "vectors": 1, "tolerance_lsb": 1.0}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 def test_outputs_are_those_of_this_process(here: Here, built: Path, tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def program_of_package(folder: Path) -> Path:
     return portable if portable.is_file() else folder / f"{name}.pte"
 
 
-def read_package(folder: Path) -> BoardPackage:
-    """Reads the program and the vectors of a package.
+def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:
+    """Reads the program and the vectors of a package. `isolated` is described at `load`.
 
     Raises `InputError` for a missing file and for a device program without the portable program that it was compiled
     from, and `FormatError` for a damaged manifest or vectors that do not fit the program.
@@ -66,7 +66,7 @@ def read_package(folder: Path) -> BoardPackage:
             f"The package '{folder}' holds a device program, which this machine cannot run. Write the package with the "
             "portable program, too."
         )
-    host = load(file)
+    host = load(file, isolated=isolated)
     count, tolerance = manifest.get("vectors"), manifest.get("tolerance_lsb")
     if not isinstance(count, int) or not isinstance(tolerance, (int, float)):
         raise FormatError(f"{folder / MANIFEST} has no number of vectors or no tolerance. Write the package again.")

@@ -226,12 +226,14 @@ def validate_board_from_settings(
     """Compares the outputs of a board with those of a program, or of the folder of a package or of a build.
 
     The inputs are the test vectors of a package, else the calibration data of the settings, else random. `max_lsb` None
-    stands for the tolerance of a package, else for 1. Raises the errors of `read_package` and `validate_board`.
+    stands for the tolerance of a package, else for 1. `isolated` is described at `load`.
+
+    Raises the errors of `load`, `read_package` and `validate_board`.
     """
     limit = DEFAULT_LSB if max_lsb is None else max_lsb
     normalization = _normalization(settings)
     if is_package(program):
-        package = read_package(program)
+        package = read_package(program, isolated=isolated)
         limit = package.tolerance if max_lsb is None else max_lsb
         return validate_board(package.program, dump, package.vectors, max_lsb=limit, normalization=normalization)
     host = load(BuildFolder.of(program).program, isolated=isolated)
