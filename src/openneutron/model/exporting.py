@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import io
+import lzma
 import os
 import re
 import warnings
@@ -62,6 +63,8 @@ _FILES = {
 }
 _TARGET = "openneutron_target"
 """The name of the extra file that holds the target."""
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+"""The errors of `zipfile` for damaged archives; a method of compression that it lacks is a `RuntimeError`."""
 _OBSERVERS = (ObserverBase, FakeQuantizeBase)
 # torch's warning and torch's error for a model that assigns to a buffer.
 _LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
@@ -149,15 +152,22 @@ def saved_program(exported: ExportedProgram, target: str, source_root: str | os.
 def target_of_file(file: str | os.PathLike[str]) -> str | None:
     """Returns the target in a file of `saved_program`; None for another file.
 
-    Raises `InputError` for a file that cannot be read.
+    Raises `InputError` for a file that cannot be read, and for an archive whose target cannot be read.
     """
     data = read_file(file)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [name for name in archive.namelist() if name.endswith(f"extra/{_TARGET}")]
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except _DAMAGE:
+        return None  # it is no archive, which `loaded_program` reports
+    with archive:
+        names = [name for name in archive.namelist() if name.endswith(f"extra/{_TARGET}")]
+        try:
             return archive.read(names[0]).decode() if names else None
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError):
-        return None
+        except _DAMAGE as error:
+            raise InputError(
+                f"'{os.fspath(file)}' is damaged: the name of its target cannot be read "
+                f"({type(error).__name__}: {first_line(error)}). Save the quantized model again."
+            ) from error
 
 
 def _describe(model: Any) -> str:
