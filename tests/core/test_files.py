@@ -150,6 +150,16 @@ def test_characters_that_no_path_has(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "\u6a21" * 85], ids=["ASCII", "Latin", "CJK"])
+def test_names_of_the_largest_length(name: str, tmp_path: Path) -> None:
+    """Most systems limit names to 255 bytes, some to 255 characters."""
+    write_file(tmp_path / name, b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+    (tmp_path / name).unlink()
+    write_folder(tmp_path / name, {"file": b"new"})
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "file"]
+
+
 def test_a_created_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     for name in ("new", "deep/er/new", "kept", "kept/new"):

@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 LONGEST_PREFIX = 100
-"""The number of characters of a file's name in the name of its temporary file."""
+"""The number of bytes of a file's name in the name of its temporary file. Most systems limit names to 255 bytes."""
 NO_PATH = "it has a character that no path has, such as the null character. Give another path."
 """The reason why a path is refused for which Python raises `ValueError`."""
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -148,7 +148,8 @@ def _linked(path: Path) -> Path:
 
 def _temporary_name(target: Path) -> Path:
     """Returns a random path beside `target`. A killed process may leave a file of such a name."""
-    return target.with_name(f".{target.name[:LONGEST_PREFIX]}.{secrets.token_hex(8)}.tmp")
+    prefix = os.fsencode(target.name)[:LONGEST_PREFIX].decode(errors="ignore")
+    return target.with_name(f".{prefix}.{secrets.token_hex(8)}.tmp")
 
 
 def _write_new_file(path: Path, data: bytes, permissions: int | None = None) -> None:
