@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,50 @@ def test_names_of_the_largest_length(name: str, tmp_path: Path) -> None:
     (tmp_path / name).unlink()
     write_folder(tmp_path / name, {"file": b"new"})
     assert [path.name for path in tmp_path.rglob("*")] == [name, "file"]
+
+
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in (
+        ("file", r"there is a file of this name\. Give another path\.$"),
+        ("file/new", r"Not a directory\. Give a path in a folder that exists and can be written\.$"),
+    ):
+        with pytest.raises(OutputError, match=reason), created_folder(tmp_path / name):
+            pass
+
+
+def test_a_file_that_the_system_cannot_look_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has one path and one reason, at whichever of its calls the system fails."""
+    stat_of, calls = os.stat, 0
+
+    def fail_at(number: int) -> Callable[..., os.stat_result]:
+        def fail(path: Path, **options: bool) -> os.stat_result:
+            nonlocal calls
+            calls += not options
+            if calls == number and not options:
+                raise OSError(errno.EIO, "Input/output error")
+            return stat_of(path, **options)
+
+        return fail
+
+    for number in (1, 2, 3):
+        calls = 0
+        with monkeypatch.context() as patched:
+            patched.setattr("os.stat", fail_at(number))
+            with pytest.raises(OutputError) as raised:
+                write_file(tmp_path / "file", b"new")
+        assert str(raised.value).startswith(f"Cannot write '{tmp_path}/file': Input/output error")
+        assert str(raised.value).count("Cannot write") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_the_system_cannot_look_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "is_symlink", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_file(tmp_path / "file", b"new")
 
 
 def test_a_created_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ def write_files(files: Mapping[Path, bytes]) -> None:
 
 def _linked(path: Path) -> Path:
     """Returns the target of a symbolic link, so that a write keeps the link; returns any other path unchanged."""
-    return path.resolve() if path.is_symlink() else path
+    with _typed_output(path):
+        return path.resolve() if path.is_symlink() else path
 
 
 def _temporary_name(target: Path) -> Path:
@@ -196,6 +197,8 @@ def _permissions_of(path: Path) -> int | None:
 def _typed_output(path: Path) -> Iterator[None]:
     try:
         yield
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"Cannot write '{path}': {_with_remedy(error, path)}") from error
 
@@ -254,7 +257,7 @@ def _create(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"Cannot create the folder '{folder}': {error.strerror or error}.") from error
+        raise OutputError(f"Cannot create the folder '{folder}': {_with_remedy(error, folder)}") from error
     if not os.access(folder, os.W_OK):
         raise OutputError(f"The folder '{folder}' cannot be written. Give another folder.")
 
@@ -312,6 +315,8 @@ def _with_remedy(error: OSError, path: Path) -> str:
         return f"{reason}. Free some space, or give a path on another disk."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{reason}. Give a path in a folder in which you may write, or change that of '{path.parent}'."
+    if error.errno == errno.EEXIST:
+        return "there is a file of this name. Give another path."
     if error.errno == errno.ENOENT:
         return f"the folder '{path.parent}' does not exist. Give a path in an existing folder."
     return f"{reason}. Give a path in a folder that exists and can be written."
