@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -172,9 +173,22 @@ class TestCache:
 
     def test_a_cache_that_cannot_be_written_is_a_warning(self, tmp_path: Path) -> None:
         (tmp_path / "cache").write_bytes(b"")  # a file in the place of the folder
-        with pytest.warns(sdk.ConverterWarning, match="not kept in the cache"):
+        with pytest.warns(
+            sdk.ConverterWarning, match=r"not kept in the cache: Cannot create .*[^.]\. Set OPENNEUTRON_CACHE"
+        ):
             converted = sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path / "cache")
         assert converted.tflite
+
+    def test_a_cache_on_a_full_disk_is_a_warning(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", fail)
+        with pytest.warns(
+            sdk.ConverterWarning, match=r"No space left on device\. .*another disk\. Set OPENNEUTRON_CACHE"
+        ):
+            sdk.convert(request(), sdk.choose_converter(None), cache=tmp_path / "cache")
+        assert not (tmp_path / "cache").exists()
 
     def test_two_processes_that_write_one_entry(self, tmp_path: Path) -> None:
         """The converter may return different models for one request; the entry holds one of them, whole."""

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openneutron.core.files import write_file
-from openneutron.errors import ConverterError, FormatError, OpenNeutronError, OptionError
+from openneutron.core.files import created_folder, write_file
+from openneutron.errors import ConverterError, FormatError, OpenNeutronError, OptionError, OutputError
 from openneutron.formats.kernel_selection import kernel_selection_in, kernel_selection_text
 
 __all__ = [
@@ -334,12 +334,12 @@ def _write_cache(folder: Path, converted: Converted) -> None:
     digest = hashlib.sha256(converted.tflite).hexdigest()
     told = {"log": converted.log, "kernel_selection": converted.kernel_selection, "sha256": digest}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / _cached_model(digest), converted.tflite)
-        write_file(folder / _ANSWER, json.dumps(told).encode())
-    except OSError as error:
+        with created_folder(folder):
+            write_file(folder / _cached_model(digest), converted.tflite)
+            write_file(folder / _ANSWER, json.dumps(told).encode())
+    except OutputError as error:
         warnings.warn(
-            f"The result of the converter is not kept in the cache: {error}. Set {CACHE_VARIABLE} to "
+            f"The result of the converter is not kept in the cache: {error} Set {CACHE_VARIABLE} to "
             "another folder for the cache, or to an empty text to use none.",
             ConverterWarning,
             stacklevel=2,
