@@ -79,7 +79,13 @@ CASES = (*_blends(), *_distances(), *_both_broadcast())
 deep: Shape = (1, 2, 1, 3, 1, 4, 1)
 other: Shape = (1, 2, 2, 1, 5, 1, 3)
 
+many: Shape = (2,) * 9
+
 REJECTED = (
+    *(
+        Rejected(name, "has_rank_to_broadcast", "", of(getattr(torch, name)), (many, (1, 2, 1, 2, 1, 2, 1, 2, 1)))
+        for name in ("add", "sub", "mul", "maximum", "minimum")
+    ),
     *(
         Rejected(name, "expands_few_dimensions", "", of(getattr(torch, name)), (deep, other))
         for name in ("add", "sub", "mul", "maximum", "minimum")

@@ -346,6 +346,7 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("add", "has_nonzero_alpha", "", of(lambda x, y: torch.add(x, y, alpha=0)), ((4, 5), (4, 5))),
     Rejected("sub", "has_nonzero_alpha", "", of(lambda x, y: torch.sub(x, y, alpha=0)), ((4, 5), (4, 5))),
     Rejected("clamp", "is_a_relu", "", of(lambda x: x.clamp(-2, 3)), (GRANULES,)),
+    Rejected("prelu", "has_rank_for_slopes", "", lambda: nn.PReLU(8), ((1, 8, 1, 1, 1, 1, 1, 1, 2),)),
     Rejected("prelu", "has_aligned_slopes", "", lambda: nn.PReLU(12), (SPLIT,), padded=True),
     Rejected("prelu", "has_aligned_slopes", "one slope", nn.PReLU, (SPLIT,), padded=True),
     Rejected("prelu", "has_aligned_slopes", "rank 1", nn.PReLU, ((8,),)),

@@ -180,7 +180,8 @@ CASES: dict[str, tuple[Change, str]] = {
         "a list of tensors",
     ),
     "a list of tensors that follow it": (
-        lambda plan: plan.values.insert(0, schema.EValue(schema.TensorList([1]))), "a list of tensors before value 0",
+        lambda plan: plan.values.append(schema.EValue(schema.TensorList([len(plan.values)]))),
+        "a list of tensors before value",
     ),
     "no such operator": (set_field(lambda plan: kernel_call(plan, "::cat"), op_index=9), "below 4, found 9"),
     "no such delegate": (

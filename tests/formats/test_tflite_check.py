@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.structured_mutants import mutated_bytes
 
 from openneutron.errors import FormatError
 from openneutron.formats import tflite
+from openneutron.formats.flatbuffer import Source
+from openneutron.formats.flatbuffer_tables import tables_at
 from openneutron.formats.tflite.operator_rules import RULES
 from openneutron.ir.graph import Graph, Op, Tensor
 from openneutron.ir.kinds import KINDS, RESHAPE
@@ -182,9 +185,9 @@ OF_EACH_KIND: dict[str, tuple[Change, str]] = {
     "scales of no dimension": (set_qparams([0.5] * 9, [0] * 9, 9), "9 scales for one dimension"),
     "scales of a tensor": (several_scales, "an int8 output with one scale"),
     "no qparams": (lambda model: setattr(output(model), "quantization", None), "with one scale"),
-    "negative size": (set_input(0, shape=np.array([1, -1], np.int32)), "each 1 or more"),
-    "too many dimensions": (set_input(0, shape=np.ones(9, np.int32)), "at most 8 dimensions"),
-    "size overflows": (set_input(0, shape=np.full(4, 2**30, np.int32)), "and 2 GB"),
+    "negative size": (set_input(0, shape=np.array([1, -1], np.int32)), "dimensions of 1 or more"),
+    "too many dimensions": (set_input(0, shape=np.ones(65, np.int32)), "at most 64 dimensions"),
+    "size overflows": (set_input(0, shape=np.full(4, 2**30, np.int32)), "at most 2 GB"),
 }  # fmt: skip
 
 OF_ONE_KIND: tuple[tuple[str, Change, str], ...] = (
@@ -252,6 +255,20 @@ def test_valid_models_pass_and_run(name: str) -> None:
     tflite.check(tflite.with_more_outputs(model, []))
     (result,) = litert(model, *(np.zeros(tensor.shape, np.int8) for tensor in GRAPHS[name].inputs))
     assert result.shape == GRAPHS[name].outputs[0].shape
+
+
+def test_a_shape_of_many_large_sizes_is_refused_at_once() -> None:
+    sizes = np.full(50_000, 2**30, np.int32)
+    with pytest.raises(FormatError, match="at most 64 dimensions, found 50000"):
+        tflite.check(changed("RELU", set_input(0, shape=sizes)))
+
+
+def test_a_vtable_of_many_fields() -> None:
+    count = 65
+    vtable = struct.pack(f"<HH{count}H", 4 + 2 * count, 8, 4, *([0] * (count - 1)))
+    data = vtable + struct.pack("<iI", len(vtable), 7)
+    with pytest.raises(FormatError, match="at most 64 fields, found 65"):
+        tables_at(Source(memoryview(data), "the file"), np.array([len(vtable)], np.int64))
 
 
 @pytest.mark.parametrize("kind", ["ADD", "MAXIMUM", "MUL"])

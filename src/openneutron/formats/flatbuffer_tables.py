@@ -20,7 +20,8 @@ Offsets = npt.NDArray[np.int64]
 """Offsets in the file."""
 
 
-FIRST_OTHER_THAN_ASCII = 128
+MAX_FIELDS = 64
+"""The largest number of fields of a table; the schemas of TFLite and ExecuTorch have fewer."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,9 @@ class Tables:
     """Offset of each field in the table, [layout, field]; 0 for an absent field."""
 
     @functools.cached_property
-    def _positions(self) -> list[list[int]]:
-        """The offset of each field of each table in the file; 0 for an absent field."""
-        places = self._places[self._layout_of]
-        positions: list[list[int]] = np.where(places > 0, self.at[:, None] + places, 0).tolist()
-        return positions
+    def _rows(self) -> tuple[list[int], list[int], list[list[int]]]:
+        """The offset and the layout of each table, and the fields of each layout."""
+        return self.at.tolist(), self._layout_of.tolist(), self._places.tolist()
 
     @functools.cached_property
     def _present(self) -> list[frozenset[int]]:
@@ -126,12 +125,9 @@ class Tables:
         (unended,) = np.nonzero(_gather(self.source, self._bytes, ends, np.dtype(np.uint8)))
         if len(unended):
             raise self.source.error(int(ends[unended[0]]), "the zero byte after a string")
-        characters, _ = self.values(field, np.uint8)
-        if not len(characters) or characters.max() < FIRST_OTHER_THAN_ASCII:
-            return
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             try:
-                bytes(self.source.view[start:end]).decode()
+                str(self.source.view[start:end], "utf-8")
             except UnicodeDecodeError as error:
                 raise self.source.error(start, "a text in UTF-8", error.object[:40]) from error
 
@@ -142,11 +138,12 @@ class Tables:
 
     def scalar(self, row: int, field: int, code: str, default: int | float | bool = 0) -> Any:
         """Reads a scalar field of one table. `code` is a format character of the struct module."""
-        fields = self._positions[row]
-        at = fields[field] if field < len(fields) else 0
-        if not at:
+        offsets, layouts, places = self._rows
+        fields = places[layouts[row]]
+        place = fields[field] if field < len(fields) else 0
+        if not place:
             return default
-        return self.source.number(at, code, f"field {field} of a table")
+        return self.source.number(offsets[row] + place, code, f"field {field} of a table")
 
 
 def read_tables(parent: Table, field: int) -> Tables:
@@ -170,7 +167,12 @@ def tables_at(source: Source, at: Offsets) -> Tables:
     (outside,) = np.nonzero(at + sizes > len(data))
     if len(outside):
         raise source.error(int(at[outside[0]]), f"a table of {sizes[outside[0]]} bytes", f"the end at byte {len(data)}")
-    places = np.zeros((len(read), max(len(fields) for _, fields in read)), np.int64)
+    most = max(len(fields) for _, fields in read)
+    if most > MAX_FIELDS:
+        wide = next(row for row, (_, fields) in enumerate(read) if len(fields) == most)
+        raise source.error(int(layouts[wide]), f"a vtable of at most {MAX_FIELDS} fields", most)
+    source.count(8 * most * len(read), int(at[0]))
+    places = np.zeros((len(read), most), np.int64)
     for row, (_, fields) in zip(places, read, strict=True):
         row[: len(fields)] = fields
     return Tables(source, at, data, layout_of, places)

@@ -9,11 +9,13 @@ from torch.fx import Node
 from openneutron.ir.graph import Kind, QParams, Tensor
 from openneutron.ir.kinds import EXP, HARD_SWISH, LEAKY_RELU, LOG, MAXIMUM, MINIMUM, MUL, PRELU, RELU_N1_TO_1, RSQRT
 from openneutron.ops.elementwise import (
+    MAX_BROADCAST_RANK,
     broadcastable_operands,
     element_macs,
     expands_few_dimensions,
     has_nonzero_alpha,
     has_one_full_operand,
+    has_rank_to_broadcast,
     lower_sub,
 )
 from openneutron.ops.facts import UNKNOWN, Facts, never_negative, never_negative_if_all, never_negative_if_any
@@ -21,7 +23,7 @@ from openneutron.ops.gated_products import needed_by_product
 from openneutron.ops.intervals import NeededBySum, needed_by_hardswish, needed_by_identity, needed_by_neg
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
-from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, legacy_constraint
+from openneutron.ops.spec import Homogeneous, OpSpec, OutputRule, PaddedDimensions, constraint, legacy_constraint
 
 __all__ = ["SPECS"]
 
@@ -54,6 +56,12 @@ def lower_leaky_relu(lowering: Lowering) -> Tensor:
     """Emits LEAKY_RELU."""
     alpha = float(lowering.args["negative_slope"])
     return lowering.emit(LEAKY_RELU, [lowering.tensor("self")], lowering.shape, alpha=alpha)
+
+
+@constraint
+def has_rank_for_slopes(instance: OpInstance) -> bool:
+    """The output has at most {MAX_BROADCAST_RANK} dimensions."""
+    return len(instance.shape) <= MAX_BROADCAST_RANK
 
 
 @legacy_constraint
@@ -117,7 +125,7 @@ SPECS = (
         edge_targets=("aten.mul.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(expands_few_dimensions, has_one_full_operand),
+        constraints=(expands_few_dimensions, has_rank_to_broadcast, has_one_full_operand),
         lower=lower_mul,
         macs=element_macs,
         facts=Facts(sign=_sign_of_product, needed_range=needed_by_product, is_continuous=True, computes_masks=True),
@@ -131,7 +139,7 @@ SPECS = (
         edge_targets=("aten.sub.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_nonzero_alpha, expands_few_dimensions, has_one_full_operand),
+        constraints=(has_nonzero_alpha, expands_few_dimensions, has_rank_to_broadcast, has_one_full_operand),
         lower=lower_sub,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
@@ -144,7 +152,7 @@ SPECS = (
         edge_targets=("aten.maximum.default",),
         inputs=("self", "other"),
         output=OutputRule.SHARED,
-        constraints=(expands_few_dimensions, has_one_full_operand),
+        constraints=(expands_few_dimensions, has_rank_to_broadcast, has_one_full_operand),
         lower=_binary_lowering(MAXIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
@@ -157,7 +165,7 @@ SPECS = (
         edge_targets=("aten.minimum.default",),
         inputs=("self", "other"),
         output=OutputRule.SHARED,
-        constraints=(expands_few_dimensions, has_one_full_operand),
+        constraints=(expands_few_dimensions, has_rank_to_broadcast, has_one_full_operand),
         lower=_binary_lowering(MINIMUM),
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,
@@ -179,7 +187,7 @@ SPECS = (
         targets=("aten.prelu.default",),
         inputs=("self",),
         weight="weight",
-        constraints=(has_aligned_slopes,),
+        constraints=(has_rank_for_slopes, has_aligned_slopes),
         pads=_channels_and_slopes,
         lower=lower_prelu,
         macs=element_macs,

@@ -55,6 +55,8 @@ CLAMP_BECOMES = (
 
 LOWEST_CODE, HIGHEST_CODE = -128, 127
 
+MAX_BROADCAST_RANK = 8
+"""The largest rank for which LiteRT's kernels broadcast an operand."""
 MAX_SOFTMAX_CHANNELS = 2040
 MAX_SOFTMAX_POSITIONS = 4096
 MAX_SOFTMAX_ELEMENTS = 524288
@@ -136,6 +138,13 @@ def has_one_full_operand(instance: OpInstance) -> bool:
 def expands_few_dimensions(instance: OpInstance) -> bool:
     """One operand has as many elements as the output, or the output has at most {MAX_KERNEL_RANK} dimensions."""
     return has_one_full_operand.holds(instance) or len(instance.shape) <= MAX_KERNEL_RANK
+
+
+@constraint
+def has_rank_to_broadcast(instance: OpInstance) -> bool:
+    """The operands have equal shapes, or the output has at most {MAX_BROADCAST_RANK} dimensions."""
+    is_broadcast = instance.shape_of("self") != instance.shape_of("other")
+    return not is_broadcast or len(instance.shape) <= MAX_BROADCAST_RANK
 
 
 def broadcastable_operands(lowering: Lowering) -> list[Tensor]:
@@ -298,7 +307,7 @@ SPECS = (
         edge_targets=("aten.add.Tensor",),
         inputs=("self", "other"),
         fuses_activation=True,
-        constraints=(has_nonzero_alpha, expands_few_dimensions, has_one_full_operand),
+        constraints=(has_nonzero_alpha, expands_few_dimensions, has_rank_to_broadcast, has_one_full_operand),
         lower=lower_add,
         macs=element_macs,
         homogeneous=Homogeneous.ELEMENT,

@@ -16,16 +16,15 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 from openneutron.formats.flatbuffer import Source, Table, root
 from openneutron.formats.flatbuffer_tables import Tables, read_tables, tables_at
 from openneutron.formats.tflite.operator_rules import ITEM_BYTES, RULES, Call, Operand, Rule
-from openneutron.formats.tflite.read import Model, read
+from openneutron.formats.tflite.read import MAX_RANK, Model, read
 from openneutron.formats.tflite.write import FILE_IDENTIFIER
 from openneutron.ir.kinds import KINDS
 from openneutron.ir.scales import LARGEST_SCALE, LEAST_SCALE
 
-__all__ = ["LARGEST_RANK", "LARGEST_TENSOR", "check", "read_checked"]
+__all__ = ["LARGEST_TENSOR", "check", "read_checked"]
 
 LARGEST_TENSOR = 1 << 31
 """The limit of the size of a tensor, in bytes."""
-LARGEST_RANK = 8
 # Fields by their numbers in the schema: version, operator codes, subgraphs, description, buffers.
 _MODEL_FIELDS = (0, 1, 2, 3, 4)
 _SUBGRAPH_FIELDS = (0, 1, 2, 3, 4)  # tensors, inputs, outputs, operators, name
@@ -113,10 +112,12 @@ def _check_tensors(tables: Tables, data_at: Sequence[int], data_bytes: Sequence[
         dtype = _TYPES.get(types[index], "")
         if not dtype:
             raise source.error(at, f"a tensor of {' or '.join(_TYPES.values())}", f"type {types[index]}")
+        if rank > MAX_RANK:  # before the product, whose time is quadratic in the rank
+            raise source.error(at, f"at most {MAX_RANK} dimensions", rank)
         size = ITEM_BYTES[dtype] * math.prod(shape)
         least = 0 if dtype == "INT32" else 1  # the new shape of a RESHAPE to a scalar is an empty int32 constant
-        if rank > LARGEST_RANK or (rank and min(shape) < least) or size > LARGEST_TENSOR:
-            raise source.error(at, f"at most {LARGEST_RANK} dimensions, each 1 or more, and 2 GB", shape)
+        if (rank and min(shape) < least) or size > LARGEST_TENSOR:
+            raise source.error(at, "dimensions of 1 or more, and at most 2 GB", shape)
         buffer = buffers[index]
         if buffer >= max(1, len(data_at)):
             raise source.error(at, f"a buffer below {len(data_at)}", buffer)
@@ -204,5 +205,5 @@ def _check_operators(source: Source, graph: Table, codes: Sequence[tuple[str, Ru
 
 def _indices(source: Source, at: int, numbers: Sequence[int], count: int) -> Sequence[int]:
     if numbers and not (min(numbers) >= 0 and max(numbers) < count):
-        raise source.error(at, f"tensors below {count}", numbers)
+        raise source.error(at, f"tensors below {count}", f"{min(numbers)} to {max(numbers)}")
     return numbers

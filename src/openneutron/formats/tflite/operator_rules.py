@@ -29,7 +29,8 @@ _REFLECT = schema.MirrorPadMode.REFLECT
 _ACTIVATIONS = 6  # the number of fused activations in the schema
 LARGEST_STEP = 1 << 16
 """The largest stride, dilation and size of a pooling window. Larger ones overflow int32 in TFLite's kernels."""
-MAX_BROADCAST_RANK, MAX_PRELU_RANK, MAX_PAD_RANK, MAX_SLICE_RANK, MAX_MATRIX_RANK = 8, 4, 5, 6, 5
+# Found by trying ranks: LiteRT refuses larger ones, or ends the process.
+MAX_BROADCAST_RANK, MAX_PAD_RANK, MAX_MATRIX_RANK = 8, 6, 6
 
 
 @dataclass(eq=False, slots=True)
@@ -165,13 +166,13 @@ def _leaky_relu(call: Call) -> None:
     _same_shape(call)
 
 
-def _broadcast(call: Call, largest_rank: int = MAX_BROADCAST_RANK) -> None:
+def _broadcast(call: Call) -> None:
     first, second = (operand.shape for operand in call.inputs)
     if first == second:
         call.require_shape(first)
         return
     rank = max(len(first), len(second))
-    call.require(rank <= largest_rank, f"at most {largest_rank} dimensions", rank)
+    call.require(rank <= MAX_BROADCAST_RANK, f"at most {MAX_BROADCAST_RANK} dimensions", rank)
     left, right = ((1,) * (rank - len(shape)) + shape for shape in (first, second))
     fits = all(a == b or 1 in (a, b) for a, b in zip(left, right, strict=True))
     call.require(fits, "shapes that broadcast", (first, second))
@@ -184,7 +185,7 @@ def _activated_broadcast(call: Call) -> None:
 
 
 def _prelu(call: Call) -> None:
-    _broadcast(call, MAX_PRELU_RANK)
+    _broadcast(call)
     call.require_shape(call.inputs[0].shape)
 
 
@@ -307,8 +308,9 @@ def _resize(call: Call) -> None:
 
 def _reduce(call: Call) -> None:
     shape = call.inputs[0].shape
-    axes = call.operand(1, call.inputs[1].shape)
-    call.require(len(call.inputs[1].shape) <= 1 and bool(axes), "a list of dimensions", call.inputs[1].shape)
+    listed = call.inputs[1].shape
+    axes = call.operand(1, listed)
+    call.require(len(listed) <= 1 and bool(axes or not shape), "a list of dimensions", listed)
     call.require(all(0 <= axis < len(shape) for axis in axes), f"dimensions below {len(shape)}", axes)
     call.require(len(set(axes)) == len(axes), "dimensions listed once", axes)
     if call.option(0, "?", False):
@@ -362,7 +364,6 @@ def _reshape(call: Call) -> None:
 
 def _slice(call: Call) -> None:
     shape = call.inputs[0].shape
-    call.require(len(shape) <= MAX_SLICE_RANK, f"at most {MAX_SLICE_RANK} dimensions", len(shape))
     begin, size = call.operand(1, (len(shape),)), call.operand(2, (len(shape),))
     fits = all(b >= 0 and s >= 1 and b + s <= n for b, s, n in zip(begin, size, shape, strict=True))
     call.require(fits, f"a part of {shape}", (begin, size))

@@ -13,11 +13,12 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
 from openneutron.formats.flatbuffer import Source, Table, root
 
-__all__ = ["Buffer", "FileTensor", "Model", "Operator", "Quantization", "Subgraph", "read"]
+__all__ = ["MAX_RANK", "Buffer", "FileTensor", "Model", "Operator", "Quantization", "Subgraph", "read"]
 
 FILE_IDENTIFIER = b"TFL3"
 MAX_QPARAMS_SHOWN = 1
-MAX_RANK = 32
+MAX_RANK = 64
+"""The largest number of dimensions of a tensor, as in torch."""
 
 
 @dataclass(frozen=True)
