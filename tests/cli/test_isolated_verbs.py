@@ -12,6 +12,7 @@ from tests.cli.builds import Here
 from openneutron import load
 from openneutron.accuracy import evaluate
 from openneutron.errors import HostError
+from openneutron.runtime import HostProgram
 
 DIES = """
 import os, signal
@@ -81,6 +82,22 @@ def test_outputs_are_those_of_this_process(here: Here, built: Path, tmp_path: Pa
 
 def test_the_time_is_measured_in_this_process(here: Here, built: Path) -> None:
     assert here("run", "out", "photos/left", "--repeat", "2", "--json").json["runs"][0]["seconds"] > 0
+
+
+@pytest.mark.parametrize(("options", "loads"), [([], [True, False]), (["--in-process"], [False])])
+def test_a_process_loads_the_program_once(
+    here: Here, built: Path, options: list[str], loads: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def counted(file: Path, *, isolated: bool = False) -> HostProgram:
+        found.append(isolated)
+        return load(file, isolated=isolated)
+
+    monkeypatch.setattr("openneutron.workflow.runs.load", counted)
+    result = here("run", "out", "photos/left", "--repeat", "2", "--json", *options)
+    assert result.json["runs"][0]["seconds"] > 0
+    assert found == loads
 
 
 def test_evaluate_of_a_file(built: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

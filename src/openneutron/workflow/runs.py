@@ -85,7 +85,7 @@ def run_files(
         save_outputs(output, list(arrays.values()), list(arrays))
     if repeat is None:
         return found
-    timed = load(program)
+    timed = load(program) if isolated else host
     times = [time_on_host(timed, run.inputs, repeat) for run in runs]
     return [FileRun(one.name, one.outputs, one.classes, time) for one, time in zip(found, times, strict=True)]
 
