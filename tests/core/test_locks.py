@@ -156,8 +156,7 @@ def test_eight_threads_write_one_file(tmp_path: os.PathLike[str]) -> None:
     path = f"{tmp_path}/file"
     contents = [bytes([number]) * 100_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        for content in contents * 4:
-            pool.submit(write_file, path, content)
+        list(pool.map(lambda content: write_file(path, content), contents * 4))
     with open(path, "rb") as file:
         assert file.read() in contents
     assert os.listdir(tmp_path) == ["file"]

@@ -18,6 +18,7 @@ def walked(*options: str) -> list[dict[str, object]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     results: list[dict[str, object]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert results, done.stderr
+    assert done.returncode == int(any(result["findings"] for result in results)), done.stderr
     return results
 
 

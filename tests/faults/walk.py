@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -154,14 +155,17 @@ class Case:
         self.begin()
         child = os.fork()
         if child == 0:
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-            with self.faults.armed(self.folder, number, KILL):
-                self.write()
-            os._exit(0)
-        os.waitpid(child, 0)
-        findings = [*self.wrong_files(after_success=False, killed=True), *self.second_run()]
+            try:
+                silent = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(silent, 1)
+                os.dup2(silent, 2)
+                with self.faults.armed(self.folder, number, KILL):
+                    self.write()
+            finally:
+                os._exit(0)  # also after an exception, which would run the rest of the walk in this process
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        findings = [] if code == -signal.SIGKILL else [f"the process ended with {code} instead of SIGKILL"]
+        findings += [*self.wrong_files(after_success=False, killed=True), *self.second_run()]
         return [f"killed at operation {number}: {finding}" for finding in findings]
 
 
