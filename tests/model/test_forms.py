@@ -439,3 +439,11 @@ def test_paths_of_a_serialized_tree(tree: Any, paths: list[Any]) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "[1, {}]", '[1, {"children_spec": [1]}]', '[1, {"children_spec": [1, 2]}]'])
 def test_a_broken_tree_is_no_tree(text: str) -> None:
     assert paths_from_tree(text) is None
+
+
+@pytest.mark.parametrize("recover", [None, "fast"])
+def test_the_float_graph_takes_inputs_by_name_and_by_position(recover: str | None) -> None:
+    samples = [{"input": torch.rand(2, 8)} for _ in range(2)]
+    reference = quantize(nn.Linear(8, 4).eval(), samples[0], samples, recover=recover).reference
+    assert reference is not None
+    torch.testing.assert_close(reference(**samples[0]), reference(samples[0]["input"]))

@@ -105,12 +105,12 @@ def quantize_by_recipe(
 ) -> tuple[GraphModule, GraphModule]:
     """Quantizes `exported` with a recipe. Returns the converted module and the float graph before annotation.
 
-    `exported` comes from `quantizer.prepare_graph`, and is not changed. Without a recipe, it is the float graph.
+    `exported` comes from `quantizer.prepare_graph`. It is copied, not changed.
     """
     module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
-    reference = exported if recipe is None else copy.deepcopy(module)
+    reference = copy.deepcopy(module)  # a copy accepts inputs by name, which torch.export's module refuses
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
     prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
