@@ -100,9 +100,13 @@ def _read_log(data: bytes) -> None:
 
 @functools.cache
 def _log() -> bytes:
-    if str(DOUBLES) not in sys.path:
-        sys.path.insert(0, str(DOUBLES))
-    neutron_converter = importlib.import_module("eiq_neutron_sdk.neutron_converter")
+    sys.path.insert(0, str(DOUBLES))
+    try:
+        neutron_converter = importlib.import_module("eiq_neutron_sdk.neutron_converter")
+    finally:  # other tests of the process need to find no converter
+        sys.path.remove(str(DOUBLES))
+        for name in [name for name in sys.modules if name.startswith("eiq_neutron_sdk")]:
+            del sys.modules[name]
     with redirect_stdout(io.StringIO()) as shown:
         neutron_converter._print_graphs(_model())
     return shown.getvalue().encode()
