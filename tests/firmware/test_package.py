@@ -89,7 +89,7 @@ def test_memory_of_known_size_has_no_remark(tmp_path: Path) -> None:
     assert "unknown" not in (folder / "model_config.h").read_text()
     readme = (folder / "README.md").read_text()
     assert re.search(r"\| [\d,]+, and of unknown size: the driver's contexts \| `MODEL_METHOD_POOL_BYTES` \|", readme)
-    assert re.search(r"\| [\d,]+, estimated \| `MODEL_TEMPORARY_POOL_BYTES` \|", readme)
+    assert re.search(r"\| [\d,]+, with an estimate of the NPU's scratch \| `MODEL_TEMPORARY_POOL_BYTES` \|", readme)
 
 
 def test_the_readme_has_a_row_for_each_file(tmp_path: Path) -> None:
@@ -276,14 +276,17 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
+    writes = 0
+    write = os.write
 
-    def write(path: Path, data: bytes) -> None:
-        written.append(path)
-        if len(written) > 5:
+    def write_until_full(descriptor: int, data: bytes) -> int:
+        nonlocal writes
+        writes += 1
+        if writes > 5:
             raise OSError(28, "No space left on device")
+        return write(descriptor, data)
 
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(os, "write", write_until_full)
     with pytest.raises(OutputError, match=r"No space left on device\. Free some space"):
         program("int8").package(tmp_path / "firmware")
     assert list(tmp_path.iterdir()) == []
@@ -316,7 +319,7 @@ def test_the_command_writes_a_package_and_exits_with_2_for_wrong_input(tmp_path:
         command = [sys.executable, "-m", "openneutron", "package", "model.pte", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    selection = b"/* Noyaux s\xe9lectionn\xe9s */\n"  # not UTF-8
+    selection = "/* Noyaux sélectionnés */\n".encode()
     (tmp_path / "model_kernel_selection.c").write_bytes(selection)
     found = run("-o", "out", "--name", "kws", "--samples", "sample.npy", "--json")
     assert found.returncode == 0, found.stderr
