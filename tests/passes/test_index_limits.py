@@ -32,6 +32,24 @@ READERS: dict[str, tuple[Function, int, int, str]] = {
     "gather": (lambda m, x, i: m.l(x).gather(1, i[:, None]), 0, 5, r"0 to 5.*aten\.gather"),
     "index_select": (lambda m, x, i: m.l(x).index_select(1, i), 0, 5, r"0 to 5.*aten\.index_select"),
     "second dimension": (lambda m, x, i: m.l(x)[:, i], -6, 5, r"-6 to 5.*aten\.index"),
+    "scatter": (lambda m, x, i: m.l(x).scatter(1, i[:, None], 3.0), 0, 5, r"0 to 5.*aten\.scatter"),
+    "scatter_add": (lambda m, x, i: m.l(x).scatter_add(1, i[:, None], x), 0, 5, r"0 to 5.*aten\.scatter_add"),
+    "index_add": (lambda m, x, i: m.l(x).index_add(1, i, x[:, :4]), 0, 5, r"0 to 5.*aten\.index_add"),
+    "index_copy": (lambda m, x, i: m.l(x).index_copy(1, i, x[:, :4]), 0, 5, r"0 to 5.*aten\.index_copy"),
+    "index_fill": (lambda m, x, i: m.l(x).index_fill(1, i, 2.0), -6, 5, r"-6 to 5.*aten\.index_fill"),
+    "index_put": (
+        lambda m, x, i: m.l(x).index_put((torch.arange(4), i), x[:, 0]),
+        -6,
+        5,
+        r"-6 to 5.*aten\.index_put",
+    ),
+    "take": (lambda m, x, i: m.l(x).take(i), -24, 23, r"-24 to 23.*aten\.take"),
+    "take_along_dim": (
+        lambda m, x, i: m.l(x).take_along_dim(i[:, None], 1),
+        0,
+        5,
+        r"0 to 5.*aten\.(take_along_dim|gather)",
+    ),
     "one_hot": (lambda m, x, i: F.one_hot(i, 6).float() + m.l(x), 0, 5, r"0 to 5.*aten\.one_hot"),
 }
 

@@ -128,7 +128,8 @@ def test_dropout_is_active_in_training_and_gone_at_conversion(name: str) -> None
     assert not [op for op in operators(converted) if "dropout" in op or "lstm" in op or "attention" in op]
     lowered = lower_documented(converted, (example(),))
     assert (lowered.delegates, lowered.cpu) == (1, [])
-    assert worst_lsb(converted, lowered.run, [(example(),)]) <= 4  # differences of several layers add up
+    # the differences of the many operators of a decoder layer add up
+    assert worst_lsb(converted, lowered.run, [(example(),)]) <= (4 if "decoder" in name else 2)
 
 
 @pytest.mark.parametrize("name", ["attention", "encoder layer", "lstm"])
