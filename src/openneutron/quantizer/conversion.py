@@ -132,6 +132,7 @@ def convert(prepared: GraphModule) -> GraphModule:
             torchao._replace_observer_with_quantize_dequantize_node_decomposed(prepared, node, modules, {}, {}, device)
     prepared.graph.eliminate_dead_code()
     converted = GraphModule(prepared, prepared.graph)
+    converted.meta.update(prepared.meta)  # the initial states, among others
     converted.delete_all_unused_submodules()
     _give_each_reader_a_dequantize(converted)
     PortNodeMetaForQDQ().call(converted)
