@@ -106,7 +106,7 @@ def package(
         tolerance=given["tolerance"],
         section=given["section"],
         array=given["array"],
-        pools=pools_of(program, program if other is None else other),
+        pools=pools_of(program, portable if kind == DEVICE else program),
         portable=other,
     )
     files = made.all()
