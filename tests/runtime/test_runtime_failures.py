@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -135,11 +136,12 @@ class TestEngineFailures:
         monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(wait))
         program = HostProgram.from_bytes(doubling)
         inputs = [blank(SHAPE)]
+        call = functools.partial(program._session.method.call, inputs, clone_outputs=True)  # without the locks of run()
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(program._session.call, inputs)  # after the lock of run()
+            first = pool.submit(call)
             assert entered.wait(30)
             with pytest.raises(RuntimeError):
-                program._session.call(inputs)
+                call()
             assert _host.last_error() == "the program is running in another thread"
             leave.set()
             assert_equal(first.result()[0], [np.ones(SHAPE, np.int8)])
