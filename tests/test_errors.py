@@ -204,7 +204,7 @@ class TestErrors:
         def refuse(*_: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(Path, "replace", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
         with pytest.raises(OutputError, match=message):
             write_file(tmp_path / "model.pte", b"program")
         assert not list(tmp_path.iterdir())
