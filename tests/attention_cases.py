@@ -124,7 +124,5 @@ CASES: tuple[Case, ...] = (
 )  # fmt: skip
 
 REJECTED: tuple[Rejected, ...] = (
-    Rejected("scaled_dot_product_attention", "has_no_dropout", "",
-             of(lambda x: attend(x, x, x, dropout_p=1e-9)), (HEADS,), is_random=True),
     Rejected("masked_fill", "has_a_constant_mask", "", of(lambda x: x.masked_fill(x.isnan(), 1.0)), (HEADS,)),
 )  # fmt: skip

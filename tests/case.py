@@ -71,8 +71,6 @@ class Rejected:
     """Whether ExecuTorch has a CPU kernel for it."""
     lowers_for_legacy: bool = True
     """Whether ExecuTorch has a CPU kernel for the operators that the legacy generation leaves to the CPU."""
-    is_random: bool = False
-    """Whether it draws random numbers, which only training accepts."""
     quantized_elsewhere: bool = False
     """Whether another quantizer quantized it. OpenNeutron's quantizer would decompose it."""
 

@@ -117,17 +117,7 @@ def _computed_weights(values: torch.Tensor, state: torch.Tensor, *weights: torch
     return aten.gru.input(values, state, weights, False, 1, 0.0, False, False, False)[0]  # type: ignore[no-any-return]
 
 
-def _in_train_mode(
-    of_input: torch.Tensor, of_state: torch.Tensor, values: torch.Tensor, state: torch.Tensor
-) -> torch.Tensor:
-    weights = (of_input, of_state, of_state, of_state)
-    rarely = 1e-9  # not used, so that runs are equal
-    return aten.rnn_tanh.input(values, state, weights, False, 2, rarely, True, False, False)[0]  # type: ignore[no-any-return]
-
-
 REJECTED: tuple[Rejected, ...] = (
     Rejected("gru", "has_constant_weights", "", of(_computed_weights),
              ((STEPS, BATCH, INPUTS), (1, BATCH, HIDDEN), (3 * HIDDEN, INPUTS), (3 * HIDDEN, HIDDEN))),
-    Rejected("rnn_tanh", "has_no_dropout", "", of(_in_train_mode, *torch.ones(2, HIDDEN, HIDDEN).unbind()),
-             ((STEPS, BATCH, HIDDEN), (2, BATCH, HIDDEN)), is_random=True),
 )  # fmt: skip
