@@ -143,7 +143,7 @@ def test_cpu() -> None:
 
 
 # The limits are generous, because the measured networks may differ. `benchmarks.cycles` has further networks.
-BOUNDS: dict[Callable[[], nn.Module], float] = {FOMO: 0.15, MobileNetV2: 0.15, MobileNetV1: 0.6}
+BOUNDS: dict[Callable[[], nn.Module], float] = {FOMO: 0.15, MobileNetV2: 0.25, MobileNetV1: 0.6}
 
 
 @pytest.mark.slow

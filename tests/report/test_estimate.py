@@ -78,7 +78,7 @@ def converted(vendor: Path, target: str, model: str) -> Report:
 
 # Deviation of the estimate from the published number, in percent. The size of the MobileNetV1 is unknown; 1.0 at 224 is
 # assumed.
-ERRORS: dict[Callable[[], nn.Module], tuple[int, ...]] = {FOMO: (-3, -3), MobileNetV2: (0,), MobileNetV1: (47,)}
+ERRORS: dict[Callable[[], nn.Module], tuple[int, ...]] = {FOMO: (-2, -3), MobileNetV2: (-17,), MobileNetV1: (23,)}
 
 
 @pytest.mark.slow
