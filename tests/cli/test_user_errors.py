@@ -227,18 +227,17 @@ def test_a_full_disk_keeps_the_files_of_the_build_before(
     output.mkdir()
     for name in ("model.pte", "summary.json"):
         (output / name).write_bytes(b"before")
-    opened = os.fdopen
+    flush = os.fsync
     count = 0
 
-    def fdopen(*arguments: Any) -> Any:
+    def fsync(descriptor: int) -> None:
         nonlocal count
         count += 1
         if count == 4:
-            os.close(arguments[0])
             raise OSError(28, "No space left on device")
-        return opened(*arguments)
+        flush(descriptor)
 
-    monkeypatch.setattr(os, "fdopen", fdopen)
+    monkeypatch.setattr(os, "fsync", fsync)
     result = here("build", "-c", "out/openneutron.toml", "-o", output, "--recover", "none", "--no-analyze")
     assert result.code == 2, result.text
     assert "No space left on device. Free some space" in result.err
