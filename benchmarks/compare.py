@@ -328,7 +328,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for rows and raw figures as JSON")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions of timed runs (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one round of the main rows, in at most five minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of the main rows, each printed when it is measured"
+    )
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     upstream = bench_folder() is not None
