@@ -16,6 +16,7 @@ from openneutron.errors import HostError
 from openneutron.formats.payload import PayloadHeader, pack_portable
 from openneutron.runtime import HostProgram, _host
 from openneutron.runtime.engine import Port
+from openneutron.runtime.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,9 @@ class TestEngineFailures:
         monkeypatch.setattr("openneutron.runtime.engine.Engine", lambda _: FakeEngine(wait))
         program = HostProgram.from_bytes(doubling)
         inputs = [blank(SHAPE)]
-        call = functools.partial(program._session.method.call, inputs, clone_outputs=True)  # without the locks of run()
+        session = program._session
+        assert isinstance(session, Session)
+        call = functools.partial(session.method.call, inputs, clone_outputs=True)  # without the locks of run()
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(call)
             assert entered.wait(30)
