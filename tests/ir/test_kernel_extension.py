@@ -109,7 +109,9 @@ def test_all_convolutions_that_read_one_padding() -> None:
     assert [op.kind.name for op in graph.ops] == ["DEPTHWISE_CONV_2D"] * 2
 
 
-@pytest.mark.parametrize("reason", ["another reader", "output", "channels", "outputs", "cost", "products", "qparams"])
+@pytest.mark.parametrize(
+    "reason", ["another reader", "output", "channels", "outputs", "cost", "products", "depthwise products", "qparams"]
+)
 def test_the_padding_stays(reason: str) -> None:
     net = Padded()
     size = (1, 32, 32, 512) if reason == "products" else (1, 32, 32, 64)
@@ -124,6 +126,8 @@ def test_the_padding_stays(reason: str) -> None:
         outputs = [net.conv(net.pad(net.input(1, 33, 33, 64), (1, 0), (1, 0)), (5, 5), (2, 2))]
     elif reason == "products":
         outputs = [net.conv(net.pad(image, (9, 8), (9, 8)), (11, 11), (2, 2), outputs=8)]
+    elif reason == "depthwise products":  # 66 x 66 x 16 is more than 65535
+        outputs = [net.conv(net.pad(net.input(1, 64, 64, 16), (1, 0), (1, 0)), (63, 63), (64, 64))]
     elif reason == "qparams":
         padded.qparams = QParams.per_tensor(0.25, 1)
     graph = net.returns(*outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import numpy as np
 from openneutron.ir.cost import cost_of
 from openneutron.ir.graph import Graph, Op, Tensor
 from openneutron.ir.kinds import CONV_2D, DEPTHWISE_CONV_2D, PAD
-from openneutron.ir.limits import MAX_KERNEL, MAX_WEIGHTS_OF_ONE_OUTPUT
+from openneutron.ir.limits import supports_kernel
 from openneutron.ir.windows import Window
 from openneutron.targets import NeutronTarget
 
@@ -82,9 +81,7 @@ def _with_larger_kernel(op: Op, pad: Op, target: NeutronTarget) -> Op | None:
             return None
         zeros.append(added)
     data = np.pad(np.asarray(weight.data), [(0, 0), *zeros, (0, 0)])
-    products = math.prod(data.shape[dim] for dim in _HEIGHT_AND_WIDTH)
-    channels = target.align_channels(data.shape[3]) if op.kind == CONV_2D else 1
-    if max(data.shape[1:3]) > MAX_KERNEL or products * channels > MAX_WEIGHTS_OF_ONE_OUTPUT:
+    if not supports_kernel(data.shape[1:3], data.shape[3] if op.kind == CONV_2D else 1, target):
         return None
     larger = Tensor(data.shape, weight.dtype, weight.qparams, data)
     return replace(op, inputs=(image, larger, *op.inputs[2:]), attrs={**op.attrs, "padding": "SAME"})

@@ -12,7 +12,7 @@ import torch
 from openneutron.ir.cost import cycles_of
 from openneutron.ir.graph import Array, QParams, Tensor
 from openneutron.ir.kinds import SLICE, TRANSPOSE_CONV
-from openneutron.ir.limits import MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
+from openneutron.ir.limits import MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT, supports_kernel
 from openneutron.ir.windows import Window
 from openneutron.ops.convolution import Filters, convolve, kernel_size
 from openneutron.ops.facts import Facts, LayerKind
@@ -75,9 +75,7 @@ def fits_accumulation(instance: OpInstance) -> bool:
     """Kernel height x width (including dilation) x input channels of a group, rounded up to the MACs per pipeline, is
     at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
-    granularity = instance.target.channel_granularity
-    channels = instance.shape_of("weight")[0] // int(instance.args["groups"])
-    channels = -(-channels // granularity) * granularity
+    channels = instance.target.align_channels(instance.shape_of("weight")[0] // int(instance.args["groups"]))
     return math.prod(window.extent for window in _forward_windows(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 
@@ -168,8 +166,7 @@ def _with_larger_kernel(
     if vertical is None or horizontal is None:
         return None
     oihw = np.pad(filters.oihw, [(0, 0), (0, 0), vertical, horizontal])
-    products = math.prod(oihw.shape[2:]) * instance.target.align_channels(oihw.shape[1])
-    if max(oihw.shape[2:]) > MAX_KERNEL or products > MAX_WEIGHTS_OF_ONE_OUTPUT:
+    if not supports_kernel(oihw.shape[2:], oihw.shape[1], instance.target):
         return None
     rows, columns = (
         replace(window, kernel=window.kernel + sum(zeros), padding_before=window.padding_before + zeros[0])
