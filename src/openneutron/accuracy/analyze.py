@@ -35,7 +35,7 @@ from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
-from openneutron.quantizer.cell_scales import scaled_as_converted
+from openneutron.quantizer.cell_scales import scale_as_converted
 from openneutron.runtime.native import native_module
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
@@ -167,7 +167,8 @@ def _reference_graph(
     annotating = quantizer or NeutronQuantizer(_target(quantized, quantizer))
     equalized = was_equalized(quantized.module if isinstance(quantized, QuantizedModel) else quantized)
     graph = annotating.prepare_graph(exported, equalizes=annotating.equalize if equalized is None else equalized)
-    return scaled_as_converted(graph, converted)
+    scale_as_converted(graph, converted)
+    return graph
 
 
 def _check_is_the_same(model: torch.nn.Module, quantized: frozenset[str]) -> None:

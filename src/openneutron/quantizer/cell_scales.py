@@ -10,7 +10,6 @@ powers of two and their inverses with nearly equal relative errors.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +23,7 @@ from openneutron.ops.graph_builder import NodeBuilder, mul
 from openneutron.ops.intervals import EVERYTHING
 from openneutron.quantizer.cell_states import CellStep, cell_layers, note_scaled, note_selected
 
-__all__ = ["enlarged_name", "reduced_name", "scale_cells", "scaled_as_converted"]
+__all__ = ["enlarged_name", "reduced_name", "scale_as_converted", "scale_cells"]
 
 
 def enlarged_name(value: str) -> str:
@@ -78,23 +77,18 @@ def scale_cells(module: GraphModule, steps: Sequence[CellStep], cells: Sequence[
     module.recompile()
 
 
-def scaled_as_converted(reference: GraphModule, converted: GraphModule) -> GraphModule:
-    """Returns the float graph `reference` with the cell states scaled as conversion scaled those of `converted`.
+def scale_as_converted(reference: GraphModule, converted: GraphModule) -> None:
+    """Scales the cell states of the float graph `reference` in place, as conversion scaled those of `converted`.
 
-    Returns `reference` itself if conversion scaled no layer (see `cell_ranges`), else a copy. Linear in nodes.
+    Does nothing for a layer that conversion did not scale (see `cell_ranges`). Linear in nodes.
     """
     names = {node.name: node for node in converted.graph.nodes}
-    layers = cell_layers(reference).values()
-    if not any(enlarged_name(step.cell.name) in names for layer in layers for step in layer.steps[:1]):
-        return reference
-    reference = copy.deepcopy(reference)
     for layer in cell_layers(reference).values():
         product = names.get(enlarged_name(layer.steps[0].cell.name)) if layer.steps else None
         if product is not None:
             (factors,) = (value for value in map(_constant, product.all_input_nodes) if value is not None)
             scale_cells(reference, layer.steps, layer.cells, value_of(converted, factors).log2().round())
             note_selected(layer)
-    return reference
 
 
 def _constant(operand: Node) -> Node | None:

@@ -14,7 +14,7 @@ from openneutron.errors import OptionError
 from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer
-from openneutron.quantizer.cell_scales import scaled_as_converted
+from openneutron.quantizer.cell_scales import scale_as_converted
 from openneutron.quantizer.conversion import convert, insert_observers
 from openneutron.quantizer.ranges import RULES, rule_named
 from openneutron.recovery.absorb_biases import absorb_biases
@@ -116,7 +116,7 @@ def quantize_by_recipe(
     prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
     calibrate(prepared, samples, running)
     converted = convert(prepared)
-    reference = scaled_as_converted(reference, converted)
+    scale_as_converted(reference, converted)
     if recipe is not None:
         recover_converted(converted, reference, samples, recipe, progress=running.progress)
     return converted, reference
