@@ -149,7 +149,7 @@ def test_a_change_that_cannot_be_lowered_stays_computed(
     found = try_changes(replace(program, board=small), quantized)
     assert found is not None
     assert {one.how for one in found.remedies} == {"computed"}
-    assert f"The change {INT8} was not tried, because lowering failed: No such layout." in found.notes
+    assert f"The change {INT8} has no result, because lowering failed: No such layout." in found.notes
 
 
 def test_a_build_tries_changes(small: NeutronTargetSpec) -> None:

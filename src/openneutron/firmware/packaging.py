@@ -94,7 +94,6 @@ def package(
         found = computed_vectors(host, given["samples"], vectors)
     else:
         found = read_vectors(vectors, inputs, outputs)
-    other = portable if kind == DEVICE else None
     made = _Files(
         name=given["name"],
         program=program,
@@ -107,7 +106,7 @@ def package(
         section=given["section"],
         array=given["array"],
         pools=pools_of(program, portable if kind == DEVICE else program),
-        portable=other,
+        portable=portable if kind == DEVICE else None,
     )
     files = made.all()
     if kernel_selection is not None:

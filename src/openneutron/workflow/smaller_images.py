@@ -63,7 +63,7 @@ def quantized_for_smaller_images(
                 found.append(SmallerImages(change, _quantized(model, smaller, target, options)))
                 break
             except OpenNeutronError as error:
-                reason = reason or f"The change {change} was not tried, because the model fails: {first_line(error)}"
+                reason = reason or f"The change {change} has no result, because the model fails: {first_line(error)}"
         else:
             notes += [reason] if reason else []
     return found, notes

@@ -104,7 +104,7 @@ def try_changes(
         try:
             tried[change] = _try(known, board, options, change.split(", "))
         except OpenNeutronError as error:
-            notes.append(f"The change {change} was not tried, because lowering failed: {first_line(error)}")
+            notes.append(f"The change {change} has no result, because lowering failed: {first_line(error)}")
     if model is not None:
         given = _FloatModel(
             model, _example_inputs(known) if example_inputs is None else example_inputs, quantize_options
@@ -211,7 +211,7 @@ def _try_smaller_images(
             try:
                 tried[change] = replace(_try(smaller.quantized, board, options, others), change=change)
             except OpenNeutronError as error:
-                notes.append(f"The change {change} was not tried, because lowering failed: {first_line(error)}")
+                notes.append(f"The change {change} has no result, because lowering failed: {first_line(error)}")
                 break
             if tried[change].fits is not False:
                 break
