@@ -32,6 +32,6 @@ def check_expansion(archive: Path | bytes, name: str) -> None:
     if content > max(LARGEST_EXPANSION * size, SMALL_CONTENT):
         raise InputError(
             f"{name} has {size:,} bytes and holds {content:,} bytes when it is unpacked. Files may hold "
-            f"{LARGEST_EXPANSION} times their size, or {SMALL_CONTENT:,} bytes. If you trust the file, save its arrays "
-            "again without compression."
+            f"{LARGEST_EXPANSION} times their size, or {SMALL_CONTENT:,} bytes. Save "
+            "the arrays again without compression, if you trust the file."
         )
