@@ -30,6 +30,7 @@ from openneutron.quantizer.observers import (
     WeightObserver,
 )
 from openneutron.quantizer.output_parts import LinkedParts, PartObserver
+from openneutron.quantizer.quantized_constant import BIAS_RANGE
 from openneutron.quantizer.ranges import SMALLEST_SCALE
 from openneutron.quantizer.sum_ranges import AddendLimit, AddendObserver
 from openneutron.quantizer.wrapping_observers import MaskedObserver, NeededRangeObserver
@@ -43,7 +44,6 @@ ObserverWrapper = Callable[[Any], Any]
 """Maps the constructor of an observer to the constructor of an observer that wraps it."""
 
 ACTIVATION_RANGE = (-128, 127)
-BIAS_RANGE = (-(2**31), 2**31 - 1)
 LARGEST_BIAS_CODE = 2**28
 """The largest code of a bias that the input scale must allow, if the scale of the weight covers the whole weight.
 

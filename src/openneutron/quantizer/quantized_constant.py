@@ -10,7 +10,10 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import insert_constant
 
-__all__ = ["QuantizedConstant"]
+__all__ = ["BIAS_RANGE", "QuantizedConstant"]
+
+BIAS_RANGE = (-(2**31), 2**31 - 1)
+"""The codes of a quantized bias, which is int32."""
 
 
 @dataclass(frozen=True)

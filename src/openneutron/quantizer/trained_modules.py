@@ -21,8 +21,7 @@ from openneutron.core.fx import arguments, op_name, set_argument
 from openneutron.ops import OPERATORS
 from openneutron.passes.fold_batch_norm import affine, is_transposed, scale_for_weight
 from openneutron.quantizer.observers import LatestPerChannelRangeObserver, LatestRangeObserver, Origin
-from openneutron.quantizer.qspecs import BIAS_RANGE
-from openneutron.quantizer.quantized_constant import QuantizedConstant
+from openneutron.quantizer.quantized_constant import BIAS_RANGE, QuantizedConstant
 
 __all__ = [
     "BatchNorm",
