@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 
@@ -272,16 +271,3 @@ def _order_text(found: dict[int, list[int]], vectors: int) -> tuple[str, str]:
             )
     order = ", ".join(f"{vector} gives those of {others[0]}" for vector, others in list(found.items())[:4])
     return "vectors out of order", f"The outputs belong to other vectors: vector {order}."
-
-
-def concatenation_orders(outputs: int) -> Iterator[tuple[int, ...]]:
-    """Returns the orders in which the board may have concatenated the outputs; for many outputs, only swaps of two."""
-    own = tuple(range(outputs))
-    if outputs <= 4:
-        yield from (order for order in permutations(own) if order != own)
-        return
-    for first in own:
-        for second in own[first + 1 :]:
-            order = list(own)
-            order[first], order[second] = second, first
-            yield tuple(order)

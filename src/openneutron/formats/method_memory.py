@@ -164,12 +164,6 @@ class MethodMemory:
         """The sum of the planned buffers, each aligned."""
         return sum(_align(buffer.bytes, POOL_ALIGNMENT) for buffer in self.planned)
 
-    @property
-    def device_bytes(self) -> int:
-        """Bytes of RAM on the board, without the firmware, weights, and unknown parts."""
-        given = sum(_align(buffer.bytes, POOL_ALIGNMENT) for buffer in self.given)
-        return self.planned_bytes + given + self.device.method.pool_bytes + self.device.temporary.pool_bytes
-
 
 @dataclass(frozen=True)
 class _Abi:
