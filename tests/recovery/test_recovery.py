@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -303,6 +304,45 @@ def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
     before = noise(module, quantized, samples)
     round_weights_by_gptq(quantized, module, samples)
     assert noise(module, quantized, samples) <= before
+
+
+# ------------------------------------------------------------------------------------------------------- large values
+
+
+class Siamese(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(8, 8, bias=False)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.shared(self.shared(value)) + value
+
+
+@pytest.mark.parametrize("recover", ["fast", "auto"])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: nn.Linear(8, 4, bias=False), (4, 8)),
+        (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2, bias=False), nn.ReLU()), (1, 4, 8, 8)),
+        (lambda: nn.ConvTranspose2d(4, 4, 2, stride=2, bias=False), (1, 4, 4, 4)),
+        (Siamese, (4, 8)),
+    ],
+)
+def test_values_whose_squares_overflow_are_recovered_as_others(
+    network: Callable[[], nn.Module], shape: tuple[int, ...], recover: str
+) -> None:
+    model, generator = seeded(network).eval(), torch.Generator().manual_seed(0)
+    samples = [torch.randn(shape, generator=generator) for _ in range(16)]
+    with torch.no_grad():
+        wanted = [model(sample) for sample in samples]
+
+    def error(factor: float) -> float:
+        large = [(sample * factor,) for sample in samples]
+        module = quantize(model, large[0], large, recover=recover, progress=False).module
+        found = [module(*sample) / factor for sample in large]
+        return float((torch.stack(found) - torch.stack(wanted)).square().sum())
+
+    assert error(2.0**100) < 1.2 * error(1.0)
 
 
 # ---------------------------------------------------------------------------------------------------- few samples

@@ -152,7 +152,10 @@ class _PooledRounding:
 
     def _moment_weight(self, layer_io: LayerIO) -> float:
         """Returns the weight of a layer's moments: the first layer's output energy, divided by this layer's."""
-        energy = sum(float(wanted.square().mean()) for wanted in layer_io.wanted)
+        energy = sum(
+            float(torch.linalg.vector_norm(wanted, dtype=torch.float64)) ** 2 / wanted.numel()
+            for wanted in layer_io.wanted
+        )
         self._energy = self._energy or energy
         ratio = self._energy / energy if energy else 1.0
         return min(max(ratio, 1 / MOST_SHARE), MOST_SHARE)
@@ -282,7 +285,10 @@ class _MomentSums:
         self._own, self._cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
         self._mean, self._real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
         self.origins: list[torch.Tensor] = [] if origins is None else origins
-        """The values that are subtracted from both kinds of inputs. Sums with the same list can be merged."""
+        """The values that are subtracted from both kinds of inputs, and the factor of both kinds of differences.
+
+        Sums with the same list can be merged.
+        """
         self.count, self._total = 0, 0.0
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -292,7 +298,9 @@ class _MomentSums:
         # separate means, because a constant differs from its quantized value.
         if not self.origins:
             self.origins += [rows.mean(1, keepdim=True) for rows in (inputs, real_inputs)]
-        self._waiting.append((inputs - self.origins[0], real_inputs - self.origins[1]))
+            self.origins.append(_reciprocal_power_of_two(real_inputs - self.origins[1]))
+        origin, real_origin, factor = self.origins
+        self._waiting.append(((inputs - origin) * factor, (real_inputs - real_origin) * factor))
 
     @property
     def pending_rows(self) -> int:
@@ -331,6 +339,16 @@ class _MomentSums:
         rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
         trust = self.count / (self.count + size)
         return _Moments(own - _batched_outer(mean, mean) + rounding, cross - _batched_outer(real_mean, mean), trust)
+
+
+def _reciprocal_power_of_two(values: torch.Tensor) -> torch.Tensor:
+    """Returns 1 / 2^n, where 2^n is near the largest magnitude of `values`; 1 if all of them are zero.
+
+    Products of float32 values overflow above 2^64. Factors that are powers of two change no digit of a product, and a
+    common factor of all moments changes no code.
+    """
+    _, exponent = torch.frexp(values.abs().amax())
+    return torch.ldexp(torch.ones(()), -exponent.clamp(-126, 126))
 
 
 def _batched_outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
