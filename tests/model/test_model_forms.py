@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from executorch.exir._serialize._program import deserialize_pte_binary
@@ -257,6 +258,79 @@ def test_what_torch_export_refuses(model: type[Net], message: str, kind: type[Op
     assert error.value.source is not None
     assert error.value.source.startswith(__file__)
     assert (error.value.__cause__ is None) == ("depends on the values" in str(error.value))
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(4, 6, batch_first=True)
+
+    def forward(self, sequences: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(sequences, lengths, batch_first=True, enforce_sorted=False)
+        return nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True)[0]
+
+
+class WithNumpy(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(torch.from_numpy(np.tanh(x.numpy())))
+
+
+class ReturnsSet(Net):
+    def forward(self, x: Tensor) -> Any:
+        return {super().forward(x)}
+
+
+def sparse_linear() -> nn.Module:
+    model = nn.Linear(8, 4)
+    model.weight = nn.Parameter(model.weight.detach().to_sparse())
+    return model
+
+
+def sparse_buffer() -> nn.Module:
+    model = nn.Linear(8, 4)
+    model.register_buffer("mask", torch.eye(4).to_sparse_csr())
+    return model
+
+
+VECTOR = (torch.ones(1, 8),)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (WithNumpy, images(1)[0], "converts a tensor to a numpy array.*Compute this with torch"),
+        (ReturnsSet, images(1)[0], "returns a set.*Return tensors"),
+        (Packed, (torch.ones(2, 5, 4), torch.tensor([5, 3])), "values of a tensor as a size.*Give the padded"),
+        (lambda: nn.LazyLinear(4), VECTOR, "'weight' has no shape yet.*Call the model once"),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.LazyBatchNorm1d()), VECTOR, "'1.weight' has no shape yet"),
+        (lambda: nn.Linear(8, 4, device="meta"), VECTOR, "'weight' is on the device 'meta'.*Load the weights"),
+        (sparse_linear, VECTOR, "'weight' is sparse.*to_dense"),
+        (sparse_buffer, VECTOR, "'mask' is sparse.*to_dense"),
+    ],
+)
+@pytest.mark.parametrize("recover", [None, "auto"])
+def test_models_that_torch_export_cannot_read(
+    model: Callable[[], nn.Module], inputs: tuple[Tensor, ...], message: str, recover: str | None
+) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        quantize(model().eval(), inputs, [inputs], recover=recover, progress=False)
+    from_forward = model in (WithNumpy, ReturnsSet, Packed)
+    assert (error.value.source or "").startswith(__file__ if from_forward and model is not ReturnsSet else "")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(1, 8).to_sparse(), "sparse tensor.*to_dense"),
+        (torch.ones(1, 8, device="meta"), "device 'meta'.*Give real inputs"),
+        (torch.quantize_per_tensor(torch.ones(1, 8), 0.1, 0, torch.qint8), "quantized tensor.*Give dequantize"),
+        (torch.nested.nested_tensor([torch.ones(2, 8), torch.ones(3, 8)]), "nested tensor.*Give a padded tensor"),
+    ],
+)
+def test_inputs_that_are_no_arrays_of_values(value: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        quantize(nn.Linear(8, 4).eval(), (value,), [(value,)], progress=False)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

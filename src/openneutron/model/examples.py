@@ -75,10 +75,23 @@ def examples_of(given: Any, model: object) -> Examples:
             "example_inputs may contain tensors, numpy arrays, numbers, text and None, also in tuples, lists, dicts "
             f"and dataclasses; got {', '.join(wrong)}."
         )
-    if any(isinstance(leaf, Tensor) and leaf.layout is not torch.strided for leaf in leaves):
-        raise InputError("example_inputs have a sparse tensor. Programs take dense tensors: give to_dense() of it.")
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            _check_tensor(leaf)
     args, kwargs = pytree.tree_unflatten(_clone_repeated(map(to_tensors, leaves)), structure)
     return Examples(args, kwargs)
+
+
+def _check_tensor(value: Tensor) -> None:
+    """Raises `InputError` for a tensor that is not a dense array of values."""
+    if value.is_nested:
+        raise InputError("example_inputs have a nested tensor. Give a padded tensor: torch.nested.to_padded_tensor.")
+    if value.layout is not torch.strided:
+        raise InputError("example_inputs have a sparse tensor. Programs take dense tensors: give to_dense() of it.")
+    if value.is_quantized:
+        raise InputError("example_inputs have a quantized tensor. Give dequantize() of it; the program quantizes it.")
+    if value.is_meta:
+        raise InputError("example_inputs have a tensor on the device 'meta', which holds no values. Give real inputs.")
 
 
 def to_tensors(value: Any) -> Any:

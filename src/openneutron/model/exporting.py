@@ -21,20 +21,20 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
 from openneutron.core.archives import check_expansion
-from openneutron.core.boundary import frame_of_user
 from openneutron.core.constants import attribute
 from openneutron.core.files import read_file
-from openneutron.core.fx import is_dequantize, is_library, placeholders
+from openneutron.core.fx import is_dequantize, placeholders
 from openneutron.core.messages import first_line
 from openneutron.core.sources import portable_trace
 from openneutron.errors import InputError, ModelError
 from openneutron.model.data import describe
 from openneutron.model.examples import Examples, register_dataclasses
+from openneutron.model.export_errors import export_error, has_control_flow, source_line
 from openneutron.model.state import initial_states, keep_assignments
 
 __all__ = [
@@ -66,18 +66,13 @@ _TARGET = "openneutron_target"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 """The errors of `zipfile` for damaged archives; a method of compression that it lacks is a `RuntimeError`."""
 _OBSERVERS = (ObserverBase, FakeQuantizeBase)
-# torch's warning and torch's error for a model that assigns to a buffer.
+# torch's warning for a model that assigns to a buffer.
 _LOSES_STATE = re.compile(r"side effects happened.*_buffers", re.DOTALL)
-_KEEPS_AN_INPUT = re.compile(r"copy__default\w* of type call_function is missing nn_module_stack")
-_DATA_DEPENDENT = re.compile(r"data[- ]dependent|dynamic control flow", re.IGNORECASE)
-# torch's error for torch.associative_scan in the mode that does not support CPUs.
-_ASSOCIATIVE_SCAN = re.compile(r"combine_mode='pointwise'")
 # torch's errors for operators that do not support gradients.
 _WANTS_NO_GRADIENTS = re.compile(
     r"Inference tensors|is a view and is being modified inplace|arguments don't support automatic differentiation"
     r"|cannot resize variables that require grad"
 )
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
 def as_module(model: Any) -> nn.Module:
@@ -270,26 +265,39 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
     Converts a traced or scripted module first, and registers dataclasses that the model returns with torch. Raises
     `InputError` if the model does not run on `examples`, and `ModelError` if torch.export does not support the model.
     """
+    _check_weights(module)
     if isinstance(module, torch.jit.ScriptModule):
         module = _convert_script(module, examples)
     try:
         return _export_with_or_without_gradients(module, examples, strict=strict)
     except Exception as error:
-        if (found := _data_dependence_error(error)) is not None:
-            raise found from error
+        if has_control_flow(error):
+            raise export_error(error, __file__) from error
         returned = _outputs_of(module, examples, error)
         before = _count_known_types()
         register_dataclasses(returned)
         if _count_known_types() != before:
             return export(module, examples, strict=strict)
-        if _KEEPS_AN_INPUT.search(str(error)):
+        raise export_error(error, __file__) from error
+
+
+def _check_weights(module: nn.Module) -> None:
+    """Raises `ModelError` for parameters and buffers without values or without a dense layout."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(value):
             raise ModelError(
-                "torch.export does not support a model that assigns an input or a buffer to another buffer without a "
-                "copy (self.last = x). Write the value to the buffer instead: self.last.copy_(x)."
-            ) from error
-        raise ModelError(
-            f"torch.export does not support this model: {first_line(error)}", source=_source_line(error)
-        ) from error
+                f"The parameter '{name}' has no shape yet, because its module is lazy. Call the model once with "
+                "example inputs first: model(*example_inputs)."
+            )
+        if value.is_meta:
+            raise ModelError(
+                f"The weight '{name}' is on the device 'meta', which holds no values. Load "
+                "the weights into a model that is created on the CPU."
+            )
+        if value.layout is not torch.strided:
+            raise ModelError(
+                f"The weight '{name}' is sparse ({value.layout}). Give it as a dense tensor, which to_dense() returns."
+            )
 
 
 def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:
@@ -344,44 +352,6 @@ def _convert_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Mo
     return converted
 
 
-def _data_dependence_error(error: Exception) -> ModelError | None:
-    if _ASSOCIATIVE_SCAN.search(str(error)):
-        return ModelError(
-            "The control flow of torch.associative_scan is not exported on a CPU. Unroll it to a fixed number of "
-            "steps, or write the scan with cumsum or a matrix product.",
-            source=_source_line(error),
-        )
-    is_guard = isinstance(error, GuardOnDataDependentSymNode) or isinstance(
-        error.__cause__, GuardOnDataDependentSymNode
-    )
-    if not is_guard and not _DATA_DEPENDENT.search(first_line(error)):
-        return None
-    return ModelError(
-        "The model uses the values of a tensor for a branch, a loop, a size or a number (.item()), but a program runs "
-        "the same operators for all inputs. Compute both branches and select with torch.where, or decide outside of "
-        "the model. A number that depends on buffers alone can be computed once, in __init__.",
-        source=_source_line(error),
-    )
-
-
-def _source_line(error: Exception) -> str | None:
-    """Returns the user's line in an error of torch.export: from the traceback, or from the text of the error.
-
-    A strict export writes the line into the text.
-    """
-    own = frame_of_user(_below_export(error))
-    frames = [f"{file}:{line}" for file, line in _FRAME.findall(str(error)) if not is_library(file)]
-    return own or (frames[-1] if frames else None)
-
-
-def _below_export(error: Exception) -> Any:
-    """Returns the part of the traceback below this module, without the frames of the caller of quantize()."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
-        traceback = traceback.tb_next
-    return traceback
-
-
 @torch.no_grad()
 def _outputs_of(module: nn.Module, examples: Examples, cause: Exception) -> Any:
     """Runs the model and returns its outputs. Raises `InputError` if the model does not run on `examples`."""
@@ -391,5 +361,5 @@ def _outputs_of(module: nn.Module, examples: Examples, cause: Exception) -> Any:
         raise InputError(
             f"torch.export could not run the model on the example inputs {describe(examples.leaves)}: "
             f"{first_line(error)}",
-            source=_source_line(error),
+            source=source_line(error, __file__),
         ) from cause
