@@ -69,6 +69,13 @@ class TestSerial:
         assert any("damaged" in note for note in found.notes)
         assert any("leave out bytes, the first of which is byte 16" in note for note in found.notes)
 
+    def test_colours_of_a_terminal_are_ignored(self) -> None:
+        one = board("image", int8_io=True)
+        text = "\n".join(f"\x1b[1;33m{line}\x1b[0m" for line in self.lines(one))
+        found = one.check(text.encode())
+        assert found.passed
+        assert not found.notes
+
     def test_text_without_outputs(self, tmp_path: object) -> None:
         from pathlib import Path
 

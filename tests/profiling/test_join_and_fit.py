@@ -111,9 +111,27 @@ def test_map_with_a_kernel_that_the_profile_lacks(summary: Summary, number: int)
         joined(kernels, times([100, 200]))
 
 
-def test_portable_program_has_no_operators_of_the_npu(summary: Summary) -> None:
-    with pytest.raises(InputError, match="portable program is a TFLite model"):
+def test_a_profile_without_events(summary: Summary) -> None:
+    with pytest.raises(InputError, match=r"no events of kernels\. Build ExecuTorch .* with ET_EVENT_TRACER_ENABLED"):
         joined(summary, BoardProfile(()))
+
+
+@pytest.mark.parametrize("operators", [0, 1])
+def test_programs_with_few_operators(summary: Summary, operators: int) -> None:
+    few = replace(summary, layers=summary.layers[:operators])
+    found = with_profile(few, times([100]))
+    assert found.profile is not None
+    assert [(row.cycles, row.estimated) for row in found.profile.rows] == [
+        (100, summary.layers[0].cycles if operators else None)
+    ]
+    with pytest.raises(InputError, match=f"have {operators} rows with cycles and known operators"):
+        fit_costs([found], Costs())
+
+
+def test_profiles_without_cycles_give_no_fit(summary: Summary) -> None:
+    profile = BoardProfile((DelegateTimes(tuple((0,) for _ in summary.layers), (0,)),))
+    with pytest.raises(InputError, match="have 0 rows with cycles"):
+        fit_costs([with_profile(summary, profile)], Costs())
 
 
 def test_page_has_the_profile(summary: Summary) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -95,6 +95,26 @@ def test_cut_off_last_run(tmp_path: Path) -> None:
         read_profile(file)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "start", "end", "found"),
+    [(0, 500, 100, 2**32 - 400), (-1, 500, 100, 2**32 - 400), (0, 0, 2**63, None), (-1, 0, 2**64 - 1, None)],
+)
+def test_times_that_end_before_they_start(
+    tmp_path: Path, kernel: int, start: int, end: int, found: int | None
+) -> None:
+    """A counter of 32 bits overflows; a longer time is none."""
+    file = tmp_path / "run.etdp"
+    name = None if kernel == 0 else "native_call_add.out"
+    file.write_bytes(etdump([[event(name, 1, kernel, start, end), event(None, 2, 0, 0, 5), event(None, 2, 1, 0, 5)]]
+                            if kernel else [[event(None, 1, 0, start, end), event(None, 1, 1, 0, 5)]]))  # fmt: skip
+    if found is None:
+        with pytest.raises(FormatError, match=r"which is no time\. Record the profile again"):
+            read_profile(file)
+        return
+    profile = read_profile(file)
+    assert (profile.cpu[0].ticks if kernel else profile.delegates[0].kernels[0]) == (found,)
+
+
 def test_damaged_etdump(tmp_path: Path) -> None:
     file = tmp_path / "run.etdp"
     data = etdump([a_run(1)])
@@ -117,6 +137,11 @@ def records(kernels: Sequence[int], first: int = 1000) -> bytes:
 
 def record(start: int, stop: int, opcode: int) -> bytes:
     return struct.pack("<BBBBIBBBBI", 1, opcode, 0, 0, start % 2**32, 2, opcode, 0, 0, stop % 2**32)
+
+
+def lines_of(data: bytes) -> list[str]:
+    """Returns the lines of a log, with 32 bytes each."""
+    return [f"PROFILE 0 {at} {data[at : at + 32].hex()}" for at in range(0, len(data), 32)]
 
 
 class TestRecords:
@@ -150,6 +175,56 @@ class TestRecords:
         with pytest.raises(InputError, match="bytes from 16 on are missing"):
             read_profile(file)
 
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            lambda lines: "\n".join(f"\x1b[1;32m{line}\x1b[0m" for line in lines),
+            lambda lines: "\n".join(f"[00:00:01.2,3] <inf> app: {line}" for line in lines),
+            "\r".join,
+            lambda lines: "\n".join([*lines[:2], *lines[1:]]),
+            lambda lines: "\n".join(line.upper() for line in lines),
+            lambda lines: "\n".join([lines[0], "OUTPUT 0 0 0 ff", "PROFILE ends", *lines[1:]]),
+        ],
+        ids=["colours", "prefixes", "carriage returns", "a line twice", "upper case", "other lines"],
+    )
+    def test_logs_of_terminals(self, tmp_path: Path, changed: Callable[[list[str]], str]) -> None:
+        file = tmp_path / "board.log"
+        file.write_text(changed(lines_of(records((500, 700)))))
+        assert read_profile(file).delegates[0].kernels == ((500,), (700,))
+
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+    def test_encodings(self, tmp_path: Path, encoding: str) -> None:
+        file = tmp_path / "board.log"
+        file.write_text("\n".join(lines_of(records((500, 700)))), encoding=encoding)
+        assert read_profile(file).delegates[0].kernels == ((500,), (700,))
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ("".join, "Line 1 of .* is not of the form"),
+            (" ".join, "has two records of profiles. Begin a line with each"),
+            (lambda lines: "\n".join(lines)[:-33] + "?" + "\n".join(lines)[-32:], "Line 3 of .* is not of the form"),
+            (lambda lines: "\n".join(lines)[:-1], "Line 3 of .* is not of the form"),
+            (lambda lines: "\n".join(reversed(lines)), "bytes from 0 on are missing"),
+            (lambda lines: "\n".join(line.replace("E 0", "E 1") for line in lines), "none of delegate 0"),
+            (lambda lines: "\n".join([*lines, "PROFILE 1"]), "Line 4 of .* is not of the form"),
+            (lambda lines: lines[0][:10] + "0 zz", "Line 1 of .* is not of the form"),
+            (lambda lines: lines[0].replace(" 0 0 ", " 0 999999999 "), "bytes from 0 on are missing"),
+        ],
+        ids=["no line ends", "one line", "noise", "cut off", "order", "delegate", "no bytes", "no digits", "offset"],
+    )
+    def test_damaged_logs(self, tmp_path: Path, changed: Callable[[list[str]], str], message: str) -> None:
+        file = tmp_path / "board.log"
+        file.write_text(changed(lines_of(records((500, 700)))))
+        with pytest.raises(InputError, match=message):
+            read_profile(file)
+
+    def test_log_that_ends_within_a_record(self, tmp_path: Path) -> None:
+        file = tmp_path / "board.log"
+        file.write_text("\n".join(lines_of(records((500, 700))))[:-4])
+        with pytest.raises(FormatError, match=r"are no records of 16 bytes\. Record the profile again"):
+            read_profile(file)
+
     def test_different_runs(self, tmp_path: Path) -> None:
         file = tmp_path / "board.log"
         file.write_text("\n".join(f"PROFILE 0 0 {records(one).hex()}" for one in ((1, 2), (1, 2, 3))))
@@ -162,7 +237,10 @@ class TestRecords:
         with pytest.raises(FormatError, match="no record of a kernel"):
             read_profile(file)
 
-    @pytest.mark.parametrize("data", [b"", b"hello world 1234", b"\x01\x02\x03"])
+    @pytest.mark.parametrize(
+        "data",
+        [b"", b"hello world 1234", b"\x01\x02\x03", "PROFILE 0 0 ff".encode("utf-16-be")],
+    )
     def test_no_profile(self, tmp_path: Path, data: bytes) -> None:
         file = tmp_path / "profile.bin"
         file.write_bytes(data)

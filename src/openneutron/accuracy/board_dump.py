@@ -23,23 +23,22 @@ import numpy.typing as npt
 
 from openneutron.core.archives import check_expansion
 from openneutron.core.files import read_file
+from openneutron.core.logs import text_of_log
 from openneutron.core.messages import first_line
 from openneutron.data.arrays import DAMAGED
 from openneutron.errors import InputError
 
-__all__ = ["BoardTensor", "Dump", "Pair", "place_bytes", "quantized", "read_dump", "text_of_log"]
+__all__ = ["BoardTensor", "Dump", "Pair", "place_bytes", "quantized", "read_dump"]
 
 Pair = tuple[int, int]
 """The index of a vector and the index of an output."""
 Array = npt.NDArray[Any]
 
-_LINE = re.compile(r"\bOUTPUT\s+(?P<vector>\d{1,9})\s+(?P<output>\d{1,9})\s+(?P<at>\d{1,12})\s(?P<rest>.*)")
-_STARTS_LINE = re.compile(r"\bOUTPUT\s+\d")
+_LINE = re.compile(r"\bOUTPUT\s+(?P<vector>\d{1,9})\s+(?P<output>\d{1,9})\s+(?P<at>\d{1,12})\s(?P<rest>.*)", re.ASCII)
+_STARTS_LINE = re.compile(r"\bOUTPUT\s+\d", re.ASCII)
 _FORM = "OUTPUT <vector> <output> <byte offset> <hex bytes>"
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}\s*)*")
 _SLACK = 64
-_BYTE_ORDER_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
-_START_IN_BYTES = rb"(?:OUTPUT|PROFILE) \d{1,9} \d{1,9} "
 _TEXT_SUFFIXES = (".txt", ".log")
 
 
@@ -136,22 +135,6 @@ def read_dump(source: str | os.PathLike[str] | bytes, outputs: Sequence[BoardTen
             "file of raw bytes .bin."
         )
     return Dump("raw", raw=data)
-
-
-def text_of_log(data: bytes) -> str | None:
-    """Returns the text of a terminal's log; None for bytes that are not text.
-
-    Decodes UTF-8, and UTF-16, which PowerShell writes. A log may contain some damaged bytes.
-    """
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            return data.decode(encoding, "replace")
-    if re.search(_START_IN_BYTES, data):
-        return data.decode("utf-8", "replace")
-    try:
-        return data.decode("ascii") if b"\0" not in data else None
-    except UnicodeDecodeError:
-        return None
 
 
 def _read_log(text: str, name: str, outputs: Sequence[BoardTensor]) -> Dump:

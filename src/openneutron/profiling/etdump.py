@@ -21,6 +21,8 @@ _SIZE_PREFIX = 4
 _CPU_PREFIX = "native_call_"
 _NONE = -1
 _WRAP = 1 << 32
+_LONGEST = 1 << 48
+"""Ticks: more than a day at 1 GHz."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,18 @@ def _events(dump: Table) -> Iterator[_Event]:
                 continue
             start, end = event.integer(6, "Q"), event.integer(7, "Q")
             kernel = event.integer(3, "i", _NONE)
-            # The NPU's counter has 32 bits, and may overflow during a kernel.
-            duration = (end - start) % _WRAP if kernel != _NONE and end < start else max(0, end - start)
-            yield _Event(event.text(0) or "", event.integer(2, "i", _NONE), kernel, duration)
+            yield _Event(event.text(0) or "", event.integer(2, "i", _NONE), kernel, _duration(event, start, end))
+
+
+def _duration(event: Table, start: int, end: int) -> int:
+    """Returns the time of an event. A counter of 32 bits, such as that of the NPU, may overflow during the event."""
+    found = end - start if end >= start else (end - start) % _WRAP
+    if (end < start and start >= _WRAP) or found > _LONGEST:
+        raise FormatError(
+            f"{event.source.what}: byte {event.at}: an event lasts from {start} to {end}, which is no time. Record the "
+            "profile again."
+        )
+    return found
 
 
 def _times(kernels: dict[int, list[int]], name: str) -> DelegateTimes:

@@ -86,8 +86,8 @@ def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> Co
     rows = [row for summary in summaries for row in _rows(summary)]
     if len(rows) < LEAST_ROWS:
         raise InputError(
-            f"The profiles have {len(rows)} rows with known operators, and a fit needs at least {LEAST_ROWS}. Give "
-            "profiles of larger programs or of several, lowered with use_profiling."
+            f"The profiles have {len(rows)} rows with cycles and known operators; a fit needs at least {LEAST_ROWS}. "
+            "Give profiles of larger programs or of several, lowered with use_profiling."
         )
     moves = classes == {"Neutron-S"}
     common = _fitted(rows, (), base, moves=moves)

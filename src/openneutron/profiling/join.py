@@ -44,7 +44,10 @@ def joined(summary: Summary, profile: BoardProfile, costs: Costs | None = None) 
     from those of the program, and for a map that names a kernel that the profile does not have.
     """
     if not profile.delegates and not profile.cpu:
-        raise InputError(f"The profile has no events of kernels. {NO_NPU}")
+        raise InputError(
+            "The profile has no events of kernels. Build ExecuTorch and the application with ET_EVENT_TRACER_ENABLED, "
+            "give load_method the event tracer, and record the profile after a run."
+        )
     positions = _positions(summary.layers)
     kernels = _kernels_of(summary.kernels)
     count = 1 + max([*positions, *kernels], default=-1)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 
 from openneutron.core.files import read_file
+from openneutron.core.logs import text_of_log
 from openneutron.errors import FormatError
 from openneutron.profiling.etdump import is_etdump, profile_of_etdump
 from openneutron.profiling.recorded import BoardProfile
 from openneutron.profiling.records import FORM, RECORD_BYTES, profile_of_log, profile_of_records
 
 __all__ = ["read_profile"]
-
-_TEXTS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_LINE = re.compile(r"\bPROFILE\s+\d")
 
 
 def read_profile(path: str | os.PathLike[str]) -> BoardProfile:
@@ -26,17 +23,12 @@ def read_profile(path: str | os.PathLike[str]) -> BoardProfile:
     data, name = read_file(path), f"'{os.fspath(path)}'"
     if is_etdump(data):
         return profile_of_etdump(data, name)
-    encoding = next((encoding for mark, encoding in _TEXTS if data.startswith(mark)), "utf-8")
-    text = data.decode(encoding, "replace")
-    if _LINE.search(text) and (found := profile_of_log(text, name)) is not None:
+    text = text_of_log(data)
+    if text is not None and (found := profile_of_log(text, name)) is not None:
         return found
-    if not data or len(data) % RECORD_BYTES or _is_text(data):
+    if not data or len(data) % RECORD_BYTES or text is not None:
         raise FormatError(
             f"{name} is no profile. Give an ETDump (.etdp), a log with lines of the form '{FORM}', or the bytes of the "
             "profile buffer of a delegate."
         )
     return profile_of_records(data, name)
-
-
-def _is_text(data: bytes) -> bool:
-    return all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in data)

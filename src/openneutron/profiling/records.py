@@ -24,7 +24,8 @@ FORM = "PROFILE <delegate> <byte offset> <hex bytes>"
 RECORD_BYTES = 16
 _RECORD = struct.Struct("<BBBBIBBBBI")
 _KERNEL_ENDS = 6
-_LINE = re.compile(r"\bPROFILE\s+(\d{1,6})\s+(\d{1,9})\s+([0-9a-fA-F][0-9a-fA-F\s]*)")
+_START = re.compile(r"(?<!_)PROFILE\s+(?=\d)", re.ASCII)
+_LINE = re.compile(r"(\d{1,6})\s+(\d{1,9})\s+([0-9a-fA-F][0-9a-fA-F\s]*)", re.ASCII)
 _LARGEST_BUFFER = 1 << 24
 _WRAP = 1 << 32
 
@@ -32,18 +33,27 @@ _WRAP = 1 << 32
 def profile_of_log(text: str, name: str) -> BoardProfile | None:
     """Returns the profile in a log of the serial line; None for a log without lines of records.
 
-    A line with offset 0 begins a new run of its delegate. Raises `InputError` if bytes of a delegate are
-    missing, and `FormatError` for records that cannot be read.
+    A line with offset 0 begins a new run of its delegate. Raises `InputError` if bytes or delegates are missing, and
+    `FormatError` for records that cannot be read.
     """
     runs: dict[int, list[bytearray]] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        match = _LINE.search(line)
-        if match is None:
+        begin = _START.search(line)
+        if begin is None:
             continue
-        delegate, start, digits = int(match[1]), int(match[2]), "".join(match[3].split())
-        if len(digits) % 2:
-            raise InputError(f"Line {number} of {name} is damaged: it has an odd number of hexadecimal digits.")
-        known = runs.setdefault(delegate, [])
+        match = _LINE.match(line, begin.end())
+        digits = "" if match is None else "".join(match[3].split())
+        if match is None or len(digits) % 2 or (match.end() < len(line) and not match[3][-1].isspace()):
+            raise InputError(
+                f"Line {number} of {name} is not of the form '{FORM}'. Record the log again, or delete all lines of "
+                "this run."
+            )
+        delegate, start = int(match[1]), int(match[2])
+        if _START.search(line, match.end()):
+            raise InputError(f"Line {number} of {name} has two records of profiles. Begin a line with each of them.")
+        known, piece = runs.setdefault(delegate, []), bytes.fromhex(digits)
+        if start and known and known[-1][start : start + len(piece)] == piece:
+            continue  # the same line twice
         if start == 0:
             known.append(bytearray())
         if not known or start != len(known[-1]) or start > _LARGEST_BUFFER:
@@ -52,9 +62,15 @@ def profile_of_log(text: str, name: str) -> BoardProfile | None:
                 f"Line {number} of {name} begins at byte {start} of delegate {delegate}, but bytes from {at} on are "
                 f"missing. Give a log in which no line of the form '{FORM}' is lost."
             )
-        known[-1] += bytes.fromhex(digits)
+        known[-1] += piece
     if not runs:
         return None
+    if max(runs) >= len(runs):
+        absent = min(set(range(len(runs))) - set(runs))
+        raise InputError(
+            f"{name} has profiles of delegate {max(runs)}, but none of delegate {absent}. Give the whole log: the "
+            "delegates of a program are counted from 0."
+        )
     delegates = [
         [times_of(bytes(run), f"{name}, delegate {number}") for run in runs[number]] for number in sorted(runs)
     ]
@@ -72,7 +88,10 @@ def times_of(data: bytes, name: str) -> tuple[list[int], int]:
     Raises `FormatError` for a size that is not a multiple of 16, and for a buffer without a kernel.
     """
     if not data or len(data) % RECORD_BYTES:
-        raise FormatError(f"{name} has {len(data)} bytes, which are no records of {RECORD_BYTES} bytes.")
+        raise FormatError(
+            f"{name} has {len(data)} bytes, which are no records of {RECORD_BYTES} bytes. Record "
+            "the profile again: its end is missing."
+        )
     kernels: list[int] = []
     first: int | None = None
     last = 0
