@@ -7,6 +7,7 @@ __all__ = [
     "ConverterError",
     "FormatError",
     "HostError",
+    "HostProcessError",
     "InputError",
     "ModelError",
     "NativeModuleError",
@@ -70,6 +71,10 @@ class FormatError(OpenNeutronError, ValueError):
 
 class HostError(OpenNeutronError, RuntimeError):
     """A program cannot be loaded or run on this machine."""
+
+
+class HostProcessError(HostError):
+    """The process in which a program ran ended, for example with a segmentation fault. `reset` starts a new one."""
 
 
 class NativeModuleError(HostError):

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from tests.board_models import (
     MEAN,
     STD,
@@ -23,6 +24,8 @@ from tests.board_models import (
 
 from openneutron.accuracy.board_dump import Array
 from openneutron.accuracy.board_input_mistakes import Normalization
+from openneutron.errors import HostProcessError
+from openneutron.runtime import HostProgram
 
 
 @pytest.fixture(params=[False, True], ids=["float", "int8"])
@@ -286,3 +289,24 @@ def test_stale_state(int8_io: bool) -> None:
     reset = list(one.simulation.run(one.vectors.inputs, frozenset(range(VECTORS))))
     assert named(one.check(kept)) == ["stale state"]
     assert named(one.check(reset)) == ["stale state"]
+
+
+def test_a_mistake_that_ends_the_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other mistakes are examined in a new process."""
+    one = board("image", int8_io=False)
+    outputs = one.with_inputs(lambda values: other_order(one.input, values))
+    host, alive = one.simulation.host, [True]
+    run = HostProgram.run
+
+    def dies_of_zeros(program: HostProgram, *inputs: torch.Tensor) -> object:
+        alive[0] = alive[0] and bool(inputs[0].any())
+        if not alive[0]:
+            raise HostProcessError("the program ended the process that ran it (SIGSEGV).")
+        return run(program, *inputs)
+
+    monkeypatch.setattr(HostProgram, "run", dies_of_zeros)
+    monkeypatch.setattr(HostProgram, "reset", lambda program: alive.__setitem__(0, program is host))
+    found = one.check(outputs)
+    assert named(found) == ["input layout"]
+    (note,) = found.notes
+    assert note.startswith("The program ended its process on this machine under the assumption: Input 0 ")

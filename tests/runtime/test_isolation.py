@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from openneutron import load, lower, quantize
-from openneutron.errors import HostError, InputError
+from openneutron.errors import HostError, HostProcessError, InputError
 from openneutron.runtime import HostProgram
 from openneutron.runtime.child import ChildSession
 from openneutron.runtime.values import from_bytes, to_bytes
@@ -83,13 +83,17 @@ class TestIsolated:
         expected = outputs_of(isolated.run)
         os.kill(child_of(isolated), signal.SIGKILL)
         for _ in range(2):
-            with pytest.raises(HostError, match=r"the program ended the process that ran it \(SIGKILL\)"):
+            with pytest.raises(HostProcessError, match=r"the program ended the process that ran it \(SIGKILL\)"):
                 isolated.run(X)
         isolated.reset()
         assert outputs_of(isolated.run) == expected
 
-    def test_memory_is_computed_but_not_measured(self, isolated: HostProgram) -> None:
-        assert isolated.memory.measured is None
+    def test_memory_and_time_are_measured_in_its_process(self, data: bytes, isolated: HostProgram) -> None:
+        assert isolated.memory == load(data).memory
+        assert isolated.memory.measured is not None
+        assert len(isolated.seconds(X, repeat=3)) == 3
+        with pytest.raises(InputError, match="has shape"):
+            isolated.seconds(X[0], repeat=1)
 
     def test_errors_of_the_child(self, data: bytes, tmp_path: Path) -> None:
         file = tmp_path / "damaged.pte"

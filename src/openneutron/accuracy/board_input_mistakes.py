@@ -15,7 +15,7 @@ from openneutron.accuracy.board_dump import Array, BoardTensor, quantized
 from openneutron.accuracy.board_evidence import NEEDED_BITS, Case, Comparison, explains, lsb_distance
 from openneutron.accuracy.board_output_mistakes import Diagnosis
 from openneutron.accuracy.board_transforms import WORDS, as_type, orders_of, reverse_groups
-from openneutron.errors import HostError
+from openneutron.errors import HostError, HostProcessError
 from openneutron.runtime.program import HostProgram, TensorInfo
 
 __all__ = ["Normalization", "Simulation", "input_diagnoses", "memory_of"]
@@ -92,20 +92,25 @@ class _Change:
 
 def input_diagnoses(
     case: Case, simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
-) -> list[Diagnosis]:
-    """Returns each mistake in the inputs that alone explains all differences.
+) -> tuple[list[Diagnosis], list[str]]:
+    """Returns each mistake in the inputs that alone explains all differences, and notes on those not examined.
 
     For each mistake, runs the program on the first vector that disagrees. If its outputs then agree, runs up to eight
-    vectors. A program with states also runs all vectors before them.
+    vectors. A program with states also runs all vectors before them. A mistake with which the program ends its process
+    is not examined.
     """
-    found = []
+    found, notes = list[Diagnosis](), list[str]()
     for mistake, text, changed in _mistaken_vectors(simulation, vectors, normalization):
         # A constant input often causes constant outputs, which are weaker evidence.
         needed = _BITS_OF_CONSTANTS if mistake == "input never written" else NEEDED_BITS
-        if _explained(case, simulation, changed, needed):
-            found.append(Diagnosis(mistake, text, case.failing))
+        try:
+            if _explained(case, simulation, changed, needed):
+                found.append(Diagnosis(mistake, text, case.failing))
+        except HostProcessError:
+            simulation.host.reset()
+            notes.append(f"The program ended its process on this machine under the assumption: {text}")
     found += _state_diagnoses(case, simulation, vectors)
-    return found
+    return found, notes
 
 
 def _mistaken_vectors(
@@ -171,9 +176,14 @@ def _explained(case: Case, simulation: Simulation, changed: Callable[[int], Vect
 
 
 def _run(simulation: Simulation, vectors: Sequence[Vector]) -> list[tuple[Array, ...]] | None:
-    """Returns the outputs; None if the program refuses the mistaken inputs, such as indices out of range."""
+    """Returns the outputs; None if the program refuses the mistaken inputs, such as indices out of range.
+
+    Raises `HostProcessError` if the program ends its process.
+    """
     try:
         return list(simulation.run(vectors))
+    except HostProcessError:
+        raise
     except HostError:
         return None
 

@@ -229,30 +229,29 @@ def _validation(
         or lsb_distance(values, expected[pair[0]][pair[1]], outputs[pair[1]]).max(initial=0.0) > limit
     )
     case = Case(simulation.inputs, outputs, tuple(expected), typed, failing, limit)
-    diagnoses = [
-        *layout,
-        *(converted if not failing else []),
-        *_diagnoses(case, simulation, vectors.inputs, normalization),
-    ]
+    of_values, unexamined = _diagnoses(case, simulation, vectors.inputs, normalization)
+    diagnoses = [*layout, *(converted if not failing else []), *of_values]
     rows = tuple(_difference(case, output) for output in range(len(outputs)))
-    return BoardValidation(len(expected), limit, rows, tuple(missing), tuple(diagnoses), (*dump.notes, *notes))
+    all_notes = (*dump.notes, *notes, *unexamined)
+    return BoardValidation(len(expected), limit, rows, tuple(missing), tuple(diagnoses), all_notes)
 
 
 def _diagnoses(
     case: Case, simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
-) -> list[Diagnosis]:
+) -> tuple[list[Diagnosis], list[str]]:
     if not case.failing:
-        return []
+        return [], []
     by_output = [output_diagnoses(case, output) for output in range(len(case.outputs))]
     wrong = {output for _, output in case.failing}
-    found = vector_diagnoses(case) + input_diagnoses(case, simulation, vectors, normalization)
+    of_inputs, notes = input_diagnoses(case, simulation, vectors, normalization)
+    found = vector_diagnoses(case) + of_inputs
     general = {"wrong scale", "wrong zero point", "wrong scale and zero point"}
     explained = [one for diagnoses in by_output for one in diagnoses]
     if found:
         return [
             one for one in explained if one.mistake not in general and wrong == {pair[1] for pair in one.pairs}
-        ] + found
-    return explained
+        ] + found, notes
+    return explained, notes
 
 
 def _split(

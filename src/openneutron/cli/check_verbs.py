@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from openneutron.cli.file_verbs import InProcess, TryChanges
 from openneutron.cli.file_verbs import Quantized as OfTrial
-from openneutron.cli.file_verbs import TryChanges
 from openneutron.cli.paths import existing, existing_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
@@ -25,14 +25,6 @@ Program = Annotated[Path, typer.Argument(callback=existing, help="A program (.pt
 Quantized = Annotated[
     Path | None,
     typer.Option(callback=existing_file, help="The quantized model (.pt2). By default, that of the folder."),
-]
-InProcess = Annotated[
-    bool,
-    typer.Option(
-        "--in-process",
-        help="Run the program in this process. By default, it has one of its own, so that a damaged file cannot end "
-        "the command.",
-    ),
 ]
 
 

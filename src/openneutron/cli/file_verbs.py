@@ -16,7 +16,7 @@ from openneutron.core.messages import as_argument
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
 
-__all__ = ["Quantized", "TryChanges", "add_verbs"]
+__all__ = ["InProcess", "Quantized", "TryChanges", "add_verbs"]
 
 Program = Annotated[Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build.")]
 TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
@@ -31,6 +31,14 @@ TryChanges = Annotated[
 Quantized = Annotated[
     Path | None,
     typer.Option(callback=existing_file, help="The quantized model (.pt2) of the program, for --try-changes."),
+]
+InProcess = Annotated[
+    bool,
+    typer.Option(
+        "--in-process",
+        help="Run the program in this process. By default, it has one of its own, so that a damaged file cannot end "
+        "the command.",
+    ),
 ]
 Flavor = Annotated[
     str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
@@ -128,6 +136,7 @@ def package(
         Path | None,
         typer.Option(callback=existing_file, help="The portable program that a device program was compiled from."),
     ] = None,
+    in_process: InProcess = False,
 ) -> None:
     """Write a program with all that its firmware needs: arrays, memory, kernels, test vectors, and a test program.
 
@@ -138,7 +147,9 @@ def package(
     from openneutron.workflow.packages import package_files
 
     count = int(vectors) if vectors.lstrip("+-").isdigit() else vectors
-    written = package_files(program, output, settings, samples or (), vectors=count, portable=portable)
+    written = package_files(
+        program, output, settings, samples or (), vectors=count, portable=portable, isolated=not in_process
+    )
     terminal.show(
         f"{output}: {len(written.files)} files, {written.vectors} test vectors, payload: {written.kind}\n"
         f"Test it: cd {as_argument(output)} && cmake -B build && cmake --build build && ctest --test-dir build",

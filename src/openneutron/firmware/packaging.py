@@ -68,6 +68,7 @@ def package(
     kernel_selection: str | bytes | None = None,
     etrecord: bytes | None = None,
     recipe: Mapping[str, Any] | None = None,
+    isolated: bool = False,
     **options: Unpack[PackageOptions],
 ) -> Package:
     """Writes the package of a program to a new folder: sources for a firmware project, and a test of them.
@@ -76,6 +77,7 @@ def package(
     - `portable`: for a device program, the portable program that it was compiled from. It computes the vectors.
     - `leaves`: the paths of the inputs in the arguments of `forward`, if the `.pte` has none.
     - `kernel_selection`, `etrecord`: further files that the lowering wrote. `recipe`: an entry of `manifest.json`.
+    - `isolated`: whether the program runs in a process of its own, as for `load`.
     - `options`: see `PackageOptions`.
 
     Raises `OptionError` for wrong options; `OutputError` for a folder that is not empty or cannot be written;
@@ -88,7 +90,7 @@ def package(
     method = _method(program)
     kind = _kind(method)
     runnable, is_runnable = _runs_on_host(program, kind, portable, vectors)
-    host = HostProgram(runnable, "The program", leaves=leaves, loads=is_runnable)
+    host = HostProgram(runnable, "The program", leaves=leaves, loads=is_runnable, isolated=isolated)
     inputs, outputs = input_ports(host, method), output_ports(host, method)
     if isinstance(vectors, int):
         found = computed_vectors(host, given["samples"], vectors)
@@ -105,7 +107,7 @@ def package(
         tolerance=given["tolerance"],
         section=given["section"],
         array=given["array"],
-        pools=pools_of(program, portable if kind == DEVICE else program),
+        pools=pools_of(program, host.measure() if is_runnable else None),
         portable=portable if kind == DEVICE else None,
     )
     files = made.all()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from openneutron.firmware.config import Pools
-from openneutron.formats.method_memory import KERNELS, POOL_ALIGNMENT, Pool, memory_of
-from openneutron.runtime.memory import measure
+from openneutron.formats.method_memory import KERNELS, POOL_ALIGNMENT, MeasuredPools, Pool, memory_of
 
 __all__ = ["pools_of"]
 
 
-def pools_of(program: bytes, portable: bytes | None) -> Pools:
-    """Returns the memory of a program. This machine runs `portable` to measure it; None if it can run neither."""
-    memory = memory_of(program, measured=None if portable is None else measure(portable))
+def pools_of(program: bytes, measured: MeasuredPools | None) -> Pools:
+    """Returns the memory of a program. `measured` was counted on this machine; None if it cannot run the program."""
+    memory = memory_of(program, measured=measured)
     return Pools(
         planned=tuple(buffer.bytes for buffer in memory.planned),
         method=(_array_bytes(memory.host.method), _array_bytes(memory.device.method)),

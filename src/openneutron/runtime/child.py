@@ -16,9 +16,11 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from typing import IO, Any
 
-from openneutron.errors import HostError, NativeModuleError
+from openneutron.errors import HostError, HostProcessError, NativeModuleError
+from openneutron.formats.method_memory import MeasuredPools
 from openneutron.runtime import values
 
 __all__ = ["ChildSession", "serve"]
@@ -33,13 +35,13 @@ _ERRORS = {"HostError": HostError, "NativeModuleError": NativeModuleError, "Memo
 class ChildSession:
     """A `Session` in a child process. The start of the process takes as long as the import of torch.
 
-    If the child ends, the call raises HostError with the signal and the end of the child's log. `start` then starts a
-    new child. The child ends when the session is deleted, and when the parent process ends.
+    If the child ends, the call raises HostProcessError with the signal and the end of the child's log. `start` then
+    starts a new child. The child ends when the session is deleted, and when the parent process ends.
     """
 
-    def __init__(self, data: bytes, name: str, *, threads: int = 1) -> None:
+    def __init__(self, data: bytes, name: str, *, loads: bool = True, threads: int = 1) -> None:
         """Starts the child, which loads the bytes of a `.pte`. Raises the errors of `Session`."""
-        self._data, self._name, self._threads = data, name, threads
+        self._data, self._name, self._loads, self._threads = data, name, loads, threads
         self._make_child()
 
     def constant(self, method: str) -> Any:
@@ -57,6 +59,14 @@ class ChildSession:
         """See `Session.call`."""
         return self._ask("call", *inputs)
 
+    def seconds(self, inputs: Sequence[Any], repeat: int) -> list[float]:
+        """See `Session.seconds`. The inputs are copied to the child once."""
+        return self._ask("seconds", repeat, *inputs)
+
+    def measure(self) -> MeasuredPools:
+        """See `Session.measure`."""
+        return MeasuredPools(*self._ask("measure"))
+
     def _make_child(self) -> None:
         try:
             self._start_child()
@@ -67,7 +77,7 @@ class ChildSession:
             ) from error
         self._parent = os.getpid()
         self._finalizer = weakref.finalize(self, _end_own, self._child, self._parent)
-        self._ask("load", self._name, _as_tensor(self._data), self._threads)
+        self._ask("load", self._name, _as_tensor(self._data), self._loads, self._threads)
 
     def _start_child(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  the child writes to it while the session lives
@@ -107,14 +117,14 @@ class ChildSession:
             raise BrokenPipeError
         return pipe
 
-    def _death_error(self) -> HostError:
+    def _death_error(self) -> HostProcessError:
         code = self._child.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         log = "".join(f"\n  {line}" for line in lines[-_LOG_LINES:])
         _end(self._child)
-        return HostError(
+        return HostProcessError(
             f"{self._name} ended the process that ran it ({how}). The file is damaged, or a kernel of ExecuTorch or "
             f"LiteRT is faulty.{' The end of its log:' if log else ''}{log}"
         )
@@ -199,6 +209,8 @@ class _Server:
             "start": lambda: self._session.start() or [],
             "constant": lambda method: [self._session.constant(method)],
             "call": lambda *inputs: self._session.call(inputs),
+            "seconds": lambda repeat, *inputs: self._session.seconds(inputs, repeat),
+            "measure": lambda: list(astuple(self._session.measure())),
         }
 
     def answer(self, request: list[Any]) -> list[Any]:
@@ -208,8 +220,8 @@ class _Server:
         except (HostError, MemoryError) as error:
             return [type(error).__name__, str(error) or "too little memory"]
 
-    def _load(self, name: str, data: Any, threads: int) -> list[Any]:
+    def _load(self, name: str, data: Any, loads: bool, threads: int) -> list[Any]:
         from openneutron.runtime.session import Session
 
-        self._session = Session(bytes(data.numpy()), name, threads=threads)
+        self._session = Session(bytes(data.numpy()), name, loads=loads, threads=threads)
         return []

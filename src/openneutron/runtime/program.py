@@ -23,7 +23,7 @@ from openneutron.errors import FormatError, HostError, InputError, OptionError, 
 from openneutron.formats import pte
 from openneutron.formats.delegate_outputs import check_delegate_outputs
 from openneutron.formats.flatbuffer import Source
-from openneutron.formats.method_memory import MethodMemory, memory_of
+from openneutron.formats.method_memory import MeasuredPools, MethodMemory, memory_of
 from openneutron.model.arguments import (
     MISSING,
     Leaf,
@@ -34,7 +34,6 @@ from openneutron.model.arguments import (
     paths_from_tree,
 )
 from openneutron.runtime.child import ChildSession
-from openneutron.runtime.memory import measure
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.session import METHOD, Session
 
@@ -129,7 +128,7 @@ class HostProgram:
         if method is None:
             raise HostError(f"{name} cannot be loaded: it has no method '{METHOD}'")
         self._session = (
-            ChildSession(data, name, threads=threads)
+            ChildSession(data, name, loads=loads, threads=threads)
             if isolated
             else Session(data, name, loads=loads, source=source, threads=threads)
         )
@@ -182,11 +181,17 @@ class HostProgram:
     def memory(self) -> MethodMemory:
         """The memory of `forward` on the board and on this machine (see `MethodMemory`).
 
-        The method is loaded and run once more, to count. Without the native module, and for an isolated program, this
-        is left out.
+        The method is loaded and run once more, to count. Without the native module, this is left out.
         """
-        is_measured = is_installed() and isinstance(self._session, Session)
-        return memory_of(self._data, METHOD, measured=measure(self._data, METHOD) if is_measured else None)
+        return memory_of(self._data, METHOD, measured=self.measure() if is_installed() else None)
+
+    def measure(self) -> MeasuredPools:
+        """Loads `forward` once more, runs it on zeros, and returns the memory that the runtime allocates.
+
+        Raises `HostError` if that fails, and `NativeModuleError` without the native module.
+        """
+        with self._lock:
+            return self._session.measure()
 
     def reset(self) -> None:
         """Restores the initial state of the program.
@@ -209,16 +214,29 @@ class HostProgram:
 
         Raises InputError if an input has another shape or dtype than the program's, and HostError if the program fails.
         """
+        tensors = self._checked_inputs(inputs, named)
+        with self._lock:
+            outputs = self._session.call(tensors)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def seconds(self, *inputs: Any, repeat: int, **named: Any) -> list[float]:
+        """Returns the seconds of each of `repeat` runs, after one run that does not count. Raises the errors of `run`.
+
+        An isolated program measures in its process, so the time does not contain copies between the processes. The
+        check of the inputs is not measured.
+        """
+        tensors = self._checked_inputs(inputs, named)
+        with self._lock:
+            return self._session.seconds(tensors, repeat)
+
+    def _checked_inputs(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         values = self.values_of(*inputs, **named)
-        tensors = [
+        return [
             _to_dim_order(_to_tensor(i, value, info), order)
             if isinstance(info, TensorInfo)
             else _checked_constant(i, value, info)
             for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
         ]
-        with self._lock:
-            outputs = self._session.call(tensors)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def values_of(self, *inputs: Any, **named: Any) -> Sequence[Any]:
         """Returns the value of each input for arguments of `run`. Raises InputError if one is missing or not known."""

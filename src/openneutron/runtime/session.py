@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from openneutron.cpu.signatures import signature_of
 from openneutron.errors import FormatError, HostError
 from openneutron.formats import pte_check
 from openneutron.formats.flatbuffer import Source
+from openneutron.formats.method_memory import MeasuredPools
+from openneutron.runtime.memory import measure
 from openneutron.runtime.native import is_installed, native_module
 from openneutron.runtime.threads import engine_threads
 
@@ -95,6 +98,20 @@ class Session:
                 raise failure from error
             raise HostError(f"{self._name} failed: {self._find_cause(inputs) or error}") from error
         return outputs
+
+    def seconds(self, inputs: Sequence[Any], repeat: int) -> list[float]:
+        """Returns the seconds of each of `repeat` runs, after one that does not count. Raises HostError as `call`."""
+        self.call(inputs)
+        found = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            self.call(inputs)
+            found.append(time.perf_counter() - start)
+        return found
+
+    def measure(self) -> MeasuredPools:
+        """Returns the memory that the runtime allocates for the method. Raises the errors of `measure`."""
+        return measure(self._data, METHOD)
 
     def _find_cause(self, inputs: Sequence[Any]) -> str | None:
         """Runs the program again and reads the runtime's log, to find the CPU kernel that failed and the reason.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,17 +18,12 @@ def time_on_host(program: HostProgram, inputs: Sequence[Any] | Mapping[str, Any]
     This is the time of LiteRT and of ExecuTorch's kernels on this machine, which tells nothing about the time on the
     NPU. The state of a program is reset at the end.
 
-    Raises `OptionError` for a `repeat` below 1, and the errors of `HostProgram.run`.
+    Raises `OptionError` for a `repeat` below 1, and the errors of `HostProgram.seconds`.
     """
     if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
         raise OptionError(f"repeat must be a positive number of runs, not {repeat!r}.")
     args, named = ((), inputs) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    program.run(*args, **named)
-    seconds = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        program.run(*args, **named)
-        seconds.append(time.perf_counter() - start)
+    seconds = program.seconds(*args, repeat=repeat, **named)
     if program.has_state:
         program.reset()
     return statistics.median(seconds)

@@ -28,12 +28,13 @@ def package_files(
     *,
     vectors: str | os.PathLike[str] | int = 3,
     portable: str | os.PathLike[str] | None = None,
+    isolated: bool = True,
 ) -> Package:
     """Writes the package of a program, or of the program in the folder of a build.
 
     `samples` are files or folders of inputs for the test vectors, as `openneutron run` takes them, and read with the
     transform of the settings. `portable` is the portable program from which a device program was compiled. The kernel
-    selection and the ETRecord beside the program are packaged, too.
+    selection and the ETRecord beside the program are packaged, too. `isolated` is described at `load`.
 
     Raises the errors of `openneutron.firmware.package`, `inputs_of_files` and `load`.
     """
@@ -45,20 +46,21 @@ def package_files(
         data,
         folder,
         name=settings.package.name,
-        samples=_samples(source or data, samples, settings) if samples else None,
+        samples=_samples(source or data, samples, settings, isolated) if samples else None,
         vectors=vectors,
         tolerance=settings.package.tolerance,
         section=settings.package.section,
         array=settings.package.array,
         portable=source,
+        isolated=isolated,
         kernel_selection=_bytes(kernel_selection_path(build.program)),
         etrecord=_bytes(etrecord_path(build.program)),
         recipe=None if build.summary_file is None else dict(build.summary().recipe),
     )
 
 
-def _samples(program: bytes, files: Sequence[str | os.PathLike[str]], settings: Settings) -> list[Any]:
-    host = load(program)
+def _samples(program: bytes, files: Sequence[str | os.PathLike[str]], settings: Settings, isolated: bool) -> list[Any]:
+    host = load(program, isolated=isolated)
     names = None if host.leaves is None else [leaf.name for leaf in host.leaves]
     return [run.inputs for run in inputs_of_files(files, host.inputs, transform_from(settings), names)]
 

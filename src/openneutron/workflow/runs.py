@@ -57,7 +57,7 @@ def run_files(
 
     State is kept from one run to the next. `output` is a .npy or .npz file for the outputs; several runs need a .npz
     file, in which the names of arrays begin with the number of the run. `repeat` is the number of runs for the time.
-    `isolated` is described at `load`. The timed runs always follow in this process, to leave out the time of copies.
+    `isolated` is described at `load`. The time contains no copies between processes.
 
     Raises the errors of `load`, `inputs_of_files`, `save_outputs` and `HostProgram.run`.
     """
@@ -85,8 +85,8 @@ def run_files(
         save_outputs(output, list(arrays.values()), list(arrays))
     if repeat is None:
         return found
-    timed = load(program) if isolated else host
-    times = [time_on_host(timed, run.inputs, repeat) for run in runs]
+    host.reset()
+    times = [time_on_host(host, run.inputs, repeat) for run in runs]
     return [FileRun(one.name, one.outputs, one.classes, time) for one, time in zip(found, times, strict=True)]
 
 
