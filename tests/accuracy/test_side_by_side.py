@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,47 @@ def test_evaluation_begins_and_ends_with_the_initial_state(form: str) -> None:
     with pytest.raises(InputError, match="pair of inputs and label"):
         evaluate(run, [*pairs, data[0]], metric)
     assert evaluate(run, pairs, metric) == first
+
+
+@dataclasses.dataclass
+class Scores:
+    level: Any
+    nothing: Any
+    count: Any
+
+
+class Structured(nn.Module):
+    """Scores of grey levels in a container, beside None and a number."""
+
+    def __init__(self, container: Callable[..., Any]) -> None:
+        super().__init__()
+        self.levels, self.container = Levels(), container
+
+    def forward(self, x: Tensor) -> Any:
+        return self.container(level=self.levels(x), nothing=None, count=7)
+
+
+def level_of_dict(outputs: Any, label: Any) -> float:
+    return 100.0 * int(outputs["level"].argmax() == label and outputs["nothing"] is None and outputs["count"] == 7)
+
+
+def level_of_dataclass(outputs: Any, label: Any) -> float:
+    return level_of_dict(vars(outputs), label)
+
+
+def level_of_tuple(outputs: Any, label: Any) -> float:
+    return 100.0 * int(outputs[0].argmax() == label and outputs[-1] == 7)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("container", "metric"), [(dict, level_of_dict), (Scores, level_of_dataclass)])
+def test_a_metric_reads_the_outputs_of_each_form(
+    container: Callable[..., Any], metric: Callable[[Any, Any], float], jobs: int, folder: Path
+) -> None:
+    model = Structured(container).eval()
+    module = quantize(model, (torch.zeros(1, 3, 4, 4),), folder, progress=False)
+    program = lower(module)
+    forms = {"float": model, "int8": module, "lowered": program, "loaded": program.buffer}
+    found = evaluate_side_by_side(forms, folder, metric, jobs=jobs)
+    assert [run.value for run in found.runs] == [100, 100, 100, 100]
+    assert evaluate(program.buffer, folder, level_of_tuple) == 100

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from openneutron.accuracy.labelled import LabelledData, LabelledSample, labelled_samples, open_labelled
 from openneutron.accuracy.metrics import ClassScores, Metric, NamedMetric, class_scores, metric_of, top1, top5
@@ -32,7 +32,7 @@ from openneutron.core.user_code import code_of_user
 from openneutron.data.samples import Samples
 from openneutron.errors import InputError, OptionError
 from openneutron.model.data import align
-from openneutron.model.examples import Examples
+from openneutron.model.examples import Examples, register_dataclasses
 
 __all__ = ["evaluate", "evaluate_side_by_side", "top1", "top5"]
 
@@ -112,7 +112,8 @@ def evaluate_side_by_side(
 
     `runs` maps names to what `evaluate` takes as `run`; the first is the one that others are compared with. `data`,
     `metric`, `jobs` and `transform` are as in `evaluate`. Images are converted to the input of the first run whose
-    sizes are known, so a module that is not exported takes the same inputs as the others. `progress` is called with the
+    sizes are known, so a module that is not exported takes the same inputs as the others. `metric` gets the outputs of
+    each run in the structure of the first run's outputs, if they have as many values. `progress` is called with the
     number of samples that are done, and the number of all, 0 if it is unknown.
 
     Raises the errors of `evaluate`, and `OptionError` for runs with different batch sizes or without a run.
@@ -221,12 +222,25 @@ def _without_inputs(sample: LabelledSample) -> LabelledSample:
 def _scores(calls: Sequence[Any], metric: NamedMetric, sample: LabelledSample, index: int) -> list[_Score]:
     what = f"sample {index}" if len(sample.names) != 1 else sample.names[0]
     scores = []
+    form: TreeSpec | None = None
     for call in calls:
         with typed_errors(f"Running the model on {what}", InputError):
             outputs = call(*tree_map(align, sample.inputs.args), **tree_map(align, sample.inputs.kwargs))
+        if form is None:
+            register_dataclasses(outputs)
+            form = tree_structure(outputs)
         with code_of_user(f"The metric of {what}", OptionError):
-            scores.append(_score(metric, outputs, sample.label))
+            scores.append(_score(metric, _in_form(outputs, form), sample.label))
     return scores
+
+
+def _in_form(outputs: Any, form: TreeSpec) -> Any:
+    """Returns the outputs in the structure `form`, if they have as many values; else unchanged.
+
+    A program returns a flat tuple. The first run of `evaluate_side_by_side` gives the structure.
+    """
+    leaves = tree_leaves(outputs)
+    return tree_unflatten(leaves, form) if len(leaves) == form.num_leaves else outputs
 
 
 def _score(metric: NamedMetric, outputs: Any, label: Any) -> _Score:

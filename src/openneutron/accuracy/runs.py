@@ -20,7 +20,7 @@ from openneutron.core.fx import output_node, placeholders
 from openneutron.errors import ModelError, OptionError
 from openneutron.model.arguments import MISSING, Leaf, leaves_at
 from openneutron.model.data import InputForm, forms_of
-from openneutron.model.examples import leaves_of
+from openneutron.model.examples import leaves_of, register_dataclasses_of
 from openneutron.model.state import has_state, initial_states, reset
 from openneutron.neutron_program import NeutronProgram
 from openneutron.quantized_model import QuantizedModel
@@ -210,6 +210,7 @@ class _Exported(torch.nn.Module):
             return outputs[0]
         tensors = iter(outputs)
         leaves = [next(tensors) if constant is MISSING else constant for constant in self.constants]
+        register_dataclasses_of(self.form)
         return tree_unflatten(leaves, self.form)
 
 

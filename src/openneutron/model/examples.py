@@ -25,6 +25,7 @@ __all__ = [
     "examples_of",
     "leaves_of",
     "register_dataclasses",
+    "register_dataclasses_of",
     "to_tensors",
 ]
 
@@ -173,9 +174,20 @@ def register_dataclasses(value: Any) -> None:
     """Registers the dataclasses in `value` with torch.export, unless they are registered already."""
     for item in pytree.tree_leaves(value):
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            kind = type(item)
-            torch.export.register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+            _register_dataclass(type(item))
             register_dataclasses(item)
+
+
+def register_dataclasses_of(structure: pytree.TreeSpec) -> None:
+    """Registers the dataclasses in a structure that comes from another process, unless they are registered already."""
+    if dataclasses.is_dataclass(structure.type) and structure.type not in pytree.SUPPORTED_NODES:
+        _register_dataclass(structure.type)
+    for child in structure.children():
+        register_dataclasses_of(child)
+
+
+def _register_dataclass(kind: Any) -> None:
+    torch.export.register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _structure_of(module: GraphModule) -> pytree.TreeSpec | None:
