@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from openneutron.core.files import output_path, write_files
 from openneutron.core.locks import ForkSafeLock, Order
+from openneutron.core.tables import ResultTable, ShownAsTable
+from openneutron.formats import pte
 from openneutron.formats.method_memory import MethodMemory, memory_of
 from openneutron.model.arguments import Leaf
-from openneutron.partition.placing import Placement
+from openneutron.partition.placing import Placement, count_delegates, summary_lines
 from openneutron.runtime.memory import measure
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import HostProgram
@@ -21,8 +24,6 @@ from openneutron.vendor.device import etrecord_path, kernel_selection_path
 from openneutron.vendor.profiling import Kernel
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from openneutron.accuracy.result import Analysis
     from openneutron.firmware import Package, PackageOptions
     from openneutron.quantized_model import QuantizedModel
@@ -34,7 +35,7 @@ _LOADING = ForkSafeLock(Order.LOADING)
 
 
 @dataclass(frozen=True)
-class NeutronProgram:
+class NeutronProgram(ShownAsTable):
     """A lowered program: a `.pte` and its placement. `lower` returns it."""
 
     buffer: bytes = field(repr=False)
@@ -97,19 +98,39 @@ class NeutronProgram:
         return memory_of(self.buffer, measured=measure(self.portable) if is_installed() else None)
 
     def __str__(self) -> str:
-        from openneutron.report.summary import summary_of_program
+        short = {"input": "in ", "output": "out"}
+        return "\n".join([
+            f"{self._kind}, which {'the board' if self.is_device else 'this host'} runs; for {self.target}, "
+            f"{len(self.buffer):,} bytes",
+            *(f"  {short[where]} {name}: {text}" for where, name, text in self._edges()),
+            *summary_lines(self.placement),
+        ])  # fmt: skip
 
-        return summary_of_program(self)
+    def as_table(self) -> ResultTable:
+        """Returns the inputs, the outputs and the placement, with the reason for each operator on the CPU."""
+        left = [row for row in self.placement if row.where == "cpu"]
+        delegates = count_delegates(self.placement)
+        rows = [
+            *((where, f"{name}: {text}") for where, name, text in self._edges()),
+            ("operators on the NPU", f"{len(self.placement) - len(left)} in {delegates} delegates"),
+            ("operators on the CPU", str(len(left))),
+            *(("on the CPU", f"{row.node} ({row.op}): {row.reason}") for row in left),
+        ]
+        title = f"{self._kind} for {self.target}, {len(self.buffer):,} bytes"
+        return ResultTable(title, ("property", "value"), tuple(rows))
 
-    def _repr_html_(self) -> str:
-        from openneutron.report.tables import program_table
+    @property
+    def _kind(self) -> str:
+        return "Device program" if self.is_device else "Portable program"
 
-        return program_table(self).as_html()
-
-    def __rich__(self) -> Table:
-        from openneutron.report.tables import program_table
-
-        return program_table(self).as_rich()
+    def _edges(self) -> Iterator[tuple[str, str, str]]:
+        """Returns "input" or "output", the name, and dtype and shape of each input and output."""
+        method = pte.read(self.portable).methods[0]
+        names = [leaf.name for leaf in self.leaves or ()] or [f"input {i}" for i in range(len(method.inputs))]
+        for name, value in zip(names, method.inputs, strict=True):
+            yield "input", name, _value_text(value)
+        for number, value in enumerate(method.outputs):
+            yield "output", str(number), _value_text(value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.
@@ -214,3 +235,7 @@ class NeutronProgram:
         from openneutron.report.inspect import inspect_bytes
 
         return inspect_bytes(self.portable, "the program", target or self.board or self.target).estimate
+
+
+def _value_text(value: pte.ProgramValue) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if value.dtype in pte.SCALAR_TYPES.values() else f"{value.constant!r}"

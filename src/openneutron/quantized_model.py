@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from torch.fx import GraphModule
+from torch import Tensor
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from openneutron.core.files import output_path, write_file
+from openneutron.core.fx import is_dequantize, is_operator, is_quantize
 from openneutron.core.locks import traces_alone
+from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.errors import OptionError
 from openneutron.model.examples import Examples, to_tensors
 from openneutron.model.exporting import export, saved_program
@@ -20,14 +23,11 @@ from openneutron.recovery.recipes import Recipe
 from openneutron.recovery.search import Trial
 from openneutron.targets import NeutronTargetSpec
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 __all__ = ["QuantizedModel"]
 
 
 @dataclass(frozen=True)
-class QuantizedModel:
+class QuantizedModel(ShownAsTable):
     """A converted model. `quantize` returns it, and `lower` takes it."""
 
     module: GraphModule
@@ -56,19 +56,40 @@ class QuantizedModel:
         return self.module(*tree_map(to_tensors, inputs), **tree_map(to_tensors, named))
 
     def __str__(self) -> str:
-        from openneutron.report.summary import summary_of_model
+        quantized, operators = self._operators()
+        return (
+            f"Quantized model for {self.target}: {quantized} of {operators} operators in int8\n"
+            f"  in  {', '.join(self._input_texts())}\n"
+            f"  recovery: {self.recipe or 'none'}"
+        )
 
-        return summary_of_model(self)
+    def as_table(self) -> ResultTable:
+        """Returns the number of operators in int8, the inputs, and the recovery recipe."""
+        quantized, operators = self._operators()
+        recipe = self.recipe
+        recovery = (
+            [("recovery", "none")]
+            if recipe is None
+            else [(f"recovery: {one.name}", str(getattr(recipe, one.name))) for one in fields(recipe)]
+        )
+        rows = [
+            ("operators in int8", f"{quantized} of {operators}"),
+            *(("input", text) for text in self._input_texts()),
+            *recovery,
+        ]
+        return ResultTable(f"Quantized model for {self.target}", ("property", "value"), tuple(rows))
 
-    def _repr_html_(self) -> str:
-        from openneutron.report.tables import model_table
+    def _operators(self) -> tuple[int, int]:
+        """Returns the number of operators in int8, and of all operators."""
+        operators = [node for node in self.module.graph.nodes if _computes(node)]
+        return sum(map(_is_quantized, operators)), len(operators)
 
-        return model_table(self).as_html()
-
-    def __rich__(self) -> Table:
-        from openneutron.report.tables import model_table
-
-        return model_table(self).as_rich()
+    def _input_texts(self) -> list[str]:
+        """Returns the dtype and shape of each input; the value of an input that is not a tensor."""
+        return [
+            f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            for value in self.examples.leaves
+        ]
 
     @property
     def examples(self) -> Examples:
@@ -96,3 +117,12 @@ class QuantizedModel:
         if output_path(path).suffix != ".pt2":
             raise OptionError(f"A quantized model is saved as .pt2, but the path is '{os.fspath(path)}'.")
         write_file(path, self.as_file(source_root))
+
+
+def _computes(node: Node) -> bool:
+    return is_operator(node) and not is_quantize(node) and not is_dequantize(node)
+
+
+def _is_quantized(node: Node) -> bool:
+    """Whether an operator has an int8 input or output. A fused activation has only an int8 output."""
+    return any(map(is_dequantize, node.all_input_nodes)) or any(map(is_quantize, node.users))

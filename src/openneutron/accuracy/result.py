@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from openneutron.accuracy.compare import Comparison
 from openneutron.core.files import write_file
 from openneutron.core.json_values import without_infinite_numbers
+from openneutron.core.tables import ResultTable, ShownAsTable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -158,7 +159,7 @@ class RecurrentAccuracy:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(ShownAsTable):
     """The accuracy of a quantized model, layer by layer. See `print(analysis)`, `table`, `to_json` and `save_html`."""
 
     layers: tuple[LayerAccuracy, ...]
@@ -189,15 +190,11 @@ class Analysis:
 
         return text_of(self)
 
-    def _repr_html_(self) -> str:
+    def as_table(self) -> ResultTable:
+        """Returns the layers, the worst first, with the verdict as title and the advice as note."""
         from openneutron.accuracy.text import result_table
 
-        return result_table(self).as_html()
-
-    def __rich__(self) -> Table:
-        from openneutron.accuracy.text import result_table
-
-        return result_table(self).as_rich()
+        return result_table(self)
 
     def table(self, limit: int | None = None) -> Table:
         """Returns a table with a row for each layer, in the order of `layers`, of at most `limit` rows."""

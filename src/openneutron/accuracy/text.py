@@ -113,7 +113,7 @@ def table_of(analysis: Analysis, limit: int | None = None) -> Table:
 
 
 def result_table(analysis: Analysis) -> ResultTable:
-    """Returns the layers, the worst first, with the verdict as title and the advice as note."""
+    """Returns the table of `Analysis.as_table`."""
     advice = [f"{one.node}: {one.what} {one.code}".rstrip() for one in analysis.advice]
     rows = tuple(map(cells_of, analysis.layers))
     return ResultTable(analysis.verdict, HEADINGS, rows, range(2, len(HEADINGS)), " ".join(advice))

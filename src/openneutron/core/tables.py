@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from html import escape
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["ResultTable"]
+__all__ = ["ResultTable", "ShownAsTable"]
 
 MOST_ROWS = 60
 
@@ -61,3 +62,19 @@ class ResultTable:
         for row in self.rows[:MOST_ROWS]:
             table.add_row(*map(Text, row))
         return table
+
+
+class ShownAsTable:
+    """A result that notebooks show as HTML, and `rich.print` as a table in a terminal."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def as_table(self) -> ResultTable:
+        """Returns the table that the result shows of itself."""
+
+    def _repr_html_(self) -> str:
+        return self.as_table().as_html()
+
+    def __rich__(self) -> Table:
+        return self.as_table().as_rich()

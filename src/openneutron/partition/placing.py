@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
@@ -13,7 +12,7 @@ from torch.fx import Node
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.driver import Driver
 from openneutron.core.fx import modules_of, op_name, source_of
-from openneutron.core.tables import ResultTable
+from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.ops import OPERATORS
 from openneutron.partition.clusters import Constants, find_clusters
 from openneutron.partition.compile import PartitionGraphs
@@ -23,14 +22,13 @@ from openneutron.partition.scheduling import Partition, partitions_of
 from openneutron.partition.states import states_in_int8
 from openneutron.partition.transposes import reject_unsupported_transposes
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["Placed", "Placement", "Placements", "count_delegates", "place", "placement", "summary_lines"]
 
-__all__ = ["Placed", "Placement", "Placements", "place", "placement"]
+MOST_SUMMARY_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Placement:
+class Placement(ShownAsTable):
     """Where one operator of the quantized graph runs."""
 
     node: str
@@ -51,14 +49,12 @@ class Placement:
     None if unknown.
     """
 
-    def _repr_html_(self) -> str:
-        return Placements((self,)).as_table().as_html()
-
-    def __rich__(self) -> Table:
-        return Placements((self,)).as_table().as_rich()
+    def as_table(self) -> ResultTable:
+        """Returns a table with this row."""
+        return Placements((self,)).as_table()
 
 
-class Placements(tuple[Placement, ...]):
+class Placements(ShownAsTable, tuple[Placement, ...]):
     """The rows of a program in graph order. In notebooks and terminals, they show themselves as a table."""
 
     __slots__ = ()
@@ -74,11 +70,21 @@ class Placements(tuple[Placement, ...]):
         )
         return ResultTable(title, headings, tuple(rows))
 
-    def _repr_html_(self) -> str:
-        return self.as_table().as_html()
 
-    def __rich__(self) -> Table:
-        return self.as_table().as_rich()
+def count_delegates(rows: Iterable[Placement]) -> int:
+    """Returns the number of delegates that the rows name."""
+    return len({row.partition for row in rows} - {None})
+
+
+def summary_lines(rows: Sequence[Placement]) -> Iterator[str]:
+    """Returns the number of operators on the NPU and on the CPU, and the reasons for at most `MOST_SUMMARY_ROWS`."""
+    left = [row for row in rows if row.where == "cpu"]
+    delegates = count_delegates(rows)
+    yield f"  {len(rows) - len(left)} operators on the NPU in {delegates} delegates, {len(left)} on the CPU"
+    for row in left[:MOST_SUMMARY_ROWS]:
+        yield f"    {row.node} ({row.op}, {row.source or f'module {row.module!r}'}): {row.reason}"
+    if len(left) > MOST_SUMMARY_ROWS:
+        yield f"    and {len(left) - MOST_SUMMARY_ROWS} more; see placement"
 
 
 def _where_text(row: Placement) -> str:

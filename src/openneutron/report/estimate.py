@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
+from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.formats.arena import plan, scratch_lifetimes
 from openneutron.formats.tflite import Operator
 from openneutron.ir.cost import array_of, cost_of
@@ -17,9 +17,6 @@ from openneutron.report.runtime_memory import RuntimeMemory
 from openneutron.report.tflite_ops import as_ops
 from openneutron.report.weights import stored_bytes
 from openneutron.targets import NeutronTarget
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = [
     "Estimate",
@@ -94,7 +91,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(ShownAsTable):
     """The estimated needs of a model's NPU part on one target."""
 
     target: str
@@ -125,15 +122,11 @@ class Estimate:
 
         return text_of_estimate(self)
 
-    def _repr_html_(self) -> str:
-        from openneutron.report.tables import estimate_table
+    def as_table(self) -> ResultTable:
+        """Returns the layers, and the sums in the title."""
+        from openneutron.report.text import estimate_table
 
-        return estimate_table(self).as_html()
-
-    def __rich__(self) -> Table:
-        from openneutron.report.tables import estimate_table
-
-        return estimate_table(self).as_rich()
+        return estimate_table(self)
 
     @property
     def macs(self) -> int:

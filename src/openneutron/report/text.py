@@ -13,12 +13,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from openneutron.core.tables import ResultTable
+
 if TYPE_CHECKING:
     from openneutron.report.estimate import Estimate, Fit
     from openneutron.report.inspect import Delegate, Report, TensorSummary
     from openneutron.report.regions import BoardFit
 
-__all__ = ["as_json", "render", "text_of_estimate", "text_of_report"]
+__all__ = ["as_json", "estimate_table", "render", "text_of_estimate", "text_of_report"]
 
 
 def as_json(report: Report) -> str:
@@ -176,3 +178,29 @@ def _value_text(value: TensorSummary) -> str:
 def _counts_text(names: Iterable[str]) -> str:
     counts = Counter(names)
     return ", ".join(f"{name} x {count}" if count > 1 else name for name, count in counts.items()) or "none"
+
+
+def estimate_table(estimate: Estimate) -> ResultTable:
+    """Returns the table of `Estimate.as_table`."""
+    rows = tuple(
+        (
+            layer.operator,
+            " x ".join(map(str, layer.output_shape)),
+            f"{layer.macs:,}",
+            f"{layer.cycles:,}",
+            f"{layer.cycles / max(1, estimate.cycles):.1%}",
+            f"{layer.utilization:.1%}",
+            f"{layer.weight_bytes:,}",
+            f"{layer.live_bytes:,}",
+        )
+        for layer in estimate.layers
+    )
+    time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
+    sram = "" if estimate.fit.sram_bytes is None else f" of {estimate.fit.sram_bytes:,}"
+    title = (
+        f"Estimate for {estimate.target}: {estimate.cycles:,} cycles{time}; {estimate.fit.verdict}, needs "
+        f"{estimate.fit.needed_bytes:,}{sram} bytes of memory"
+    )
+    headings = ("operator", "output", "MACs", "cycles", "of all", "array used", "weight bytes", "live bytes")
+    note = f"Assumed: {', '.join(estimate.assumptions)}." if estimate.assumptions else ""
+    return ResultTable(title, headings, rows, range(2, 8), note)
