@@ -147,8 +147,9 @@ def _evaluate(path: Path) -> None:
     from openneutron import load
     from openneutron.accuracy import evaluate
 
-    shapes = [tuple(info.shape) for info in load(path).inputs]
-    evaluate(path, [(tuple(map(torch.rand, shapes)), torch.zeros(shapes[0][:1], dtype=torch.int64))])
+    program = load(path)  # in this process, because the start of another one takes seconds
+    shapes = [tuple(info.shape) for info in program.inputs]
+    evaluate(program, [(tuple(map(torch.rand, shapes)), torch.zeros(shapes[0][:1], dtype=torch.int64))])
 
 
 FAST: dict[str, dict[str, Verb]] = {

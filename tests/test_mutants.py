@@ -22,18 +22,19 @@ def program() -> bytes:
     return lower(quantize(net.eval(), (x,), [(x,)])).buffer
 
 
+# All rows together open 20,400 mutants, in about 50 seconds of processor time.
 @pytest.mark.parametrize("name", kind_models())
 def test_mutants_of_each_operator(name: str) -> None:
-    done = run_batch(name, kind_models()[name], seed=0, count=20)
+    done = run_batch(name, kind_models()[name], seed=0, count=400)
     assert not done.finding
-    assert done.counts["interpret FormatError"] > 5
+    assert done.counts["interpret FormatError"] > 100
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_mutants_of_a_program(program: bytes, seed: int) -> None:
-    done = run_batch("program.pte", program, seed, count=40)
+    done = run_batch("program.pte", program, seed, count=600)
     assert not done.finding
-    assert done.counts["run HostError"] > 10
+    assert done.counts["run HostError"] > 150
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FINDINGS.iterdir()))

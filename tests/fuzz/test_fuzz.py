@@ -12,7 +12,7 @@ from tests.fuzz.run import check, seeds
 
 from openneutron.model.arguments import leaves_from_text
 
-MUTANTS = 150
+MUTANTS = 500
 
 
 @pytest.mark.parametrize("name", list(READERS))
