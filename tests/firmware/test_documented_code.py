@@ -49,14 +49,17 @@ def test_the_code_compiles(page: str, tmp_path: Path) -> None:
     for number, (_, text) in enumerate(blocks_of(page)):
         (tmp_path / f"block_{number}.cpp").write_text(text)
         command = (
-            "c++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only",
+            "c++", "-std=c++17", *STRICT, "-fsyntax-only",
             "-DC10_USING_CUSTOM_GENERATED_MACROS", *includes, "-isystem", c10, f"block_{number}.cpp",
         )  # fmt: skip
         found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
         assert found.returncode == 0, found.stdout + found.stderr
 
 
-STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wundef", "-Werror")
+STRICT = (
+    "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wcast-align", "-Wcast-qual",
+    "-Wundef", "-Wdouble-promotion", "-Wformat=2", "-Werror",
+)  # fmt: skip
 COMPILERS = [
     ("cc", "-std=c11", "one.c"),
     ("c++", "-std=c++17", "one.cpp"),

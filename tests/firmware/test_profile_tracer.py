@@ -22,7 +22,11 @@ INCLUDES = (
 )
 DEFINITIONS = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
 POOLS = ("-DNET_METHOD_POOL_BYTES=4096u", "-DNET_TEMPORARY_POOL_BYTES=4096u")
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
+WARNINGS = (
+    "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wcast-align", "-Wcast-qual",
+    "-Wundef", "-Wdouble-promotion", "-Wold-style-cast", "-Wformat=2", "-Werror",
+)  # fmt: skip
+"""Warnings that projects of firmware often turn on."""
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs c++")
 

@@ -65,9 +65,10 @@ namespace {
 POOL method_pool[@NAME@_METHOD_POOL_BYTES];
 POOL temporary_pool[@NAME@_TEMPORARY_POOL_BYTES];
 @planned_pools@
-uint8_t* const input_memory[] = {@input_memory@};
-const @name@_port inputs[] = @NAME@_INPUT_PORTS;
-const @name@_port outputs[] = @NAME@_OUTPUT_PORTS;
+// One element more than needed: C++ has no arrays of 0 elements.
+uint8_t* const input_memory[@NAME@_INPUTS + 1] = {@input_memory@};
+const @name@_port inputs[@NAME@_INPUTS + 1] = @NAME@_INPUT_PORTS;
+const @name@_port outputs[@NAME@_OUTPUTS + 1] = @NAME@_OUTPUT_PORTS;
 const size_t input_count = @NAME@_INPUTS;
 const size_t output_count = @NAME@_OUTPUTS;
 
@@ -145,7 +146,7 @@ double difference(const uint8_t* found, const uint8_t* expected, size_t index, f
   if (a == b || (std::isnan(x) && std::isnan(y))) {
     return 0;
   }
-  const double steps = std::fabs(x - y) / (step > 0 ? step : 1);
+  const double steps = std::fabs(x - y) / static_cast<double>(step > 0 ? step : 1);
   return step > 0 && !std::isnan(steps) ? steps : HUGE_VAL;  // NaN differs from all numbers
 }
 
