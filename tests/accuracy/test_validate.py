@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -86,6 +87,15 @@ def test_limits(case: Case) -> None:
     assert "less than 90 dB" in str(found)
 
 
+def test_a_float_model_with_nan_fails_without_limits(case: Case) -> None:
+    broken = copy.deepcopy(case.model)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.nan)
+    found = validate(lower(case.quantized), broken, case.data)
+    assert not found.passed
+    assert "of the float model has values that are not finite. Check the weights" in found.failures[0]
+
+
 def test_another_program_fails(case: Case) -> None:
     """The program of a model with other weights differs from the float model."""
     torch.manual_seed(1)
@@ -140,7 +150,10 @@ class TestRefusals:
         with pytest.raises(InputError, match="data are empty"):
             validate(lower(case.quantized), case.model, [])
 
-    @pytest.mark.parametrize("options", [{"samples": 0}, {"samples": True}, {"min_sqnr_db": "20"}, {"max_lsb": True}])
+    @pytest.mark.parametrize("options", [
+        {"samples": 0}, {"samples": True}, {"min_sqnr_db": "20"}, {"max_lsb": True},
+        {"min_sqnr_db": math.nan}, {"max_lsb": math.nan},
+    ])  # fmt: skip
     def test_options(self, case: Case, options: dict[str, Any]) -> None:
         program: NeutronProgram = lower(case.quantized)
         with pytest.raises(OptionError):

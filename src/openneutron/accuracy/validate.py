@@ -160,6 +160,8 @@ def _check_options(samples: int, min_sqnr_db: float | None, max_lsb: float | Non
     for name, value in (("min_sqnr_db", min_sqnr_db), ("max_lsb", max_lsb)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise OptionError(f"{name} must be a number or None, not {value!r}.")
+        if value is not None and math.isnan(value):  # no difference exceeds NaN
+            raise OptionError(f"{name} must be a number or None, not NaN.")
 
 
 def load_program(program: Any) -> HostProgram:
@@ -288,7 +290,8 @@ class Difference:
         self.noise.add(wanted, value)
         self.product += float((value * wanted).sum())
         self.energy += float(value.square().sum())
-        self.largest = max([self.largest, *([float((value - wanted).abs().max())] if value.numel() else [])])
+        largest = float((value - wanted).abs().max()) if value.numel() else 0.0
+        self.largest = math.nan if math.isnan(largest) else max(largest, self.largest)
 
     def row(self) -> OutputDifference:
         """Returns the difference over all samples so far."""
@@ -302,6 +305,12 @@ def _failures(
     rows: Sequence[OutputDifference], layers: Comparison | None, min_sqnr_db: float | None, max_lsb: float | None
 ) -> Iterator[str]:
     for row in rows:
+        if math.isnan(row.largest):
+            yield (
+                f"Output {row.output} of the program or of the {row.reference} model has values that are not finite. "
+                "Check the weights and the inputs for NaN and overflow."
+            )
+            continue
         if row.reference == FLOAT and min_sqnr_db is not None and row.sqnr_db < min_sqnr_db:
             yield f"Output {row.output} has {row.sqnr_db:.1f} dB against float, less than {min_sqnr_db:g} dB."
         if row.reference == CONVERTED and max_lsb is not None and row.lsb is not None and row.lsb > max_lsb:
