@@ -38,7 +38,7 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
     try:
         found: np.ndarray[Any, Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
     except DAMAGED as error:
-        raise InputError(f"{path} cannot be read as an array: {_reason(error)}") from error
+        raise InputError(f"{path} cannot be read as an array: {_reason(error, path)}") from error
     if not isinstance(found, np.ndarray):
         raise InputError(f"{path} cannot be read as an array: it is an archive of arrays. Name it .npz.")
     return _in_native_order(found)
@@ -58,7 +58,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     except InputError:
         raise
     except DAMAGED as error:
-        raise InputError(f"{path} cannot be read as arrays: {_reason(error)}") from error
+        raise InputError(f"{path} cannot be read as arrays: {_reason(error, path)}") from error
     if not found:
         raise InputError(f"{path} has no arrays.")
     return found
@@ -69,10 +69,18 @@ def _in_native_order(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _reason(error: Exception) -> str:
-    if "allow_pickle" in str(error) or "Python objects" in str(error):
+def _reason(error: Exception, path: Path) -> str:
+    if "pickle" in str(error) or "Python objects" in str(error):
+        if not _has_format(path):
+            return "it has neither the format of .npy nor that of .npz. Save it with numpy.save or numpy.savez"
         return "it contains Python objects, which are not unpickled. Save arrays of numbers"
     return first_line(error)
+
+
+def _has_format(path: Path) -> bool:
+    """Whether a file begins as .npy and .npz files do. numpy takes any other file for a pickle."""
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"\x93NUMPY", b"PK"))
 
 
 def split_labels(

@@ -256,7 +256,8 @@ class ImageTransform:
         shape = f" of {image.dtype} {tuple(image.shape)}" if hasattr(image, "shape") else ""
         raise InputError(
             "ImageTransform takes an image of Pillow, or uint8 pixels of shape [H, W], [H, W, C] or [C, H, W] with "
-            f"1, 3 or 4 channels, not {type(image).__name__}{shape}."
+            f"1, 3 or 4 channels, not {type(image).__name__}{shape}. For data that are transformed already, leave out "
+            "the options of images; the folder of a build has those of the build, and its model.pte alone has none."
         )
 
     def _resized(self, picture: Image) -> Image:

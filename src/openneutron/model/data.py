@@ -430,7 +430,7 @@ def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], name: str
 def _size_advice(value: Any, form: InputForm) -> str:
     if not isinstance(value, Tensor):
         return ""
-    if value.dtype == torch.float64 and form.dtype == torch.float32 and form.accepts_sizes(value.shape):
+    if value.dtype != form.dtype and form.dtype == torch.float32 and form.accepts_sizes(value.shape):
         return " Convert them to float32: array.astype('float32') or tensor.float()."
     return size_advice(value.shape, form.sizes) if value.dtype == form.dtype else ""
 
