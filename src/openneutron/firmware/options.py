@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any, Final, TypedDict
+from dataclasses import asdict
+from typing import Any, Final, TypedDict, cast
 
 from openneutron.core.options import check_option_names
 from openneutron.errors import OptionError
 from openneutron.firmware.names import check_name
+from openneutron.settings.declaration import PackageSettings
 
 __all__ = ["PackageOptions", "with_defaults"]
 
@@ -31,14 +33,8 @@ class PackageOptions(TypedDict, total=False):
     """"c", "incbin" (assembler source that includes the file), or "auto", the default: "incbin" for large arrays."""
 
 
-_DEFAULTS: Final[PackageOptions] = {
-    "name": "model",
-    "samples": None,
-    "vectors": 3,
-    "tolerance": 1.0,
-    "section": None,
-    "array": "auto",
-}
+_DEFAULTS: Final = cast(PackageOptions, {**asdict(PackageSettings()), "samples": None, "vectors": 3})
+"""The options that `openneutron package` has, too, have the defaults of its settings."""
 
 
 def with_defaults(options: PackageOptions) -> PackageOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,9 @@ def package_files(
     return package(
         data,
         folder,
-        name=settings.package.name,
+        **asdict(settings.package),
         samples=_samples(source or data, samples, settings, isolated) if samples else None,
         vectors=vectors,
-        tolerance=settings.package.tolerance,
-        section=settings.package.section,
-        array=settings.package.array,
         portable=source,
         isolated=isolated,
         kernel_selection=_bytes(kernel_selection_path(build.program)),
