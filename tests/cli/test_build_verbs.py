@@ -100,7 +100,7 @@ class TestBuild:
     def test_a_file_in_the_place_of_the_folder(self, work: Path) -> None:
         result = run(work, "build", *MODEL, "--calibrate", "photos", "-o", "net.py")
         assert result.code == 2
-        assert "Cannot create the folder 'net.py'" in result.err
+        assert "Cannot write 'net.py': it is an input of this command." in result.err
 
     @pytest.mark.slow
     def test_an_interruption_leaves_nothing_behind(self, work: Path, tmp_path: Path) -> None:
@@ -127,6 +127,15 @@ class TestSteps:
         assert result.code == 0, result.text
         assert (result.json["on_cpu"], result.json["bytes"]) == (0, program.stat().st_size)
         assert run(work, "compare", program, built).code == 0
+
+    def test_lower_takes_the_folder_of_a_build_and_its_settings(self, here: Here, built: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "build"
+        shutil.copytree(built, folder)
+        assert here("lower", folder, "-o", tmp_path / "same.pte").code == 0
+        assert (tmp_path / "same.pte").read_bytes() == (built / "model.pte").read_bytes()
+        (folder / "openneutron.toml").write_text("[lower]\nint8_io = true\n")
+        assert here("lower", folder, "-o", tmp_path / "int8.pte").code == 0
+        assert (tmp_path / "int8.pte").read_bytes() != (built / "model.pte").read_bytes()
 
     def test_lower_takes_the_target_of_the_file(self, work: Path, tmp_path: Path) -> None:
         options = ("--calibrate", "photos", "--target", "mcxn94x", "--recover", "none")

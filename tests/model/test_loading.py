@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from openneutron.errors import InputError, ModelError, OptionError
-from openneutron.model.loading import arguments_in, load_model
+from openneutron.model.loading import load_model
 from openneutron.model.shapes import example_inputs_of
 from openneutron.model.weights import WeightsWarning, load_weights
+from openneutron.settings.model_texts import arguments_in
 
 NET = """
 from torch import nn

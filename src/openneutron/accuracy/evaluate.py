@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from openneutron.accuracy.labelled import LabelledData, LabelledSample, labelled_samples, open_labelled
@@ -32,9 +34,10 @@ from openneutron.core.user_code import code_of_user
 from openneutron.data.samples import Samples
 from openneutron.errors import InputError, OptionError
 from openneutron.model.data import align
-from openneutron.model.examples import Examples, register_dataclasses
+from openneutron.model.examples import Examples, examples_of, register_dataclasses
+from openneutron.model.exporting import outputs_of
 
-__all__ = ["evaluate", "evaluate_side_by_side", "top1", "top5"]
+__all__ = ["check_classes", "evaluate", "evaluate_side_by_side", "top1", "top5"]
 
 Progress = Callable[[int, int], None]
 """A function of the number of samples that are done, and the number of all samples, 0 if it is unknown."""
@@ -172,6 +175,30 @@ def _known_length(data: Any) -> int:
     return len(data) if hasattr(data, "__len__") else 0
 
 
+def check_classes(model: Any, example_inputs: Any, data: LabelledData, metric: str | Metric = "top1") -> None:
+    """Compares the classes of labelled files with the output of a model, and evaluates nothing.
+
+    A build calls it before its first long step. Does nothing for a metric without classes, for data whose labels are
+    not known without reading the samples, and for a model that is not a module in eval mode or has no example inputs.
+    Raises the errors that `evaluate` raises for these labels.
+    """
+    rank = metric_of(metric).rank
+    if rank is None or not isinstance(model, nn.Module) or model.training or example_inputs is None:
+        return
+    opened, _ = open_labelled(data, None) if isinstance(data, (str, os.PathLike, Samples)) else (None, None)
+    if not isinstance(opened, Samples) or not opened.labels:
+        return
+    reset = StateReset(model)
+    reset()
+    outputs = outputs_of(model, examples_of(example_inputs, model))
+    reset()
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    rows = len(tensors[0]) if tensors and tensors[0].dim() > 1 else 1
+    for label in (min(opened.labels), max(opened.labels)):
+        found = class_scores(outputs, torch.full((rows,), label), rank)
+        _check_classes(_complete_classes(opened), found)
+
+
 def _complete_classes(data: Any) -> int | None:
     """Returns the number of classes, if the data name all of them."""
     if not isinstance(data, Samples) or data.class_names is None or not data.class_names.are_complete:
@@ -188,8 +215,8 @@ def _check_classes(named: int | None, scores: ClassScores | None) -> None:
         return
     raise InputError(
         f"The data name {named} classes, but the model's output has {scores.count}, so the index of each class is not "
-        "known. Give the names of all classes of the model in the order of its outputs (read_data(..., labels=FILE)), "
-        "or name folders and labels by the indices."
+        "known. Give the names of all classes of the model in the order of its outputs (--labels FILE, or in Python "
+        "read_data(..., labels=FILE)), or name folders and labels by the indices."
     )
 
 

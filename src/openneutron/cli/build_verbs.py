@@ -8,17 +8,19 @@ from typing import Annotated
 
 import typer
 
-from openneutron.cli.paths import existing_file
+from openneutron.cli.paths import existing_file, existing_quantized
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
-from openneutron.core.files import check_output
+from openneutron.core.files import check_output, check_output_folder
+from openneutron.errors import OptionError
 from openneutron.settings import SECTIONS, Settings
+from openneutron.settings.build_files import quantized_in
 from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
 
 ALL = tuple(section for section in SECTIONS if section != "package")
-Quantized = Annotated[Path | None, typer.Option(help="The file of a quantized model (.pt2).")]
+Quantized = Annotated[Path | None, typer.Option(callback=existing_file, help="The file of a quantized model (.pt2).")]
 
 
 def add_verbs() -> None:
@@ -43,6 +45,7 @@ def build(
     `openneutron build --config openneutron.toml` builds the same program again.
     """
     check_settings(settings, "model", "calibrate")
+    check_output_folder(output)
     from openneutron.workflow.from_settings import build_from_settings
 
     built = build_from_settings(settings, output, progress=terminal.shows_progress, step=terminal.step)
@@ -61,12 +64,11 @@ def quantize(
 ) -> None:
     """Quantize a model, and write the converted model for `openneutron lower`."""
     check_settings(settings, "model", "calibrate")
+    if output.suffix != ".pt2":
+        raise OptionError(f"A quantized model is written as .pt2, but --output is '{output}'. Give such a name.")
     check_output(output)
-    from openneutron.errors import OptionError
     from openneutron.workflow.from_settings import quantize_from_settings, source_root
 
-    if output.suffix != ".pt2":
-        raise OptionError(f"A quantized model is written as .pt2, but --output is '{output}'.")
     with terminal.step("quantize"):
         quantized = quantize_from_settings(settings, progress=terminal.shows_progress)
     quantized.save(output, source_root=source_root(settings))
@@ -76,14 +78,22 @@ def quantize(
 def lower(
     terminal: Terminal,
     settings: Settings,
-    file: Annotated[Path, typer.Argument(callback=existing_file, help="The file of a quantized model (.pt2).")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            callback=existing_quantized, help="The file of a quantized model (.pt2), or the folder of a build."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The program to write (.pte).")] = Path("model.pte"),
     target: Annotated[
         str | None,
         typer.Option(help="A chip, a board or a board file (.toml). By default, the target of the quantized model."),
     ] = None,
 ) -> None:
-    """Lower a quantized model to a program."""
+    """Lower a quantized model to a program.
+
+    With the folder of a build, the settings are those of its openneutron.toml.
+    """
     check_output(output)
     from openneutron.targets import NeutronTargetSpec
     from openneutron.workflow.from_settings import lower_from_settings
@@ -91,7 +101,7 @@ def lower(
     if target is not None:
         NeutronTargetSpec(target)
     with terminal.step("lower"):
-        program = lower_from_settings(file, settings, target=target)
+        program = lower_from_settings(quantized_in(file), settings, target=target)
     program.save(output)
     on_npu = sum(row.where == "npu" for row in program.placement)
     data = {
@@ -105,7 +115,7 @@ def analyze(
     terminal: Terminal,
     settings: Settings,
     quantized: Quantized = None,
-    samples: Annotated[int, typer.Option(help="The largest number of inputs that are analyzed.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="The largest number of inputs that are analyzed.")] = 16,
 ) -> None:
     """Find the layers that lose accuracy, and what to try.
 

@@ -10,10 +10,12 @@ import typer
 
 from openneutron.cli.file_verbs import InProcess, TryChanges
 from openneutron.cli.file_verbs import Quantized as OfTrial
-from openneutron.cli.paths import existing, existing_file
+from openneutron.cli.paths import existing, existing_file, existing_program
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
 from openneutron.core.files import check_output
+from openneutron.data.inputs import check_files
+from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
@@ -21,7 +23,7 @@ from openneutron.settings.checks import check_settings
 __all__ = ["add_verbs"]
 
 OF_MODEL = ("model", "weights")
-Program = Annotated[Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build.")]
+Program = Annotated[Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build.")]
 Quantized = Annotated[
     Path | None,
     typer.Option(callback=existing_file, help="The quantized model (.pt2). By default, that of the folder."),
@@ -45,15 +47,20 @@ def run(
     program: Program,
     files: Annotated[list[str], typer.Argument(help="Files or folders of inputs; name=file for several inputs.")],
     *,
-    top: Annotated[int, typer.Option(help="The number of classes to show, with --labels.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="The number of classes to show, with --labels.")] = 5,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs to a .npy or .npz file.")
     ] = None,
-    repeat: Annotated[int | None, typer.Option(help="Measure the time on this machine, with this many runs.")] = None,
+    repeat: Annotated[
+        int | None, typer.Option(min=1, help="Measure the time on this machine, with this many runs.")
+    ] = None,
     in_process: InProcess = False,
 ) -> None:
     """Run a program on this machine: images, .npy, .npz, CSV and WAV files in; classes, a file or a table out."""
     check_settings(settings, uses=("labels", "transform"))
+    check_files(files)
+    if output is not None:
+        check_array_file(output)
     from openneutron.cli.tables import table_of_runs
     from openneutron.workflow.folders import BuildFolder
     from openneutron.workflow.runs import run_files
@@ -68,7 +75,9 @@ def evaluate(
     settings: Settings,
     program: Program,
     quantized: Quantized = None,
-    jobs: Annotated[int | None, typer.Option(help="The number of processes. [by default, that of the build]")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="The number of processes. [by default, that of the build]")
+    ] = None,
     *,
     in_process: InProcess = False,
 ) -> None:
@@ -90,7 +99,7 @@ def evaluate(
             settings,
             folder.program,
             quantized or folder.quantized,
-            jobs=jobs or settings.quantize.jobs,
+            jobs=settings.quantize.jobs if jobs is None else jobs,
             progress=terminal.shows_progress,
             isolated=not in_process,
         )
@@ -101,7 +110,7 @@ def evaluate(
 def validate(
     terminal: Terminal,
     settings: Settings,
-    program: Program,
+    program: Annotated[Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build.")],
     quantized: Quantized = None,
     *,
     against: Annotated[
@@ -112,12 +121,13 @@ def validate(
             "then be the folder of a package.",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(help="The largest number of inputs.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="The largest number of inputs.")] = 16,
     min_sqnr: Annotated[float | None, typer.Option(help="The smallest SQNR of an output against float, in dB.")] = None,
     max_lsb: Annotated[
         float | None,
         typer.Option(
-            help="The largest difference from the quantized model or, with --against, from this machine, in int8 steps."
+            min=0,
+            help="The largest difference from the quantized model, or with --against from this machine, in int8 steps",
         ),
     ] = None,
     in_process: InProcess = False,
@@ -186,7 +196,8 @@ def report(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     other: Annotated[
-        Path | None, typer.Option(callback=existing, help="Another build or program, to show the differences to.")
+        Path | None,
+        typer.Option(callback=existing_program, help="Another build or program, to show the differences to."),
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="The target of the estimates of a bare program: a chip, a board or a board file.")
@@ -224,7 +235,9 @@ def compare(
     target: Annotated[
         str | None, typer.Option(help="The target of the estimates of bare programs: a chip, a board or a board file.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="The number of random inputs on which the outputs are compared.")] = 8,
+    samples: Annotated[
+        int, typer.Option(min=1, help="The number of random inputs on which the outputs are compared.")
+    ] = 8,
     *,
     in_process: InProcess = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openneutron.cli.paths import existing, existing_file
+from openneutron.cli.paths import existing, existing_file, existing_program
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_new_folder, check_output
@@ -18,7 +18,7 @@ from openneutron.settings.checks import check_settings
 
 __all__ = ["InProcess", "Quantized", "TryChanges", "add_verbs"]
 
-Program = Annotated[Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build.")]
+Program = Annotated[Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build.")]
 TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
 Target = Annotated[str | None, typer.Option(help=f"Target of the estimates: {TARGET_HELP}")]
 TryChanges = Annotated[
@@ -87,9 +87,11 @@ def compile(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The device program to write.")],
     flavor: Flavor = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds that the converter may take for a partition.")] = 600.0,
+    time_limit: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that the converter may take for a partition.")
+    ] = 600.0,
     intermediates_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the TFLite of each partition, before and after.")
+        Path | None, typer.Option(callback=existing, help="Folder for the TFLite of each partition, before and after.")
     ] = None,
 ) -> None:
     """Convert the portable payloads of a .pte to microcode, with the vendor's converter.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import typer
 
-from openneutron.core.files import exists, is_folder, similar_path
-from openneutron.errors import InputError
+from openneutron.core.files import exists, is_file, is_folder, similar_path
+from openneutron.errors import InputError, OutputError
+from openneutron.settings.build_files import program_in, quantized_in
 
-__all__ = ["existing", "existing_file"]
+__all__ = ["check_no_input", "existing", "existing_file", "existing_program", "existing_quantized"]
 
 Paths = TypeVar("Paths", Path, "Sequence[Path]", None)
 
@@ -30,6 +31,28 @@ def existing_file(parameter: typer.CallbackParam, value: Paths) -> Paths:
         if is_folder(path):
             raise InputError(f"{_name(parameter)}: '{path}' is a folder. Give a file.")
     return value
+
+
+def existing_program(parameter: typer.CallbackParam, value: Paths) -> Paths:
+    """Raises `InputError` if a path does not exist, or is a folder without a program. A callback of typer."""
+    for path in _paths(existing(parameter, value)):
+        program_in(path)
+    return value
+
+
+def existing_quantized(parameter: typer.CallbackParam, value: Paths) -> Paths:
+    """Raises `InputError` if a path does not exist, or is a folder without a quantized model. A callback of typer."""
+    for path in _paths(existing(parameter, value)):
+        quantized_in(path)
+    return value
+
+
+def check_no_input(output: Path | None, inputs: Iterable[Path]) -> None:
+    """Raises `OutputError` if the file that a verb writes is one of its inputs, which would be lost."""
+    if output is None or not is_file(output):
+        return
+    if any(is_file(path) and output.samefile(path) for path in inputs):
+        raise OutputError(f"Cannot write '{output}': it is an input of this command. Give another path.")
 
 
 def _name(parameter: typer.CallbackParam) -> str:

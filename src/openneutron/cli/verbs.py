@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from openneutron.cli.interrupts import Interrupts
-from openneutron.cli.paths import existing_file
+from openneutron.cli.paths import check_no_input, existing_file
 from openneutron.cli.terminal import Terminal, print_error
 from openneutron.core.files import is_file
 from openneutron.core.messages import first_line
@@ -35,6 +35,7 @@ FAILED, WRONG_USE, FAULT, INTERRUPTED = 1, 2, 3, 130
 """The exit codes: a check failed; wrong use or input; a fault of OpenNeutron; interrupted by Ctrl-C. 0 is success."""
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _SHORT = {"neutron_converter_flavor": ("--flavor",)}
 
 Config = Annotated[
@@ -57,8 +58,8 @@ def add_verb(
     The function gets a `Terminal` as its first argument. With `sections`, it gets `Settings` as its second argument,
     and the verb has `--config` and an option for each setting of these sections, except those in `without`. With
     `model_is_argument`, the setting `model` is an argument of the verb instead of an option. The other parameters are
-    those of typer. If a parameter `program` is the folder of a build, its openneutron.toml is used unless `--config`
-    names another.
+    those of typer. If a parameter `program` or `file` is the folder of a build, its openneutron.toml is used unless
+    `--config` names another.
     """
     own = list(inspect.signature(function, eval_str=True).parameters.values())[2 if sections else 1 :]
     fields = [one for section in sections for one in fields_of(section) if one.name not in without]
@@ -76,12 +77,15 @@ def add_verb(
         terminal = Terminal(json, quiet, verbose, interrupts)
         with terminal.messages(), _typed_exits(interrupts, verbose=verbose):
             if not sections:
+                check_no_input(values.get("output"), _paths_in(values))
                 function(terminal, **values)
                 return
             given = {name: value for name, value in values.items() if name in names and value not in (None, [])}
             others = {name: value for name, value in values.items() if name not in names and name != "config"}
-            config = values["config"] or _config_in(others.get("program"))
-            function(terminal, _settings(config, given), **others)
+            config = values["config"] or _config_in(others.get("program") or others.get("file"))
+            settings = _settings(config, given)
+            check_no_input(others.get("output"), [*_paths_in(others), *map(Path, settings.paths())])
+            function(terminal, settings, **others)
 
     parameters = [*first, *own, *config, *rest, *common]
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -107,7 +111,7 @@ def _typed_exits(interrupts: Interrupts, *, verbose: bool) -> Iterator[None]:
             raise _interrupted() from error
         if isinstance(error, OpenNeutronError):
             raise
-        if isinstance(error, (MemoryError, OSError)):
+        if _is_limit(error):
             print_error(_reason(error))
             raise typer.Exit(WRONG_USE) from error
         print_error(
@@ -122,9 +126,14 @@ def _interrupted() -> typer.Exit:
     return typer.Exit(INTERRUPTED)
 
 
-def _reason(error: MemoryError | OSError) -> str:
+def _is_limit(error: Exception) -> bool:
+    """Whether an error reports a limit of this machine. torch reports a lack of memory as a `RuntimeError`."""
+    return isinstance(error, (MemoryError, OSError)) or (isinstance(error, RuntimeError) and _NO_MEMORY in str(error))
+
+
+def _reason(error: Exception) -> str:
     """Returns the message about a limit of this machine: no memory, no rights, no space."""
-    if isinstance(error, MemoryError):
+    if not isinstance(error, OSError):
         return "There is not enough memory. Use fewer processes (--jobs), a smaller --batch-size or fewer samples."
     file = f"'{error.filename}': " if error.filename else ""
     return f"{file}{error.strerror or first_line(error)}."
@@ -160,6 +169,13 @@ def _config_in(program: Path | None) -> Path | None:
     """Returns the openneutron.toml of a folder of a build; None for a bare program."""
     file = None if program is None else program / FILE_NAME
     return file if file is not None and is_file(file) else None
+
+
+def _paths_in(values: Mapping[str, Any]) -> list[Path]:
+    """Returns the paths that a verb reads, among the values of its own parameters."""
+    lists = (value if isinstance(value, list) else [value] for name, value in values.items() if name != "output")
+    found = [one for values in lists for one in values if isinstance(one, (str, Path))]
+    return [*map(Path, found), *(Path(one.rpartition("=")[2]) for one in found if isinstance(one, str))]  # name=file
 
 
 def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:

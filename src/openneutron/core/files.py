@@ -15,8 +15,8 @@ from openneutron.core.messages import did_you_mean
 from openneutron.errors import InputError, OutputError
 
 __all__ = [
-    "NO_PATH", "check_new_folder", "check_output", "created_folder", "exists", "is_file", "is_folder", "names_in",
-    "read_file", "reason_of", "similar_path", "write_file", "write_files", "write_folder",
+    "NO_PATH", "check_new_folder", "check_output", "check_output_folder", "created_folder", "exists", "is_file",
+    "is_folder", "names_in", "read_file", "reason_of", "similar_path", "write_file", "write_files", "write_folder",
 ]  # fmt: skip
 
 LONGEST_PREFIX = 100
@@ -224,6 +224,20 @@ def check_output(path: str | os.PathLike[str]) -> None:
         )
     if not os.access(folder, os.W_OK):
         raise OutputError(f"Cannot write '{path}': the folder '{folder}' cannot be written. Give another path.")
+
+
+def check_output_folder(path: str | os.PathLike[str]) -> None:
+    """Raises `OutputError` if `path` is neither a folder that can be written nor a place for a new one. Writes
+    nothing.
+    """
+    path = output_path(path)
+    folder = _linked(path)
+    there = next((one for one in (folder, *folder.parents) if _mode(one, OutputError) is not None), folder)
+    if is_file(there):
+        what = "there is a file of this name" if there == folder else f"'{there}' is a file"
+        raise OutputError(f"Cannot create the folder '{path}': {what}. Give another path.")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"Cannot create the folder '{path}': '{there}' cannot be written. Give another folder.")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openneutron.core.files import exists, is_folder
+from openneutron.core.files import exists, is_folder, similar_path
 from openneutron.core.messages import did_you_mean, listed
 from openneutron.core.user_code import code_of_user
 from openneutron.data.files import data_files, warn_of_skipped
@@ -19,7 +19,7 @@ from openneutron.errors import InputError, OptionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FileInputs", "inputs_of_files"]
+__all__ = ["FileInputs", "check_files", "inputs_of_files"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,16 @@ def inputs_of_files(
     by_name = _paths_by_name(given, wanted)
     values = {name: _one_value(path, _by_name(wanted, name), transform) for name, path in by_name.items()}
     return [FileInputs(_filled(slots, values), tuple(by_name.values()), ", ".join(map(str, by_name.values())))]
+
+
+def check_files(files: Sequence[str | os.PathLike[str]]) -> None:
+    """Raises `InputError` for a file of `inputs_of_files` that does not exist. Reads none."""
+    for file in files:
+        text = os.fspath(file)
+        name, equals, rest = text.partition("=")
+        path = rest if equals and name.isidentifier() and not exists(text) else text
+        if not exists(path):
+            raise InputError(f"The file '{path}' does not exist.{similar_path(path)}")
 
 
 def _slots(forms: Sequence[Any], names: Sequence[str] | None) -> list[_Slot]:

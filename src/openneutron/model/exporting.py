@@ -46,6 +46,7 @@ __all__ = [
     "is_prepared",
     "is_quantized",
     "loaded_program",
+    "outputs_of",
     "saved_program",
     "target_of_file",
 ]  # fmt: skip
@@ -273,7 +274,7 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
     except Exception as error:
         if has_control_flow(error):
             raise export_error(error, __file__) from error
-        returned = _outputs_of(module, examples, error)
+        returned = outputs_of(module, examples, error)
         before = _count_known_types()
         register_dataclasses(returned)
         if _count_known_types() != before:
@@ -345,7 +346,7 @@ def _convert_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Mo
     try:
         converted: nn.Module = TS2EPConverter(module, examples.args, None).convert().module()
     except Exception as error:
-        _outputs_of(module, examples, error)
+        outputs_of(module, examples, error)
         raise ModelError(
             f"torch cannot convert this traced or scripted module: {first_line(error)} {GIVE}, from which it was made."
         ) from error
@@ -353,7 +354,7 @@ def _convert_script(module: torch.jit.ScriptModule, examples: Examples) -> nn.Mo
 
 
 @torch.no_grad()
-def _outputs_of(module: nn.Module, examples: Examples, cause: Exception) -> Any:
+def outputs_of(module: nn.Module, examples: Examples, cause: Exception | None = None) -> Any:
     """Runs the model and returns its outputs. Raises `InputError` if the model does not run on `examples`."""
     try:
         return module(*examples.args, **examples.kwargs)
@@ -362,4 +363,4 @@ def _outputs_of(module: nn.Module, examples: Examples, cause: Exception) -> Any:
             f"torch.export could not run the model on the example inputs {describe(examples.leaves)}: "
             f"{first_line(error)}",
             source=source_line(error, __file__),
-        ) from cause
+        ) from cause or error

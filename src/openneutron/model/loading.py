@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from openneutron.core.files import exists
 from openneutron.core.messages import did_you_mean, first_line
 from openneutron.core.objects import load_object
 from openneutron.core.user_code import code_of_user
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.model.exporting import loaded_program
 from openneutron.model.weights import load_weights, read_checkpoint
+from openneutron.settings.model_texts import arguments_in, check_model, is_model_file, missing_library
 
-__all__ = ["LIBRARIES", "arguments_in", "load_model"]
+__all__ = ["LIBRARIES", "load_model"]
 
 NO_WEIGHTS = "none"
 
@@ -40,13 +40,14 @@ def load_model(
     Raises `InputError` for a file or a name that does not exist, `OptionError` for wrong arguments, and `ModelError`
     for an object that is not a model.
     """
+    check_model(model, tuple(LIBRARIES))
     library, _, name = model.partition(":")
     positional, keywords = arguments_in(args or "")
     if library in LIBRARIES:
         if positional:
             raise OptionError(f"args of {library}:{name} takes keyword arguments only, such as 'num_classes=10'.")
         module = LIBRARIES[library](name, weights is None, keywords)
-    elif Path(model).suffix and not model.rpartition(":")[0].endswith(".py") and exists(model):
+    elif is_model_file(model):
         found = _file(Path(model), unsafe=unsafe)
         if isinstance(found, ExportedProgram):
             _refuse_changes(model, args, weights)
@@ -68,20 +69,16 @@ def _refuse_changes(model: str, args: str | None, weights: str | None) -> None:
 def _file(path: Path, *, unsafe: bool) -> nn.Module | ExportedProgram:
     if path.suffix == ".pt2":
         return loaded_program(path)
-    if path.suffix in {".pt", ".pth", ".jit", ".ts", ".torchscript"}:
-        try:
-            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
-        except RuntimeError as error:
-            if path.suffix not in {".pt", ".pth"}:
-                raise InputError(f"'{path}' is no TorchScript file: {first_line(error)}") from error
-        found = read_checkpoint(path, unsafe=unsafe)
-        if isinstance(found, nn.Module):
-            return found
-        raise ModelError(
-            f"'{path}' contains weights and no model. Give the model as file.py:name, and this file as weights."
-        )
+    try:
+        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if path.suffix not in {".pt", ".pth"}:
+            raise InputError(f"'{path}' is no TorchScript file: {first_line(error)}") from error
+    found = read_checkpoint(path, unsafe=unsafe)
+    if isinstance(found, nn.Module):
+        return found
     raise ModelError(
-        f"'{path}' is not a model. Give file.py:name of a class or function, or a file of torch.export (.pt2)."
+        f"'{path}' contains weights and no model. Give the model as file.py:name, and this file as weights."
     )
 
 
@@ -118,44 +115,34 @@ def _check_arguments(found: Any, model: str, positional: list[Any], keywords: Ma
         ) from error
 
 
-def arguments_in(text: str) -> tuple[list[Any], dict[str, Any]]:
-    """Returns the positional and keyword arguments in a text, such as "16, classes=10".
-
-    Each argument is a literal of Python. Raises `OptionError` for any other text.
-    """
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        positional = [ast.literal_eval(one) for one in call.args]  # type: ignore[attr-defined]
-        keywords = {one.arg: ast.literal_eval(one.value) for one in call.keywords}  # type: ignore[attr-defined]
-    except (ValueError, SyntaxError, AttributeError) as error:
-        raise _no_arguments(text) from error
-    if None in keywords:
-        raise _no_arguments(text)
-    return positional, keywords
-
-
-def _no_arguments(text: str) -> OptionError:
-    return OptionError(f"args takes literals of Python, such as \"width=16, kind='small'\", not {text!r}.")
-
-
 def _timm(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn.Module:
-    try:
+    with _importing("timm", name):
         import timm
-    except ImportError as error:
-        raise InputError(f"timm:{name} needs the package timm: pip install timm.") from error
     if ":" not in name:  # a name such as "hf-hub:timm/resnet18.a1_in1k" is known to a server only
         _check_is_known("timm", name.partition(".")[0], timm.list_models())
     return _of_library("timm", name, lambda: timm.create_model(name, pretrained=pretrained, **keywords))
 
 
 def _torchvision(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn.Module:
-    try:
+    with _importing("torchvision", name):
         from torchvision import models
-    except ImportError as error:
-        raise InputError(f"torchvision:{name} needs the package torchvision: pip install torchvision.") from error
     _check_is_known("torchvision", name, models.list_models())
     weights = "DEFAULT" if pretrained else None
     return _of_library("torchvision", name, lambda: models.get_model(name, weights=weights, **keywords))
+
+
+@contextmanager
+def _importing(library: str, name: str) -> Iterator[None]:
+    """Raises `InputError` if the package of a model's name is not installed, or does not fit the installed torch."""
+    try:
+        yield
+    except Exception as error:  # compiled operators of another release of torch raise errors of many types
+        if isinstance(error, ModuleNotFoundError) and error.name == library:
+            raise missing_library(library, name) from error
+        raise InputError(
+            f"{library}:{name} needs the package {library}, but its import failed: {type(error).__name__}: "
+            f"{first_line(error)}. Install the release of {library} that was made for torch {torch.__version__}."
+        ) from error
 
 
 def _check_is_known(library: str, name: str, known: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ def example_inputs_of(texts: Sequence[str], *, channels_last: bool = False) -> t
 
     `parse_input` describes the texts. Tensors of floats hold normal random numbers of a fixed seed, and tensors of
     integers zeros. With `channels_last`, tensors of four dimensions have that memory format. Raises `OptionError` for
-    another text.
+    another text, and for a tensor that does not fit in memory.
     """
     generator = torch.Generator().manual_seed(_SEED)
     shapes = list(map(parse_input, texts))
@@ -36,9 +36,15 @@ def example_inputs_of(texts: Sequence[str], *, channels_last: bool = False) -> t
 
 def _example(shape: InputShape, generator: torch.Generator, *, channels_last: bool) -> Tensor:
     dtype = getattr(torch, shape.dtype)
-    if dtype.is_floating_point:
-        value = torch.randn(shape.sizes, generator=generator)
-    else:
-        value = torch.zeros(shape.sizes, dtype=dtype)
+    try:
+        if dtype.is_floating_point:
+            value = torch.randn(shape.sizes, generator=generator)
+        else:
+            value = torch.zeros(shape.sizes, dtype=dtype)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch raises these for sizes that are too large
+        sizes = ",".join(map(str, shape.sizes))
+        raise OptionError(
+            f"An input of shape {sizes} does not fit in memory. Give the shape that the model takes."
+        ) from error
     is_image = channels_last and value.dim() == 4
     return value.contiguous(memory_format=torch.channels_last) if is_image else value

@@ -85,13 +85,20 @@ def read_checkpoint(file: str | os.PathLike[str], *, unsafe: bool = False) -> An
         raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
     except pickle.UnpicklingError as error:
         if unsafe or "weights_only" not in str(error).lower():
-            raise InputError(f"'{path}' is not a file of weights: {first_line(error)}") from error
+            raise _no_weights(path, first_line(error)) from error
         raise InputError(
             f"'{path}' contains more than tensors, and unpickling it can run any code. If you trust its source, give "
             "--unsafe (unsafe=True in Python). Otherwise save its state dict: torch.save(model.state_dict(), file)."
         ) from error
     except Exception as error:  # torch.load raises errors of many types for damaged files
-        raise InputError(f"'{path}' is not a file of weights: {first_line(error)}") from error
+        raise _no_weights(path, f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _no_weights(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"'{path}' is not a file of weights ({reason}). Save the weights with torch.save(model.state_dict(), file) or "
+        "as .safetensors."
+    )
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:

@@ -35,15 +35,20 @@ def setting(
     metavar: str | None = None,
     path: str | None = None,
     words: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
-    """Declares a setting.
+    """Declares a setting. `least` and `most` are the limits of a number, both included.
 
     `path` is "file" for a path that must exist, "object" for a path that must exist, file.py:name or a name in a
     package, "name" for an object without the path, "target" for a target, which may be the path of a board file, and
     None if the setting is none of these. `words` are values that are no paths; a word that ends with a colon stands for
     all values that begin with it.
     """
-    metadata = {"help": help, "choices": choices, "metavar": metavar, "path": path, "words": words}
+    metadata = {
+        "help": help, "choices": choices, "metavar": metavar, "path": path, "words": words,
+        "least": least, "most": most,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -88,14 +93,18 @@ class DataSettings:
         metavar="DATA",
         path="object",
     )
-    calibration_samples: int = setting("The largest number of calibration inputs, spread evenly over the data.", 128)
+    calibration_samples: int = setting(
+        "The largest number of calibration inputs, spread evenly over the data.", 128, least=1
+    )
     evaluate: str | None = setting(
         "Labelled data: a folder with a folder for each class; a CSV of path and label; file.py:function that yields "
         "pairs of inputs and label.",
         metavar="DATA",
         path="object",
     )
-    evaluation_samples: int | None = setting("The largest number of labelled samples. All, if it is not given.")
+    evaluation_samples: int | None = setting(
+        "The largest number of labelled samples. All, if it is not given.", least=1
+    )
     labels: str | None = setting(
         "A text file with the name of one class on each line, in the order of the model's outputs.",
         metavar="FILE",
@@ -137,7 +146,7 @@ class QuantizeSettings:
     """The options of `quantize`, under their own names, and short forms of two of them."""
 
     recover: str = setting("How accuracy is recovered after quantization.", "auto", choices=RECOVER)
-    recovery_seconds: float = setting("The time limit of --recover best, in seconds.", 1800.0)
+    recovery_seconds: float = setting("The time limit of --recover best, in seconds.", 1800.0, least=0)
     per_channel: bool = setting("Use one scale for each output channel of weights (SDK 25.09 and later).", False)
     keep_float: tuple[str, ...] = setting(
         "Leave a module in float. The name of a module; * matches any text. Repeatable.", (), metavar="MODULE"
@@ -148,15 +157,15 @@ class QuantizeSettings:
         metavar="MODULE=HOW",
     )
     weight_granularity: str = setting("The granularity of all weights.", "per_tensor", choices=GRANULARITIES)
-    weight_bits: int = setting("The number of bits of weights, 2 to 8.", 8)
+    weight_bits: int = setting("The number of bits of weights, 2 to 8.", 8, least=2, most=8)
     equalize: bool = setting("Equalize the ranges of channels.", True)
     correct_bias: bool = setting("Correct biases by the means of activations.", True)
     wide: tuple[str, ...] = setting(
         "Hold a value in two int8 tensors: the name of an LSTM, or auto. Repeatable.", (), metavar="NAME"
     )
     strict: bool = setting("The option of torch.export.export.", False)
-    batch_size: int | None = setting("The number of samples that calibration runs at once.")
-    jobs: int = setting("The number of processes for calibration and evaluation.", 1)
+    batch_size: int | None = setting("The number of samples that calibration runs at once.", least=1)
+    jobs: int = setting("The number of processes for calibration and evaluation.", 1, least=1)
     stop_when_converged: bool = setting("End calibration when ranges no longer change.", False)
 
 
@@ -212,7 +221,7 @@ class PackageSettings:
     name: str = setting("The prefix of files, macros and functions, an identifier of C.", "model", metavar="NAME")
     section: str | None = setting("The section of the linker script for the program, such as .flash_model.")
     array: str = setting("The form of the program's array; auto is incbin for large ones.", "auto", choices=ARRAY_FORMS)
-    tolerance: float = setting("The difference of outputs that the test on the board allows, in LSBs.", 1.0)
+    tolerance: float = setting("The difference of outputs that the test on the board allows, in LSBs.", 1.0, least=0)
 
 
 Section = ModelSettings | DataSettings | QuantizeSettings | LowerSettings | BuildSettings | PackageSettings
@@ -241,6 +250,8 @@ class Field:
     metavar: str | None
     path: str | None
     words: tuple[str, ...]
+    least: float | None
+    most: float | None
 
     def path_in(self, value: Any) -> str | None:
         """Returns the path in a value of this setting; None if it names a package or a word, or is no path.
@@ -311,6 +322,14 @@ class Settings:
             for section in SECTIONS
         }
 
+    def paths(self) -> Iterator[str]:
+        """Returns the paths of files and folders that the settings name."""
+        for section in SECTIONS:
+            for one in fields_of(section):
+                path = one.path_in(getattr(getattr(self, section), one.name))
+                if path is not None:
+                    yield path
+
     def check_paths(self, names: Container[str] | None = None) -> None:
         """Raises `InputError` for a path that does not exist. With `names`, only these settings are checked."""
         for section in SECTIONS:
@@ -327,7 +346,18 @@ def _checked(declared: Field, value: Any) -> Any:
             f"'{declared.name}' is one of {', '.join(declared.choices)}, not {found!r}."
             f"{did_you_mean(found, declared.choices)}"
         )
+    _check_limits(declared, found)
     return found
+
+
+def _check_limits(declared: Field, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    least, most = declared.least, declared.most
+    if least is not None and most is not None and not least <= value <= most:
+        raise OptionError(f"'{declared.name}' is a number from {least:g} to {most:g}, not {value!r}.")
+    if least is not None and value < least:
+        raise OptionError(f"'{declared.name}' is a number of {least:g} or more, not {value!r}.")
 
 
 def is_file_reference(value: str) -> bool:

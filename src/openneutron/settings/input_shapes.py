@@ -26,7 +26,7 @@ class InputShape:
 def parse_input(text: str) -> InputShape:
     """Parses "1,3,32,32" or "1x3x32x32", with an optional dtype and name: "mask=bool:1,128".
 
-    Raises `OptionError` for another text and for an unknown dtype.
+    Raises `OptionError` for another text, for an unknown dtype and for a size of 0.
     """
     match = _INPUT.fullmatch(text.replace(" ", "").strip("()[]"))
     if match is None:
@@ -36,4 +36,7 @@ def parse_input(text: str) -> InputShape:
         raise OptionError(
             f"The dtype of an input is one of {', '.join(DTYPES)}, not {dtype!r}.{did_you_mean(dtype, DTYPES)}"
         )
-    return InputShape(match["name"], dtype, tuple(int(size) for size in re.split("[,x]", match["shape"]) if size))
+    sizes = tuple(int(size) for size in re.split("[,x]", match["shape"]) if size)
+    if 0 in sizes:
+        raise OptionError(f"The sizes of an input are at least 1, but {text!r} has a 0. Give 1 for the batch size.")
+    return InputShape(match["name"], dtype, sizes)

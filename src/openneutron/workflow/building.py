@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openneutron.accuracy.analyze import Analysis, analyze
-from openneutron.accuracy.evaluate import evaluate_side_by_side
+from openneutron.accuracy.evaluate import check_classes, evaluate_side_by_side
 from openneutron.accuracy.labelled import LabelledData
 from openneutron.accuracy.side_by_side import SideBySide
 from openneutron.accuracy.validate import Validation, validate
@@ -28,8 +28,8 @@ from openneutron.page.html import check_page_packages
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
+from openneutron.settings.build_files import PAGE, PROGRAM, QUANTIZED, SUMMARY
 from openneutron.targets import Target
-from openneutron.workflow.folders import PAGE, PROGRAM, QUANTIZED, SUMMARY
 from openneutron.workflow.trying import try_changes
 
 __all__ = [
@@ -122,6 +122,8 @@ def build(
         if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
             calibration = list(calibration)
         of_quantize, of_lower = _split(options)
+        if evaluation is not None:
+            check_classes(model, example_inputs, evaluation, metric)
         with run("quantize"):
             quantized = quantize(
                 model,

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openneutron.core.files import is_file, is_folder, read_file
-from openneutron.errors import InputError
 from openneutron.page import Summary, summarize, with_board_fit
 from openneutron.report.inspect import Report
+from openneutron.settings.build_files import QUANTIZED, SUMMARY, program_in
 from openneutron.settings.toml import FILE_NAME
 from openneutron.targets import NeutronTargetSpec, Target
 
-__all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "BuildFolder", "comparable_summaries"]
-
-PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
-"""The names of the files of a build."""
-
+__all__ = ["BuildFolder", "comparable_summaries"]
 
 @dataclass(frozen=True)
 class BuildFolder:
@@ -32,10 +28,9 @@ class BuildFolder:
         """Returns the files of a folder, or those of a program. Raises `InputError` for a folder without a program."""
         if not is_folder(path):
             return cls(path)
-        if not is_file(path / PROGRAM):
-            raise InputError(f"The folder '{path}' has no {PROGRAM}. Give the folder of a build, or a program (.pte).")
+        program = program_in(path)
         others = (path / name for name in (QUANTIZED, SUMMARY, FILE_NAME))
-        return cls(path / PROGRAM, *(one if is_file(one) else None for one in others))
+        return cls(program, *(one if is_file(one) else None for one in others))
 
     def summary(self, target: Target | None = None) -> Summary:
         """Returns the summary in the folder, or what is known of a bare program.

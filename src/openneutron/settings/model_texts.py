@@ -1,0 +1,80 @@
+"""Checks the texts that name a model, without importing torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openneutron.core.files import exists, is_folder
+from openneutron.core.objects import parse_reference
+from openneutron.errors import InputError, ModelError, OptionError
+
+__all__ = ["MODEL_FILES", "arguments_in", "check_library", "check_model", "is_model_file", "missing_library"]
+
+MODEL_FILES = (".pt2", ".pt", ".pth", ".jit", ".ts", ".torchscript")
+"""The suffixes of files of models: of torch.export, and of TorchScript."""
+_ADVICE: Mapping[str, str] = {
+    ".pte": "It is a program already. Give the model that it was made of: file.py:name, or a file of torch.export "
+    "(.pt2).",
+    ".safetensors": "It contains weights and no model. Give the model as file.py:name, and this file as --weights.",
+}
+_OTHER_FILE = "Give file.py:name of a class or function, or a file of torch.export (.pt2)."
+
+
+def is_model_file(model: str) -> bool:
+    """Whether a text names a file, and not an object in a file of Python or in a package."""
+    return bool(Path(model).suffix) and not model.rpartition(":")[0].endswith(".py") and exists(model)
+
+
+def check_model(model: str, libraries: tuple[str, ...]) -> None:
+    """Checks the text that names a model, as far as that is possible without loading the model.
+
+    `libraries` are the packages whose models have names, such as "timm". Raises `OptionError` for a text of an unknown
+    form, `ModelError` for a file of another kind, and `InputError` for a package that is not installed.
+    """
+    if model.partition(":")[0] in libraries:
+        check_library(*model.split(":", 1))
+        return
+    if not is_model_file(model) or model.endswith(".py"):
+        parse_reference(model, "The model")
+        return
+    path = Path(model)
+    if is_folder(path):
+        raise ModelError(f"The model '{model}' is a folder. {_OTHER_FILE}")
+    if path.suffix not in MODEL_FILES:
+        raise ModelError(f"'{model}' is not a model. {_ADVICE.get(path.suffix, _OTHER_FILE)}")
+
+
+def check_library(library: str, name: str) -> None:
+    """Raises `InputError` if the package of a model's name, such as "timm:resnet18", is not installed."""
+    if library not in sys.modules and importlib.util.find_spec(library) is None:
+        raise missing_library(library, name)
+
+
+def missing_library(library: str, name: str) -> InputError:
+    """Returns the error of a model whose package is not installed."""
+    return InputError(f"{library}:{name} needs the package {library}: pip install {library}.")
+
+
+def arguments_in(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Returns the positional and keyword arguments in a text, such as "16, classes=10".
+
+    Each argument is a literal of Python. Raises `OptionError` for any other text.
+    """
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        positional = [ast.literal_eval(one) for one in call.args]  # type: ignore[attr-defined]
+        keywords = {one.arg: ast.literal_eval(one.value) for one in call.keywords}  # type: ignore[attr-defined]
+    except (ValueError, SyntaxError, AttributeError) as error:
+        raise _no_arguments(text) from error
+    if None in keywords:
+        raise _no_arguments(text)
+    return positional, keywords
+
+
+def _no_arguments(text: str) -> OptionError:
+    return OptionError(f"args takes literals of Python, such as \"width=16, kind='small'\", not {text!r}.")
