@@ -2,9 +2,11 @@
 
     pip install --dry-run --ignore-installed --no-deps -r constraints.txt --report report.json
     python -m tests.supply hashes report.json > constraints-hashes.txt
+    pip install --dry-run --ignore-installed --require-hashes -r constraints-hashes.txt
     python -m tests.supply licences > docs/licences.md
 
-`tests/test_supply.py` checks both files.
+The third command fails if a package needs another one that constraints.txt lacks. `tests/test_supply.py` checks both
+files, and that constraints.txt has all requirements of the installed packages.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ LICENCES = ROOT / "docs" / "licences.md"
 UNKNOWN = "not stated"
 _HEADER = """\
 # The versions of constraints.txt with the hashes of their files for CPython 3.11 on Linux x86-64, for
-#   pip install --require-hashes --no-deps -r constraints-hashes.txt
+#   pip install --require-hashes -r constraints-hashes.txt
 # The file of torch is its wheel for CPUs (2.13.0+cpu), which PyTorch's own index has.
 # Written by `python -m tests.supply hashes`; see tests/supply.py.
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 from tests.supply import CONSTRAINTS, HASHES, LICENCES, ROOT, UNKNOWN, hashes_text, licence_rows, normal, pinned
 
 
@@ -26,6 +28,19 @@ def test_each_dependency_is_pinned() -> None:
     wanted = [*project["dependencies"], *(one for group in project["optional-dependencies"].values() for one in group)]
     names = {normal(re.split(r"[\[<>=!~ ]", one)[0]) for one in wanted}
     assert names - {"soundfile", "openneutron"} <= set(pinned(CONSTRAINTS.read_text()))
+
+
+def test_requirements_of_the_installed_packages_are_pinned() -> None:
+    """`pip install --require-hashes` refuses a package without a hash."""
+    known = pinned(CONSTRAINTS.read_text())
+    missing = {
+        f"{found.metadata['Name']} needs {needed.name}"
+        for found in importlib.metadata.distributions()
+        if normal(found.metadata["Name"]) in known and normal(found.metadata["Name"]) != "torchvision"
+        for needed in map(Requirement, found.requires or ())
+        if (needed.marker is None or needed.marker.evaluate({"extra": ""})) and normal(needed.name) not in known
+    }
+    assert not missing
 
 
 def test_the_page_has_the_licences_of_the_installed_packages() -> None:
