@@ -25,12 +25,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.kind_graphs import GRAPHS
 from tests.structured_mutants import mutated_bytes, mutated_tflite
 
 from openneutron.errors import OpenNeutronError
 from openneutron.formats import payload, pte, tflite
+
+if TYPE_CHECKING:
+    from openneutron.runtime import HostProgram
 
 __all__ = ["Outcomes", "kind_models", "mutants_of", "run_batch"]
 
@@ -101,12 +105,20 @@ def _interpret(path: Path) -> None:
 
 
 def _run(path: Path) -> None:
-    import torch
-
     import openneutron
 
     program = openneutron.load(path)
-    program.run(*(torch.rand(info.shape).to(info.dtype) for info in program.inputs))
+    program.run(*_values(program))
+
+
+def _values(program: HostProgram) -> Iterator[object]:
+    """Returns a value for each input."""
+    import torch
+
+    from openneutron.runtime import TensorInfo
+
+    for info in program.inputs:
+        yield torch.rand(info.shape).to(info.dtype) if isinstance(info, TensorInfo) else info.value
 
 
 def _package(path: Path) -> None:
@@ -148,8 +160,7 @@ def _evaluate(path: Path) -> None:
     from openneutron.accuracy import evaluate
 
     program = load(path)  # in this process, because the start of another one takes seconds
-    shapes = [tuple(info.shape) for info in program.inputs]
-    evaluate(program, [(tuple(map(torch.rand, shapes)), torch.zeros(shapes[0][:1], dtype=torch.int64))])
+    evaluate(program, [(tuple(_values(program)), torch.zeros(1, dtype=torch.int64))])
 
 
 FAST: dict[str, dict[str, Verb]] = {
