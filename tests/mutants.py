@@ -182,7 +182,7 @@ def run_batch(
     keep: Path | None = None,
     mutated: bool = True,
 ) -> Outcomes:
-    """Opens `count` mutants of a file in a child process, or the file itself if not `mutated`.
+    """Opens `count` mutants of a file in a child process, or the file itself, by all verbs, if not `mutated`.
 
     Copies a mutant that is a finding to the folder `keep`.
     """
@@ -191,7 +191,7 @@ def run_batch(
         child = os.fork()
         if child == 0:
             mutants = mutants_of(data, file.suffix == ".pte", random.Random(seed)) if mutated else repeat(data)
-            _child(mutants, seed, count, file, results)
+            _child(mutants, seed, count, file, results, share=SHARE_OF_SLOW_VERBS if mutated else 1)
         status = _wait(child, count)
         text = results.read_text() if results.exists() else ""
         rows = [json.loads(line) for line in text.splitlines() if line.endswith("]")]
@@ -225,8 +225,11 @@ def _describe(status: int | None) -> str:
     return f"exit status {os.WEXITSTATUS(status)}" if os.WEXITSTATUS(status) else ""
 
 
-def _child(mutants: Iterator[bytes], seed: int, count: int, file: Path, results: Path) -> None:
-    """Opens the mutants, and ends this process. The last file that was written is the mutant of a finding."""
+def _child(mutants: Iterator[bytes], seed: int, count: int, file: Path, results: Path, *, share: float) -> None:
+    """Opens the mutants, a `share` of them by the slow verbs, too. Ends this process.
+
+    The last file that was written is the mutant of a finding.
+    """
     try:
         resource.setrlimit(resource.RLIMIT_AS, (BYTES_OF_MEMORY, BYTES_OF_MEMORY))
         quiet = os.open(os.devnull, os.O_WRONLY)
@@ -237,7 +240,7 @@ def _child(mutants: Iterator[bytes], seed: int, count: int, file: Path, results:
             for _ in range(count):
                 file.write_bytes(next(mutants))
                 verbs = dict(FAST[file.suffix])
-                if rng.random() < SHARE_OF_SLOW_VERBS:
+                if rng.random() < share:
                     verbs.update(SLOW[file.suffix])
                 for verb, use in verbs.items():
                     outcome = _outcome(use, file)

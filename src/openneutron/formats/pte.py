@@ -218,6 +218,8 @@ def read(data: bytes | memoryview | Source, what: str = "the program") -> Progra
     segments = tuple(_read_segment(source, base, table) for table in program.tables(4))
     reader = _Reader(source, program, segments, base, [table.data(0) for table in program.tables(3)])
     methods = tuple(reader.method(table) for table in program.tables(1))
+    if not methods:
+        raise source.error(program.at, "a program with a method", "none")
     return Program(methods, segments, flatbuffer_bytes, base)
 
 

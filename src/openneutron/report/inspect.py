@@ -159,8 +159,6 @@ def inspect_bytes(data: bytes, what: str, target: Target | None = None) -> Repor
 
 def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report:
     program = pte.read(data, path)
-    if not program.methods:
-        raise FormatError(f"{path}: the program has no method")
     method = program.methods[0]
     target = target or _target_of(method)
     delegates = tuple(_delegate_of_pte(call, target) for call in method.calls if isinstance(call, pte.DelegateCall))
