@@ -40,8 +40,9 @@ check:  ## linter, types, and the tests of one room, AREA, on the sources as the
 soak: $(INSTALLED)  ## checks random models for MINUTES: each is refused with a typed error or gives a correct .pte
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --jobs 2
 
-sanitize: $(INSTALLED)  ## the native module under AddressSanitizer and UndefinedBehaviorSanitizer: its tests, and mutants
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.sanitize
+sanitize: $(INSTALLED)  ## the native module under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.sanitize address
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m tests.sanitize thread
 
 fuzz: $(INSTALLED)  ## mutated files for all readers, for MINUTES together
 	$(PIP) install -c constraints.txt atheris || echo 'No atheris for this Python: coverage does not guide the mutations.'

@@ -3,8 +3,9 @@
 #include <cmath>
 
 // The x86-64 baseline has no instructions to round or widen eight values at once. With glibc, the loader selects the
-// version for the CPU.
-#if defined(__x86_64__) && defined(__GLIBC__) && __has_attribute(target_clones)
+// version for the CPU. It does so before it relocates this library, where a resolver that ThreadSanitizer instruments
+// crashes.
+#if defined(__x86_64__) && defined(__GLIBC__) && __has_attribute(target_clones) && !defined(__SANITIZE_THREAD__)
 #define OPENNEUTRON_VECTORIZED __attribute__((target_clones("avx2", "default")))
 #else
 #define OPENNEUTRON_VECTORIZED
