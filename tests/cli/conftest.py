@@ -33,7 +33,9 @@ def here(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
             main(list(map(str, arguments)))
         printed = capsys.readouterr()
         done = subprocess.CompletedProcess[str]([], int(end.value.code or 0), printed.out, printed.err)
-        return Result(str(arguments[0]), done)
+        result = Result(str(arguments[0]), done)
+        assert "Traceback" not in result.text
+        return result
 
     return call
 

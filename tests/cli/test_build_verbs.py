@@ -1,4 +1,7 @@
-"""The verbs from a model to a program, as processes: right use, wrong use, files, JSON."""
+"""The verbs from a model to a program: right use, wrong use, files, JSON.
+
+Tests that compare bytes or read all output of a process start processes; the others call the verbs in this process.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,9 @@ class TestBuild:
 
 @pytest.mark.slow
 class TestSteps:
-    def test_quantize_and_lower_give_the_program_of_build(self, work: Path, built: Path, tmp_path: Path) -> None:
+    def test_quantize_and_lower_give_the_program_of_build(
+        self, work: Path, here: Here, built: Path, tmp_path: Path
+    ) -> None:
         quantized, program = tmp_path / "m.pt2", tmp_path / "m.pte"
         result = run(
             work, "quantize", *MODEL, "--calibrate", "photos", "--target", "imxrt700", "-o", quantized, "--json"
@@ -126,7 +131,7 @@ class TestSteps:
         result = run(work, "lower", quantized, "-o", program, "--json")
         assert result.code == 0, result.text
         assert (result.json["on_cpu"], result.json["bytes"]) == (0, program.stat().st_size)
-        assert run(work, "compare", program, built).code == 0
+        assert here("compare", program, built).code == 0
 
     def test_lower_takes_the_folder_of_a_build_and_its_settings(self, here: Here, built: Path, tmp_path: Path) -> None:
         folder = tmp_path / "build"
@@ -137,41 +142,41 @@ class TestSteps:
         assert here("lower", folder, "-o", tmp_path / "int8.pte").code == 0
         assert (tmp_path / "int8.pte").read_bytes() != (built / "model.pte").read_bytes()
 
-    def test_lower_takes_the_target_of_the_file(self, work: Path, tmp_path: Path) -> None:
+    def test_lower_takes_the_target_of_the_file(self, here: Here, tmp_path: Path) -> None:
         options = ("--calibrate", "photos", "--target", "mcxn94x", "--recover", "none")
-        assert run(work, "quantize", *MODEL, *options, "-o", tmp_path / "m.pt2").code == 0
-        assert run(work, "lower", tmp_path / "m.pt2", "-o", tmp_path / "m.pte", "--json").json["target"] == "mcxn94x"
+        assert here("quantize", *MODEL, *options, "-o", tmp_path / "m.pt2").code == 0
+        assert here("lower", tmp_path / "m.pt2", "-o", tmp_path / "m.pte", "--json").json["target"] == "mcxn94x"
 
-    def test_wrong_files_are_refused(self, work: Path, tmp_path: Path) -> None:
-        assert "written as .pt2" in run(work, "quantize", *MODEL, "--calibrate", "photos", "-o", "m.pt").err
-        result = run(work, "lower", "w.pt", "-o", tmp_path / "m.pte")
+    def test_wrong_files_are_refused(self, here: Here, tmp_path: Path) -> None:
+        assert "written as .pt2" in here("quantize", *MODEL, "--calibrate", "photos", "-o", "m.pt").err
+        result = here("lower", "w.pt", "-o", tmp_path / "m.pte")
         assert (result.code, "a file of weights" in result.err) == (2, True)
-        assert run(work, "lower", "none.pt2", "-o", tmp_path / "m.pte").code == 2
-        result = run(work, "quantize", *MODEL, "--calibrate", "photos", "-o", "none/m.pt2")
+        assert here("lower", "none.pt2", "-o", tmp_path / "m.pte").code == 2
+        result = here("quantize", *MODEL, "--calibrate", "photos", "-o", "none/m.pt2")
         assert "the folder 'none' does not exist" in result.err
         assert not list(tmp_path.iterdir())
 
-    def test_analyze(self, work: Path, built: Path) -> None:
+    def test_analyze(self, here: Here, built: Path) -> None:
         arguments = ("--calibrate", "photos", "--samples", "4", "--json")
         model = ("--model", *MODEL)
-        found = run(work, "analyze", *model, *arguments, "--quantized", built / "quantized.pt2")
+        found = here("analyze", *model, *arguments, "--quantized", built / "quantized.pt2")
         assert found.code == 0, found.text
         assert found.json["output_sqnr_db"] > 20
-        again = run(work, "analyze", *model, *arguments)
+        again = here("analyze", *model, *arguments)
         assert again.json["output_sqnr_db"] == pytest.approx(found.json["output_sqnr_db"], abs=0.01)
 
 
 @pytest.mark.slow
 class TestChecks:
-    def test_run(self, work: Path, built: Path, tmp_path: Path) -> None:
+    def test_run(self, work: Path, here: Here, built: Path, tmp_path: Path) -> None:
         (work / "labels.txt").write_text("left\nright\n")
         options = ("--labels", "labels.txt", "--top", "1", "--repeat", "3", "-o", tmp_path / "out.npz", "--json")
-        result = run(work, "run", built, "labelled/left/000.png", "labelled/right/000.png", *options)
+        result = here("run", built, "labelled/left/000.png", "labelled/right/000.png", *options)
         assert result.code == 0, result.text
         assert [one["classes"][0][0]["name"] for one in result.json["runs"]] == ["left", "right"]
         assert all(one["seconds"] > 0 for one in result.json["runs"])
         assert sorted(np.load(tmp_path / "out.npz")) == ["run0.output0", "run1.output0"]
-        table = run(work, "run", built / "model.pte", "labelled/left/000.png", "--mean", "0.4", "--std", "0.2")
+        table = here("run", built / "model.pte", "labelled/left/000.png", "--mean", "0.4", "--std", "0.2")
         assert "float32" in table.out, table.text
 
     @pytest.mark.parametrize(
@@ -189,23 +194,23 @@ class TestChecks:
         assert result.code == 2, result.text
         assert message in result.text
 
-    def test_validate_a_build(self, work: Path, built: Path) -> None:
-        result = run(work, "validate", built, "--min-sqnr", "20", "--max-lsb", "2", "--json")
+    def test_validate_a_build(self, here: Here, built: Path) -> None:
+        result = here("validate", built, "--min-sqnr", "20", "--max-lsb", "2", "--json")
         assert result.code == 0, result.text
         assert result.json["passed"]
         assert {row["reference"] for row in result.json["outputs"]} == {"float", "int8"}
         assert result.json["layers"]["layers"]
 
-    def test_validate_fails_beyond_a_limit(self, work: Path, built: Path) -> None:
-        result = run(work, "validate", built, "--min-sqnr", "99")
+    def test_validate_fails_beyond_a_limit(self, here: Here, built: Path) -> None:
+        result = here("validate", built, "--min-sqnr", "99")
         assert result.code == 1
         assert "FAILED: Output 0 has" in result.out
 
-    def test_validate_a_program_on_random_inputs(self, work: Path, built: Path) -> None:
-        result = run(work, "validate", built / "model.pte", "--model", "net.py:Net", "--weights", "w.pt", "--json")
+    def test_validate_a_program_on_random_inputs(self, here: Here, built: Path) -> None:
+        result = here("validate", built / "model.pte", "--model", "net.py:Net", "--weights", "w.pt", "--json")
         assert result.code == 0, result.text
         assert result.json["samples"] == 16
-        assert "needs the float model" in run(work, "validate", built / "model.pte").err
+        assert "needs the float model" in here("validate", built / "model.pte").err
 
     def test_a_moved_build_runs_without_its_model_and_data(self, here: Here, built: Path, tmp_path: Path) -> None:
         moved = tmp_path / "deep" / "moved"
@@ -220,44 +225,44 @@ class TestChecks:
         assert result.json["target"] == "imxrt700"
         assert "made" in result.err
 
-    def test_evaluate_a_build(self, work: Path, built: Path) -> None:
-        result = run(work, "evaluate", built, "--json")
+    def test_evaluate_a_build(self, here: Here, built: Path) -> None:
+        result = here("evaluate", built, "--json")
         assert result.code == 0, result.text
         summary = json.loads((built / "summary.json").read_text())
         assert result.json["accuracy"] == summary["accuracy"]
-        table = run(work, "evaluate", built / "model.pte", "--evaluate", "labelled", "--mean", "0.4", "--std", "0.2")
+        table = here("evaluate", built / "model.pte", "--evaluate", "labelled", "--mean", "0.4", "--std", "0.2")
         assert table.code == 0, table.text
         assert "top1" in table.out
 
-    def test_evaluate_by_a_function(self, work: Path, built: Path) -> None:
-        result = run(work, "evaluate", built, "--metric", "net.py:metric", "--json", "--evaluation-samples", "8")
+    def test_evaluate_by_a_function(self, here: Here, built: Path) -> None:
+        result = here("evaluate", built, "--metric", "net.py:metric", "--json", "--evaluation-samples", "8")
         assert result.code == 0, result.text
         assert {row["samples"] for row in result.json["accuracy"]} == {8}
 
-    def test_evaluate_needs_labelled_data(self, work: Path, built: Path) -> None:
-        result = run(work, "evaluate", built / "model.pte")
+    def test_evaluate_needs_labelled_data(self, here: Here, built: Path) -> None:
+        result = here("evaluate", built / "model.pte")
         assert (result.code, "--evaluate DATA" in result.err) == (2, True)
 
-    def test_report(self, work: Path, built: Path, tmp_path: Path) -> None:
-        assert run(work, "report", built, "-o", tmp_path / "page.html").code == 0
+    def test_report(self, here: Here, built: Path, tmp_path: Path) -> None:
+        assert here("report", built, "-o", tmp_path / "page.html").code == 0
         assert (tmp_path / "page.html").read_bytes() == (built / "report.html").read_bytes()
-        result = run(work, "report", built / "model.pte", "--other", built, "-o", tmp_path / "two.html")
+        result = here("report", built / "model.pte", "--other", built, "-o", tmp_path / "two.html")
         assert result.code == 0, result.text
         assert "<html" in (tmp_path / "two.html").read_text()
 
-    def test_compare(self, work: Path, built: Path, tmp_path: Path) -> None:
-        result = run(work, "compare", built, built / "model.pte", "--json")
+    def test_compare(self, here: Here, built: Path, tmp_path: Path) -> None:
+        result = here("compare", built, built / "model.pte", "--json")
         assert result.code == 0, result.text
         assert all(row["largest"] == 0 for row in result.json["outputs"])
         torch.export.save(torch.export.export(nn.Linear(3, 3), (torch.zeros(1, 3),)), tmp_path / "n.pt2")
         shutil.copy(tmp_path / "n.pt2", tmp_path / "n.pte")
-        assert run(work, "compare", built, tmp_path / "n.pte").code == 2
+        assert here("compare", built, tmp_path / "n.pte").code == 2
 
     def test_inspect_and_extract_take_the_folder_of_a_build(self, here: Here, built: Path, tmp_path: Path) -> None:
         assert here("inspect", built, "--json").json["format"] == "pte"
         result = here("extract", built, "-o", tmp_path, "--model-explorer", "--json")
         assert {Path(path).name for path in result.json["files"]} >= {"delegate0.tflite", "placement.json"}
 
-    def test_a_folder_without_a_program(self, work: Path) -> None:
-        result = run(work, "validate", "photos")
+    def test_a_folder_without_a_program(self, here: Here) -> None:
+        result = here("validate", "photos")
         assert (result.code, "has no model.pte" in result.err) == (2, True)
