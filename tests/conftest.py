@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._export.utils
+from tests.fast_exports import cache_composite_operators
 from tests.selection import ROWS_OF_A_TABLE, quick_tests, rest_of_tests
 
 # Test processes share the cores already. Several threads that wait for each other would spin and slow down others.
@@ -26,11 +25,7 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
 # The garbage collector took 7 % of the time, because it runs every 700 allocations over all objects of torch.
 gc.set_threshold(200_000, 20, 100)
 
-# Each lowering queries each operator of each namespace in the same way, which takes a fifth of a small model's time. No
-# test registers a composite operator.
-torch._export.utils._collect_all_valid_cia_ops_for_namespace = functools.cache(
-    torch._export.utils._collect_all_valid_cia_ops_for_namespace
-)
+cache_composite_operators()
 
 DATA_VARIABLE = "OPENNEUTRON_DATA"
 DATA_FOLDER = os.environ.get(DATA_VARIABLE)
