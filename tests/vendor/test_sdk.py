@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,14 @@ class TestChoose:
         assert [converter.module for converter in sdk.installed()] == [
             "eiq_neutron_sdk", "neutron_converter_SDK_25_06",
         ]  # fmt: skip
+
+    def test_finds_packages_in_an_archive_and_passes_over_folders_that_do_not_exist(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        with zipfile.ZipFile(tmp_path / "packages.zip", "w") as archive:
+            archive.writestr("neutron_converter_SDK_24_12/__init__.py", "")
+        monkeypatch.setattr(sys, "path", [str(tmp_path / "none"), str(tmp_path / "packages.zip"), str(tmp_path)])
+        assert [converter.module for converter in sdk.installed()] == ["neutron_converter_SDK_24_12"]
 
     def test_without_a_flavor_the_newer_package(self) -> None:
         assert sdk.choose_converter(None).module == "eiq_neutron_sdk"

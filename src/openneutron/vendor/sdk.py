@@ -107,9 +107,21 @@ class Converted:
 
 def installed() -> tuple[Converter, ...]:
     """Returns the converters that this Python can import, the newer package first. Imports none of them."""
-    names = [name for _, name, _ in pkgutil.iter_modules() if name == PACKAGE or name.startswith(FLAVOR_PREFIX)]
+    modules = pkgutil.iter_modules([folder for folder in sys.path if _may_hold_a_converter(folder)])
+    names = [name for _, name, _ in modules if name == PACKAGE or name.startswith(FLAVOR_PREFIX)]
     flavored = sorted((name for name in names if name != PACKAGE), reverse=True)
     return tuple(Converter(name, _package_version(name)) for name in [PACKAGE] * (PACKAGE in names) + flavored)
+
+
+def _may_hold_a_converter(folder: str) -> bool:
+    """Whether an entry of `folder` has the name of a converter. `pkgutil` reads all packages there, which takes longer.
+
+    True for what is not a folder, such as a zip file.
+    """
+    try:
+        return any(name.startswith((PACKAGE, FLAVOR_PREFIX)) for name in os.listdir(folder or os.curdir))
+    except OSError:
+        return True
 
 
 def _package_version(module: str) -> str:
