@@ -82,7 +82,7 @@ clean:
 $(VENV)/.openneutron-dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich tomlkit typer \
+	$(PIP) install -c constraints.txt executorch torchao ai-edge-litert cloudpickle flatbuffers joblib numpy rich ruamel.yaml.clib tomlkit typer \
 		vl-convert-python jinja2 scikit-build-core pybind11 cmake ninja \
 		pytest pytest-xdist hypothesis ruff mypy scikit-learn pillow safetensors ai-edge-model-explorer dacite jsonschema dask distributed ray \
 		mkdocs-material 'mkdocstrings[python]'
