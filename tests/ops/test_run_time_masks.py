@@ -77,6 +77,8 @@ def _inverted(mask: torch.Tensor) -> torch.Tensor:
     return inverted.masked_fill(inverted.bool(), LOWEST)
 
 
+BIAS = torch.linspace(-2, 2, LENGTH).expand(LENGTH, -1) * torch.linspace(-1, 1, LENGTH)[:, None]
+
 SPELLINGS = (
     Spelling("masked_fill -inf", "bool", lambda s, m: s.masked_fill(~m[:, None, None], -math.inf)),
     Spelling("masked_fill -1e9", "int", lambda s, m: s.masked_fill(m[:, None, None] == 0, -1e9)),
@@ -94,6 +96,10 @@ SPELLINGS = (
     Spelling("sum -inf", "-inf", lambda s, m: m[:, None, None] + s),
     Spelling("sum of the lowest", "lowest", lambda s, m: (s + m[:, None, None]).masked_fill(~CAUSAL, -math.inf)),
     Spelling("sum of -100", "-100", lambda s, m: s + torch.linspace(-2, 2, LENGTH) + m[:, None, None]),
+    Spelling("a bias after it", "-inf", lambda s, m: s + m[:, None, None] + BIAS),
+    Spelling("a bias in it", "-inf", lambda s, m: s + (m[:, None, None] + BIAS)),
+    Spelling("a bias before and after it", "-1e4", lambda s, m: (BIAS + s + m[:, None, None]) + BIAS[0]),
+    Spelling("twice", "-inf", lambda s, m: s + m[:, None, None] + m[:, None, None]),
     Spelling("scaled fill", "bool", lambda s, m: s.mul(3).masked_fill(~m[:, None, None], -1e4) * 0.3),
     Spelling("divided fill of -inf", "bool", lambda s, m: s.mul(3).masked_fill(~m[:, None, None], -math.inf) / 3),
     Spelling("divided", "int", lambda s, m: torch.where(m[:, None, None] == 0, LOWEST, s * 2).squeeze(0).div(2)[None]),
@@ -172,14 +178,19 @@ def test_it_is_as_accurate_as_a_constant_mask() -> None:
 
 
 class Layer(nn.Module):
-    """A transformer layer of torch with a causal mask and a padding mask, which is true for padding."""
+    """A transformer layer of torch with a causal mask and a padding mask, which is true for padding.
 
-    def __init__(self, layer: nn.Module, causal: torch.Tensor | None = None) -> None:
+    With `hidden`, the padding mask becomes floats first: this number where it is true.
+    """
+
+    def __init__(self, layer: nn.Module, causal: torch.Tensor | None = None, hidden: float | None = None) -> None:
         super().__init__()
-        self.layer, self.causal = layer, causal
+        self.layer, self.causal, self.hidden = layer, causal, hidden
 
     def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
         """Computes on x [B, T, FEATURES]."""
+        if self.hidden is not None:
+            padding = torch.zeros(padding.shape).masked_fill(padding, self.hidden)
         if isinstance(self.layer, nn.TransformerDecoderLayer):
             decoded: torch.Tensor = self.layer(
                 x, x.tanh(), self.causal, tgt_key_padding_mask=padding, memory_key_padding_mask=padding
@@ -202,6 +213,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
     "attention with weights": (
         lambda: Layer(nn.MultiheadAttention(FEATURES, HEADS, batch_first=True), ~CAUSAL),
         "fast",
+    ),
+    "attention with a bias": (
+        lambda: Layer(nn.MultiheadAttention(FEATURES, HEADS, batch_first=True), BIAS.clone(), -math.inf),
+        "auto",
     ),
     "decoder": (lambda: Layer(nn.TransformerDecoderLayer(FEATURES, HEADS, 32, 0.0, batch_first=True), ~CAUSAL), None),
 }

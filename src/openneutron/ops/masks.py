@@ -278,15 +278,51 @@ def _reshape_to_broadcast(rewriting: Rewriting, part: Node, join: Node, mask: No
 
 
 def _add_each_mask(rewriting: Rewriting, scores: Node, mask: Node, join: Node) -> Node:
-    """Adds the computed part of a mask to the scores, and then joins the sum with the other part."""
-    first, second = sorted(join.all_input_nodes, key=lambda part: constant_of(rewriting.module, part) is not None)
-    scores = rewriting.call(aten.add.Tensor, scores, _reshape_to_broadcast(rewriting, first, join, mask))
-    target = aten.minimum.default if join.target is aten.minimum.default else aten.add.Tensor
-    return rewriting.call(target, scores, _reshape_to_broadcast(rewriting, second, join, mask))
+    """Joins the scores with each part of a mask: first with the part that hides nothing, such as a position bias, and
+    a computed part before a constant part that hides scores.
+
+    A bias that is added to a masked sum would move the lowest code, which hidden scores have.
+    """
+    is_add = is_op(join, "add")
+
+    def place(part: Node) -> int:
+        constant = constant_of(rewriting.module, part)
+        return 1 if constant is None else 0 if is_add and not _hides_scores(constant) else 2
+
+    for part in sorted(join.all_input_nodes, key=place):
+        target = aten.add.Tensor if is_add or constant_of(rewriting.module, part) is None else aten.minimum.default
+        scores = rewriting.call(target, scores, _reshape_to_broadcast(rewriting, part, join, mask))
+    return scores
+
+
+def _hides_scores(constant: torch.Tensor) -> bool:
+    """Returns whether a constant that is added to scores contains a number that hides scores from a softmax."""
+    return bool((constant <= HIDDEN_AT_RUN_TIME).any())
+
+
+def _match_bias_after_mask(instance: OpInstance) -> tuple[Node, Node, Node] | None:
+    """Returns (scores, mask, bias) of a sum (scores + mask) + bias that only softmaxes read; else None.
+
+    `bias` is a constant that hides nothing. `mask` is computed, and has fewer values than the scores.
+    """
+    if instance.args["alpha"] != 1 or not only_softmax_reads(instance.node):
+        return None
+    for name, other in (("self", "other"), ("other", "self")):
+        bias, inner = instance.args[name], instance.args[other]
+        if not isinstance(bias, Node) or not isinstance(inner, Node) or not is_op(inner, "add"):
+            continue
+        constant, operands = instance.constant(name), inner.all_input_nodes
+        if constant is None or _hides_scores(constant) or len(inner.users) > 1 or arguments(inner)["alpha"] != 1:
+            continue
+        masks = [operand for operand in operands if shape_of(operand) != instance.shape]
+        if len(operands) == 2 and len(masks) == 1 and not instance.is_constant(masks[0]):
+            return next(operand for operand in operands if operand is not masks[0]), masks[0], bias
+    return None
 
 
 def _adds_a_mask(instance: OpInstance) -> bool:
-    return any(found(instance) is not None for found in (_match_masked_sum, _integer_operand, _match_joined_masks))
+    searches = (_match_masked_sum, _integer_operand, _match_joined_masks, _match_bias_after_mask)
+    return any(found(instance) is not None for found in searches)
 
 
 def _masked_sum(rewriting: Rewriting) -> Node:
@@ -299,10 +335,14 @@ def _masked_sum(rewriting: Rewriting) -> Node:
     if joined is not None:
         return _add_each_mask(rewriting, *joined)
     found = _match_masked_sum(rewriting.instance)
-    assert found is not None  # _adds_a_mask holds
-    value, mask = found
-    hidden = _hidden_numbers(rewriting.instance, mask)
-    return add_and_hide(rewriting, value, mask.masked_fill(hidden, 0.0), hidden)
+    if found is None:
+        reordered = _match_bias_after_mask(rewriting.instance)
+        assert reordered is not None  # _adds_a_mask holds
+        scores, mask, bias = reordered
+        return rewriting.call(aten.add.Tensor, rewriting.call(aten.add.Tensor, scores, bias), mask)
+    value, numbers = found
+    hidden = _hidden_numbers(rewriting.instance, numbers)
+    return add_and_hide(rewriting, value, numbers.masked_fill(hidden, 0.0), hidden)
 
 
 DECOMPOSED = (

@@ -169,10 +169,23 @@ def added_masks(module: GraphModule) -> tuple[dict[Node, AddedMask], dict[Node, 
     for node in module.graph.nodes:
         if is_op(node, "softmax") and int(arguments(node)["dim"]) in (-1, len(shape_of(node)) - 1):
             _collect_masks(node.args[0], light, masks, sums, visited)
+    _pass_on_masks(module, visited, sums)
     elsewhere = {mask for mask in masks if any(_reads_numbers(user) and user not in sums for user in mask.users)}
     found = {mask: added for mask, added in masks.items() if mask not in elsewhere}
     theirs = {node: tuple(added for added in those if added in found.values()) for node, those in sums.items()}
     return found, {node: those for node, those in theirs.items() if those}
+
+
+def _pass_on_masks(module: GraphModule, between: set[Node], sums: dict[Node, list[AddedMask]]) -> None:
+    """Adds to each sum the masks of the sums that it reads. `between` are the nodes between the sums and softmaxes."""
+    passed: dict[Node, list[AddedMask]] = {}
+    for node in module.graph.nodes:
+        if node in between:
+            own = sums.get(node, [])
+            earlier = [mask for operand in node.all_input_nodes for mask in passed.get(operand, []) if mask not in own]
+            passed[node] = [*own, *dict.fromkeys(earlier)]
+            if earlier and is_op(node, "add"):
+                sums[node] = passed[node]
 
 
 def _moves_one_tensor(node: Node) -> bool:
