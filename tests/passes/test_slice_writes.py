@@ -17,6 +17,7 @@ from torch import nn
 
 from openneutron import NeutronQuantizer, lower, passes, quantize
 from openneutron.errors import ModelError
+from openneutron.passes.functionalize import writes_memory
 from openneutron.targets import TARGETS
 
 Function = Callable[[torch.Tensor], Any]
@@ -272,3 +273,28 @@ COMPARISONS: dict[str, Function] = {
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_comparisons_in_place_write_numbers(name: str) -> None:
     assert_runs_between_convolutions(COMPARISONS[name], 10.0)
+
+
+def _kept(x: torch.Tensor, change: Callable[[torch.Tensor, torch.Tensor], Any]) -> torch.Tensor:
+    mask = x > 0.25
+    change(mask, x < -0.25)
+    return x * mask
+
+
+# Augmented assignments to a mask, whose operators have names such as __ior__.
+AUGMENTED: dict[str, Function] = {
+    "|=": lambda x: _kept(x, lambda mask, other: mask.__ior__(other)),
+    "&=": lambda x: _kept(x, lambda mask, other: mask.__iand__(~other)),
+    "^=": lambda x: _kept(x, lambda mask, other: mask.__ixor__(other)),
+    "|= to a part": lambda x: _kept(x, lambda mask, other: mask[:, :2].__ior__(other[:, :2])),
+    "|= of a number": lambda x: _kept(x, lambda mask, _: mask.__ior__(False)),
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTED)
+def test_augmented_assignments_to_masks(name: str) -> None:
+    model = seeded(lambda: Model(lambda m, x: m.d(AUGMENTED[name](m.c(x))), c=conv(), d=conv()))
+    inputs = image(1, 4, 8, 8)
+    module = passes.prepare(exported(model, inputs), TARGETS["imxrt700"])
+    torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+    assert not any(map(writes_memory, module.graph.nodes))

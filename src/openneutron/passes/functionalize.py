@@ -18,6 +18,15 @@ from openneutron.passes.write_back import can_be_written_back, write_back
 
 __all__ = ["functionalize", "may_alias", "writes_memory"]
 
+# Operators of Python's augmented assignments, such as |=. The names of all others end with "_".
+_OUT_OF_PLACE = {
+    "__iand__": "bitwise_and",
+    "__ior__": "bitwise_or",
+    "__ixor__": "bitwise_xor",
+    "__ilshift__": "__lshift__",
+    "__irshift__": "__rshift__",
+}
+
 
 def functionalize(module: GraphModule) -> bool:
     """Replaces in-place operators. Rules, linear in nodes and uses:
@@ -231,7 +240,7 @@ def _out_of_place_form(node: Node) -> torch._ops.OpOverload | None:
     name = overload._schema.name.removeprefix("aten::")
     if not name.endswith("_") or not overload._schema.is_mutable:
         return None
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    packet = getattr(torch.ops.aten, _OUT_OF_PLACE.get(name, name.removesuffix("_")), None)
     overloads = [getattr(packet, overload_name) for overload_name in packet.overloads()] if packet else []
     return next((other for other in overloads if _argument_types(other) == _argument_types(overload)), None)
 
