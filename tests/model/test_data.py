@@ -181,6 +181,9 @@ def test_what_an_exported_module_takes() -> None:
         ([images() / 0], "Item 0 of the data holds NaN or infinite"),
         (images(3)[:, :2], "Item 0 of the data is"),
         (torch.tensor(3.0), "Item 0 of the data is"),
+        ([[*images(4)]], r"Item 0 of the data is a list of 4 samples.*Stream\("),
+        ([[(x,) for x in images(3)]], r"Item 0 of the data is a list of 3 samples.*Stream\("),
+        ([tuple((x,) for x in images(3))], r"Item 0 of the data is a tuple of 3 samples.*Stream\("),
         (DataLoader(TensorDataset(images(4)[:, :2])), "Item 0 of the data is"),
     ],
 )

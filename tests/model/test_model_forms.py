@@ -74,7 +74,22 @@ TAKEN: dict[str, Callable[[Net, Path], Any]] = {
     "forward": lambda m, _: m.forward,
     "function": lambda m, _: lambda x: m(x) * 1.0,
     "partial": lambda m, _: functools.partial(_applied, m),
+    "callable object": lambda m, _: Wrapper(m),
+    "method of an object": lambda m, _: Wrapper(m).scores,
 }  # fmt: skip
+
+
+class Wrapper:
+    """Holds a module, and is none."""
+
+    def __init__(self, module: Net) -> None:
+        self.net = module
+
+    def __call__(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    def scores(self, x: Tensor) -> Any:
+        return self.net(x)
 
 
 def _applied(module: nn.Module, x: Tensor) -> Any:
@@ -90,8 +105,21 @@ def test_taken(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert sqnr(model(data[1]), program.run(data[1])) > 25
     assert all(row.where == "npu" for row in program.placement)
-    if name in ("path", "scripted", "function"):
+    if name in ("path", "scripted", "function", "callable object"):
         assert analyze(model, quantized, data, samples=1).output_sqnr_db > 20
+
+
+def test_a_function_without_a_signature() -> None:
+    data = images()
+    quantized = quantize(torch.sigmoid, (data[0],), data, progress=False)
+    assert sqnr(torch.sigmoid(data[1]), quantized(data[1])) > 25
+
+
+@pytest.mark.parametrize("name", ["callable object", "method of an object"])
+def test_modules_of_an_object_have_names(name: str, tmp_path: Path) -> None:
+    model, data = TAKEN[name](net(), tmp_path), images()
+    program = lower(quantize(model, (data[0],), data, layers={"net.head": "float"}, recover=None, progress=False))
+    assert {row.module for row in program.placement if row.where == "cpu"} == {"net.head"}
 
 
 def test_a_method_of_a_module() -> None:
@@ -119,6 +147,7 @@ def test_a_method_of_a_module() -> None:
             lambda _: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4))).eval(),  # type: ignore[no-untyped-call]
             "Module '0' .* is quantized already, by torch's eager-mode quantization. Give the float model",
         ),
+        (lambda _: net().to("meta"), "'conv.weight' is on the device 'meta'.*load_state_dict"),
         (lambda _: net().train(), "train mode.*Call model.eval"),
         (lambda _: torch.jit.script(net().train()), "train mode.*Call model.eval"),
         (lambda _: exported(net().train()), "train mode.*Call model.eval"),

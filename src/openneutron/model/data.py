@@ -39,6 +39,7 @@ Data = Iterable[Any] | Dataset[Any] | Samples | str | os.PathLike[str]
 """The forms of data that `inputs_in` takes."""
 
 SEQUENCE_RANK = 3  # batch, steps and features
+FEWEST_SAMPLES = 3  # a sequence of this many samples is none of an input and a label
 ALIGNMENT = 64  # bytes; the alignment of memory that torch allocates
 
 
@@ -336,6 +337,8 @@ def _values(item: Any, forms: Sequence[InputForm], name: str, *, is_batch: bool)
     These are the first reading of `item` that matches `forms`. If none matches, they are its first reading, without
     missing values; `_check_values` then reports the mismatch.
     """
+    if not is_batch:
+        _check_that_it_is_one_sample(item, forms, name)
     readings = [tuple(map(to_tensors, values)) for values in _possible_readings(item, forms)]
     for values in readings:
         fits = map(_fits_in_a_batch if is_batch else _matches_form, values, forms)
@@ -344,6 +347,22 @@ def _values(item: Any, forms: Sequence[InputForm], name: str, *, is_batch: bool)
     if isinstance(item, Mapping):
         _check_that_none_is_missing(item, forms, name)
     return tuple(value for value in readings[0] if value is not MISSING)
+
+
+def _check_that_it_is_one_sample(item: Any, forms: Sequence[InputForm], name: str) -> None:
+    """Raises `InputError` for a list of samples, of which all but the first would be dropped as labels."""
+    if not isinstance(item, (tuple, list)) or len(item) < FEWEST_SAMPLES or len(item) == len(forms):
+        return
+    parts = item if all(map(_holds_inputs, item)) else [(part,) for part in item] if isinstance(item, list) else ()
+    if parts and all(isinstance(part, (tuple, list)) and _is_sample(part, forms) for part in parts):
+        raise InputError(
+            f"{name} is a {type(item).__name__} of {len(item)} samples. Give each sample as an item of its own. If "
+            "they are the steps of one sequence of a model with state, wrap them: Stream([...])."
+        )
+
+
+def _is_sample(values: Sequence[Any], forms: Sequence[InputForm]) -> bool:
+    return len(values) == len(forms) and all(map(_matches_form, map(to_tensors, values), forms))
 
 
 def _possible_readings(item: Any, forms: Sequence[InputForm]) -> Iterator[Sequence[Any]]:

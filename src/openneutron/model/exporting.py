@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,28 @@ def as_module(model: Any) -> nn.Module:
         return as_module(model._orig_mod)
     if isinstance(model, nn.Module):
         _check_has_float_modules(model)
+        _check_has_values(model)
         return model
     if isinstance(model, type) or not callable(model):
         raise ModelError(_describe(model))
     owner = getattr(model, "__self__", None)
     if isinstance(owner, nn.Module) and getattr(model, "__name__", "") in ("forward", "__call__", "_wrapped_call_impl"):
         return as_module(owner)
-    return _Function(model)
+    return _Function(_as_function(model))
+
+
+def _as_function(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function whose signature torch.export can read, for any callable object."""
+    if inspect.isfunction(model) or inspect.ismethod(model) or isinstance(model, functools.partial):
+        return model
+    method: Any = model.__call__  # type: ignore[operator]
+    if inspect.ismethod(method):
+        return method
+
+    def call(*values: Any) -> Any:
+        return model(*values)
+
+    return call
 
 
 def _check_has_float_modules(model: nn.Module) -> None:
@@ -109,6 +125,16 @@ def _check_has_float_modules(model: nn.Module) -> None:
             raise ModelError(
                 f"Module '{name}' ({type(module).__module__}.{type(module).__name__}) is quantized already, by torch's "
                 "eager-mode quantization. Give the float model that it was made of."
+            )
+
+
+def _check_has_values(model: nn.Module) -> None:
+    """Raises `ModelError` for a model with parameters or buffers on the device "meta"."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"'{name}' is on the device 'meta', so it has a shape and no values. Create the model on the CPU, or "
+                "call model.to_empty(device='cpu'), and load its weights with load_state_dict."
             )
 
 
@@ -194,14 +220,15 @@ def _modules_read_by(function: Any) -> Iterator[tuple[str, nn.Module]]:
         given = enumerate(function.args), function.keywords.items()
         named: Any = [(str(name).replace(".", "_"), value) for pairs in given for name, value in pairs]
     elif inspect.ismethod(function):
-        named = [("self", function.__self__)]
+        owner = function.__self__
+        named = [("self", owner), *({} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})).items()]
     elif inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         named = [*variables.nonlocals.items(), *variables.globals.items()]
     elif isinstance(function, nn.Module):
         named = [("module", function)]
     else:
-        named = [("self", function), *getattr(function, "__dict__", {}).items()]
+        named = []
     for name, value in named:
         if isinstance(value, nn.Module):
             yield f"{name}_" if hasattr(nn.Module, name) else name, value
