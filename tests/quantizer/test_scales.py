@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.fidelity import signal_to_noise
 from tests.flow_support import convert, lower_documented, seeded
 from tests.net import FULLY, INT8, NO_ACTIVATION
 from tests.oracle import Function
@@ -20,7 +21,7 @@ from torch.fx import GraphModule
 
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.core.fx import is_dequantize, is_quantize
-from openneutron.errors import HostError, ModelError, OpenNeutronError
+from openneutron.errors import CalibrationError, HostError, ModelError, OpenNeutronError
 from openneutron.formats.tflite.trial import error_in_subprocess
 from openneutron.ir.graph import Graph, Kind, Op, QParams
 from openneutron.ir.graph import Tensor as Stored
@@ -86,6 +87,54 @@ def test_no_data_ends_the_process(operator: str, data: str, exponent: int, docum
     assert torch.isfinite(found).all()
 
 
+SATURATED: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Sigmoid()),
+    "relu6": lambda: nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.ReLU6()),
+    "sum": lambda: Function(lambda first, last, x: torch.tanh(first(x) + last(x)), nn.Linear(6, 6), nn.Linear(6, 6)),
+    "product": lambda: Function(
+        lambda first, last, x: torch.tanh(first(x) * last(x)), nn.Linear(6, 6), nn.Linear(6, 6)
+    ),
+    "matmul": lambda: Function(lambda first, x: torch.sigmoid(first(x) @ x.transpose(2, 3)), nn.Linear(6, 6)),
+    "difference": lambda: Function(lambda first, x: torch.sigmoid(first(x) - x), nn.Linear(6, 6)),
+}
+
+
+@pytest.mark.parametrize("exponent", [3, 8, 17])
+@pytest.mark.parametrize("name", SATURATED)
+def test_values_far_beyond_what_their_readers_need(name: str, exponent: int) -> None:
+    """Their codes fit into int32, in both flows and with recovery, which adds up squares of the values."""
+    model = seeded(SATURATED[name])
+    samples = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) * 10.0**exponent,) for i in range(16)]
+    runs: dict[str, Any] = {"documented": lower_documented(convert(model, samples[0], calibration=samples), samples[0])}
+    for recover in (None, "fast"):
+        runs[str(recover)] = lower(quantize(model, samples[0], samples, recover=recover, progress=False))
+    for label, program in runs.items():
+        assert signal_to_noise(program.run, model, samples[:4]) >= 15, label
+
+
+@pytest.mark.parametrize("recover", [None, "fast"])
+def test_a_clamp_of_values_beyond_int32_is_refused(recover: str | None) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 6, bias=False), nn.Hardtanh(-1.0, 0.0)))
+    samples = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) * 1e20,) for i in range(4)]
+    with pytest.raises(CalibrationError, match=r"before a clamp.*exceed int32. Scale the model's data") as caught:
+        quantize(model, samples[0], samples, recover=recover, progress=False)
+    assert caught.value.node == "linear"
+    with pytest.raises(CalibrationError, match="before a clamp"):
+        convert(model, samples[0], calibration=samples)
+
+
+@pytest.mark.parametrize("exponent", [6, 8, 12, 16])
+@pytest.mark.parametrize("name", ["sum", "difference", "product", "matmul", "conv", "linear", "hardswish"])
+def test_codes_with_a_small_output_scale(name: str, exponent: int) -> None:
+    """LiteRT's kernels return codes of the wrong sign for some ratios of scales, so the CPU computes these."""
+    inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)),)
+    converted = convert(seeded(OPERATORS[name]), inputs)
+    scale = next(node for node in reversed(converted.graph.nodes) if is_quantize(node)).args[1] * 2.0**-exponent
+    program = lower(with_output_scale(converted, scale), inputs)
+    difference = torch.as_tensor(program.run(*inputs)) - converted(*inputs)
+    assert (difference.abs() <= 2.01 * scale).all()
+
+
 def test_a_value_that_is_always_zero_stays_on_the_npu() -> None:
     def dead() -> nn.Module:
         layer = nn.Conv2d(4, 4, 3)
@@ -111,7 +160,15 @@ def with_output_scale(model: GraphModule, scale: float) -> GraphModule:
 
 
 @pytest.mark.parametrize(
-    ("operator", "inside", "outside"), [("sum", 1e-6, 1e-9), ("conv", 1e-3, 1e-7), ("hardswish", 1e-3, 1e-5)]
+    ("operator", "inside", "outside"),
+    [
+        ("sum", 1e-3, 1e-5),
+        ("difference", 1e-6, 1e-9),
+        ("product", 1e-5, 1e-7),
+        ("matmul", 1e-3, 1e-5),
+        ("conv", 1e-3, 1e-7),
+        ("hardswish", 1e-3, 1e-5),
+    ],
 )
 def test_what_is_out_of_reach_runs_on_the_cpu(operator: str, inside: float, outside: float) -> None:
     inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)),)

@@ -88,15 +88,21 @@ class Kind:
         return self.weights is Weights.FILTERS and self.operands_at > 0
 
 
-# The largest factors were found by trying scales from 2^-80 to 2^80 at the inputs and the output of each operator.
-# A sum accumulates in steps of 2^-20 times twice its largest input scale, and allows factors below 1.
+# The largest factors were found by trying scales from 2^-80 to 2^80 at the inputs and the output of each operator, and
+# comparing the outputs with the arithmetic of torch. With a larger factor, LiteRT rejects the model or ends the
+# process; ADD, MUL and BATCH_MATMUL return codes of the wrong sign.
 _PRODUCTS = Accumulator(2.0**8)
-_SUMS = Accumulator(2.0**19, is_sum=True)
+_BATCHED_PRODUCTS = Accumulator(2.0)
+# A difference accumulates in steps of 2^-20 times twice its largest input scale, and allows factors below 1.
+_DIFFERENCES = Accumulator(2.0**19, is_sum=True)
+_SUMS = Accumulator(2.0**8, is_sum=True)
 _HARD_SWISH = Accumulator(2.0**7, is_sum=True)
 
 
-def _elementwise_kind(name: str, options: str | None = None, version: int = 2, sums: Accumulator | None = None) -> Kind:
-    return Kind(name, Work.ELEMENTS, options, Layout.ELEMENTWISE, version, accumulator=sums)
+def _elementwise_kind(
+    name: str, options: str | None = None, version: int = 2, accumulator: Accumulator | None = None
+) -> Kind:
+    return Kind(name, Work.ELEMENTS, options, Layout.ELEMENTWISE, version, accumulator=accumulator)
 
 
 def _reduction_kind(name: str) -> Kind:
@@ -120,7 +126,7 @@ FULLY_CONNECTED = Kind(
     "FULLY_CONNECTED", Work.MATRIX_PRODUCT, "FullyConnectedOptions", Layout.FEATURES, version=4,
     weights=Weights.FILTERS, accumulator=_PRODUCTS,
 )  # fmt: skip
-BATCH_MATMUL = Kind("BATCH_MATMUL", Work.MATRIX_PRODUCT, "BatchMatMulOptions")
+BATCH_MATMUL = Kind("BATCH_MATMUL", Work.MATRIX_PRODUCT, "BatchMatMulOptions", accumulator=_BATCHED_PRODUCTS)
 
 AVERAGE_POOL_2D = Kind("AVERAGE_POOL_2D", Work.WINDOWS, "Pool2DOptions", keeps_channels=True)
 MAX_POOL_2D = Kind("MAX_POOL_2D", Work.WINDOWS, "Pool2DOptions", keeps_channels=True)
@@ -139,22 +145,22 @@ SUM = _reduction_kind("SUM")
 SOFTMAX = Kind("SOFTMAX", Work.SOFTMAX, "SoftmaxOptions")
 
 ABS = _elementwise_kind("ABS", "AbsOptions")
-ADD = _elementwise_kind("ADD", "AddOptions", sums=_SUMS)
+ADD = _elementwise_kind("ADD", "AddOptions", accumulator=_SUMS)
 EXP = _elementwise_kind("EXP", "ExpOptions")
-HARD_SWISH = _elementwise_kind("HARD_SWISH", "HardSwishOptions", version=1, sums=_HARD_SWISH)
+HARD_SWISH = _elementwise_kind("HARD_SWISH", "HardSwishOptions", version=1, accumulator=_HARD_SWISH)
 LEAKY_RELU = _elementwise_kind("LEAKY_RELU", "LeakyReluOptions")
 LOG = _elementwise_kind("LOG")
 LOGISTIC = _elementwise_kind("LOGISTIC")
 MAXIMUM = _elementwise_kind("MAXIMUM", "MaximumMinimumOptions")
 MINIMUM = _elementwise_kind("MINIMUM", "MaximumMinimumOptions")
-MUL = _elementwise_kind("MUL", "MulOptions")
+MUL = _elementwise_kind("MUL", "MulOptions", accumulator=_PRODUCTS)
 PRELU = _elementwise_kind("PRELU", version=1)
 RELU = _elementwise_kind("RELU")
 RELU6 = _elementwise_kind("RELU6")
 RELU_0_TO_1 = _elementwise_kind("RELU_0_TO_1", version=1)
 RELU_N1_TO_1 = _elementwise_kind("RELU_N1_TO_1", version=1)
 RSQRT = _elementwise_kind("RSQRT")
-SUB = _elementwise_kind("SUB", "SubOptions", sums=_SUMS)
+SUB = _elementwise_kind("SUB", "SubOptions", accumulator=_DIFFERENCES)
 TANH = _elementwise_kind("TANH")
 
 CONCATENATION = Kind("CONCATENATION", Work.NOTHING, "ConcatenationOptions", Layout.AXES, axes=("axis",))

@@ -1,4 +1,5 @@
-"""Limits of the scales that LiteRT's kernels accept. For other scales, LiteRT rejects the model or ends the process.
+"""Limits of the scales that LiteRT's kernels support. For other scales, LiteRT rejects the model, ends the process, or
+returns wrong codes.
 
 A kernel multiplies its accumulator by a factor to get the codes of its output. `Kind.accumulator` has the limit of this
 factor.
@@ -14,7 +15,11 @@ from openneutron.ir.kinds import KINDS, Accumulator
 
 __all__ = ["LARGEST_SCALE", "LEAST_SCALE", "factor_fault", "is_unusual_scale", "may_break_scale_limits", "scale_fault"]
 
-_LEAST_LIMIT = min(kind.accumulator.largest_factor for kind in KINDS.values() if kind.accumulator)
+_LEAST_LIMIT_OF_PRODUCTS, _LEAST_LIMIT_OF_SUMS = (
+    min(kind.accumulator.largest_factor for kind in KINDS.values()
+        if kind.accumulator and kind.accumulator.is_sum is is_sum)
+    for is_sum in (False, True)
+)  # fmt: skip
 LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**126
 """Bounds of the normal numbers of float32, the type of scales in TFLite files, with normal reciprocals.
 
@@ -26,9 +31,11 @@ LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 def may_break_scale_limits(inputs: Sequence[QParams], output: QParams) -> bool:
     """Whether `scale_fault` might find a fault for these qparams. A fast test, False for nearly all operators."""
     scales = [scale for qparams in inputs for scale in qparams.scale]
-    widest = max(scales, default=1.0)
-    factor = widest * max(1.0, widest) / output.scale[0]
-    return factor >= _LEAST_LIMIT / 2 or not all(map(_is_normal, (*scales, *output.scale)))
+    widest = sorted(max(qparams.scale) for qparams in inputs)[-2:]
+    limit_of_products = _LEAST_LIMIT_OF_PRODUCTS / 2 * output.scale[0]
+    limit_of_sums = _LEAST_LIMIT_OF_SUMS / 2 * output.scale[0]
+    exceeds = math.prod(widest) >= limit_of_products or max(widest, default=0.0) >= limit_of_sums
+    return exceeds or not all(map(_is_normal, (*scales, *output.scale)))
 
 
 def scale_fault(op: Op) -> str:

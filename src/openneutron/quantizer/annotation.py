@@ -25,7 +25,7 @@ from openneutron.quantizer import qspecs, training
 from openneutron.quantizer.added_masks import AddedMask, MaskedAtRunTime
 from openneutron.quantizer.fused_operators import FusedOperator
 from openneutron.quantizer.layer_options import PER_CHANNEL, Layers
-from openneutron.quantizer.needed_ranges import NEEDED_RANGE, Need, joined_needs, needed_values
+from openneutron.quantizer.needed_ranges import NEEDED_RANGE, Need, clamp_limits, joined_needs, needed_values
 from openneutron.quantizer.observers import RecentRangeObserver
 from openneutron.quantizer.output_parts import FloatConcatenation, LinkedParts
 from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
@@ -83,6 +83,7 @@ class Annotation:
         self.unbatched: set[Value] = set()
         self.least_scale: dict[Value, float] = {}
         self.needed: dict[Value, Interval] = {}
+        self.clamped: set[Value] = set()
         self.addends: dict[Value, int] = {}
         self.limits: dict[Value, AddendLimit] = {}
         self.annotated: dict[Value, Value] = {}
@@ -268,6 +269,7 @@ class Annotation:
             if group not in special and group not in self.outputs:
                 self.needed[group] = self.needed.get(group, EVERYTHING).clamped(limits)
         self.needed = {group: needed for group, needed in self.needed.items() if needed != EVERYTHING}
+        self.clamped = {self._find_group(fused.output) for fused in self.operators if clamp_limits(fused) != EVERYTHING}
         for value in needs:
             if (group := self._find_group(value)) in self.needed:
                 NEEDED_RANGE.write(value, self.needed[group])
@@ -392,6 +394,7 @@ class Annotation:
             is_unbatched=group in self.unbatched,
             least_scale=self.least_scale.get(group, 0.0),
             needed=self.needed.get(group, EVERYTHING),
+            is_clamped=group in self.clamped,
             addend=self.addends.get(group),
             limit=self.limits.get(group),
         )

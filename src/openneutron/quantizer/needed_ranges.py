@@ -24,7 +24,7 @@ from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.fused_operators import FusedOperator
 from openneutron.quantizer.sum_ranges import MOST_SUMS, SumTerm, joined_terms
 
-__all__ = ["NEEDED_RANGE", "Need", "joined_needs", "needed_values"]
+__all__ = ["NEEDED_RANGE", "Need", "clamp_limits", "joined_needs", "needed_values"]
 
 NEEDED_RANGE = IntervalNote("openneutron.needed_range")
 """The interval of a value that its readers need."""
@@ -62,7 +62,7 @@ def needed_values(graph: Graph, operators: Sequence[FusedOperator], *, is_qat: b
             ]
             needed[value] = joined_needs([need for need in by_readers if need is not None])
     found = {value: need for value, need in needed.items() if need is not None}
-    return {value: _limited(need, _clamp_limits(yielding.get(value))) for value, need in found.items()}
+    return {value: _limited(need, clamp_limits(yielding.get(value))) for value, need in found.items()}
 
 
 def joined_needs(needs: Sequence[Need]) -> Need | None:
@@ -82,7 +82,7 @@ def _limited(need: Need, limits: Interval) -> Need:
     return need if limits == EVERYTHING else Need(need.as_interval.clamped(limits))
 
 
-def _clamp_limits(fused: FusedOperator | None) -> Interval:
+def clamp_limits(fused: FusedOperator | None) -> Interval:
     """Returns the limits of the values of a clamp that shares qparams with its input."""
     if fused is None or fused.rule is not OutputRule.SHARED:
         return EVERYTHING

@@ -75,6 +75,8 @@ class ObservedValue:
     """The smallest scale, for observers that have an option for it (`eps`)."""
     needed: Interval = EVERYTHING
     """The interval of values that its readers need."""
+    is_clamped: bool = False
+    """Whether the output of a clamp has the same qparams."""
     addend: int | None = None
     """A number for the value, if it is an operand of a sum whose readers saturate."""
     limit: AddendLimit | None = None
@@ -134,7 +136,12 @@ def _observer_constructor(value: ObservedValue, observer: Any) -> Any:
     if value.masked:
         return MaskedObserver.with_args(observer=constructor)
     if value.needed != EVERYTHING:
-        constructor = NeededRangeObserver.with_args(observer=constructor, needed=value.needed)
+        constructor = NeededRangeObserver.with_args(
+            observer=constructor,
+            needed=value.needed,
+            is_clamped=value.is_clamped,
+            error_of=Origin.from_node(value.node).error,
+        )
     if value.addend is not None:
         constructor = AddendObserver.with_args(observer=constructor, number=value.addend, limit=value.limit)
     is_part = bool(value.joins) and observes

@@ -19,7 +19,7 @@ from openneutron.core.fx import arguments, first_operand, is_quantize, note, not
 from openneutron.ops.intervals import EVERYTHING, AddendNeeds, Interval, NeededBySum
 from openneutron.quantizer.observers import DistributionObserver
 from openneutron.quantizer.ranges import SMALLEST_SCALE
-from openneutron.quantizer.wrapping_observers import WrappingObserver, extended_by_one_step
+from openneutron.quantizer.wrapping_observers import WrappingObserver, extended_by_one_step, within_reach
 
 __all__ = [
     "MOST_SUMS", "AddendLimit", "AddendObserver", "SumTerm", "joined_terms", "link_addends", "needed_of_addends",
@@ -125,6 +125,13 @@ class AddendObserver(WrappingObserver):
         found = self._interval_of(own)
         if needed.low <= found.low and found.high <= needed.high:
             return own
+        largest = max(-found.low, found.high)
+        return within_reach(*self._qparams_within(own, found, needed), largest, (self.quant_min, self.quant_max))
+
+    def _qparams_within(
+        self, own: tuple[torch.Tensor, torch.Tensor], found: Interval, needed: Interval
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the qparams of the range `found` of the values, clipped to the `needed` interval."""
         if isinstance(self.observer, DistributionObserver):
             return self.observer.qparams_within(max(found.low, needed.low), min(found.high, needed.high))
         low, high = max(found.low, min(needed.low, 0.0)), min(found.high, max(needed.high, 0.0))

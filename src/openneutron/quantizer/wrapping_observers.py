@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,13 +12,18 @@ from torchao.quantization.pt2e.observer import ObserverBase
 from openneutron.ops.intervals import Interval
 from openneutron.ops.masks import HIDDEN, saturates
 
-__all__ = ["MaskedObserver", "NeededRangeObserver", "WrappingObserver", "extended_by_one_step"]
+__all__ = ["MaskedObserver", "NeededRangeObserver", "WrappingObserver", "extended_by_one_step", "within_reach"]
 
 # The distance of hidden values below the lowest score. The softmax probability of a hidden value is at most
 # exp(-MASKED_DISTANCE) times that of any score. A larger distance would cost resolution.
 MASKED_DISTANCE = 8.0
 # The distance by which a `NeededRangeObserver` extends an end of a needed interval, as a share of the end.
 MARGIN_SHARE = 1 / 50
+# The largest magnitude of a value in steps of its scale. The needed range is then at least one int8 step of the range
+# of all values, so a finer scale would only resolve rounding errors, and the NPU's multipliers would not cover it.
+MOST_STEPS = 2.0**15
+# ExecuTorch's quantize rounds to int32, so that values of this many steps get a wrong code.
+OVERFLOWING_STEPS = 2.0**31
 
 
 class WrappingObserver(ObserverBase):
@@ -74,22 +79,73 @@ class WrappingObserver(ObserverBase):
 class NeededRangeObserver(WrappingObserver):
     """Clamps values to the interval that their readers need, and passes them to the wrapped observer.
 
-    Values that are not finite are not clamped, so that the wrapped observer can report them.
+    Values that are not finite are not clamped, so that the wrapped observer can report them. The largest magnitude
+    of the other values limits how small the scale becomes (`within_reach`). If `is_clamped`, the output of a clamp has
+    these qparams, too, which a larger scale could not represent. `calculate_qparams` then raises the error that
+    `error_of` makes of a message if a value would exceed int32 in steps of the scale.
     """
 
-    def __init__(self, *args: Any, needed: Interval, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        needed: Interval,
+        error_of: Callable[[str], Exception],
+        is_clamped: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.needed = extended_by_one_step(needed, self.quant_max - self.quant_min)
+        self.error_of, self.is_clamped = error_of, is_clamped
+        self.register_buffer("largest", torch.tensor(0.0))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
         seen = values.detach()
-        self.observe(torch.where(seen.isfinite(), seen.clamp(self.needed.low, self.needed.high), seen))
+        is_finite = seen.isfinite()
+        self.observe(torch.where(is_finite, seen.clamp(self.needed.low, self.needed.high), seen))
+        if seen.numel():
+            largest = torch.where(is_finite, seen, 0.0).abs().amax().to(self.largest)
+            self.largest.copy_(torch.maximum(self.largest, largest))
         return values
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns the observed statistics, for `merge`."""
+        return {**super().state(), "largest": self.largest.cpu().clone()}
+
+    def merge(self, later: Mapping[str, torch.Tensor]) -> None:
+        """Adds the `state` of an observer that saw the next part of the stream."""
+        super().merge(later)
+        self.largest.copy_(torch.maximum(self.largest, later["largest"].to(self.largest)))
 
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns scale (float32) and zero point (int64)."""
-        return self.observer.calculate_qparams()  # type: ignore[no-any-return]
+        scale, zero_point = self.observer.calculate_qparams()
+        largest = float(self.largest)
+        if not self.is_clamped:
+            return within_reach(scale, zero_point, largest, (self.quant_min, self.quant_max))
+        if largest >= OVERFLOWING_STEPS * float(scale):
+            raise self.error_of(
+                f"Values up to {largest:.1g} were observed here before a clamp. In steps of {float(scale):.1g}, the "
+                "scale of the clamp's output, they exceed int32. Scale the model's data, or the weights of the layers "
+                "before it."
+            )
+        return scale, zero_point
+
+
+def within_reach(
+    scale: torch.Tensor, zero_point: torch.Tensor, largest: float, codes: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns qparams with which a value of magnitude `largest` is at most `MOST_STEPS` steps from zero.
+
+    Qparams that already meet this are returned unchanged. Others get a larger scale, and a zero point that keeps codes
+    on each side of zero that had any. The int8 errors of a value that large exceed the range that its readers need.
+    """
+    if largest <= MOST_STEPS * float(scale):
+        return scale, zero_point
+    lowest, highest = codes
+    sides = zero_point > lowest, zero_point < highest
+    middle = (lowest + highest + 1) // 2 if all(sides) else highest if sides[0] else lowest
+    return torch.full_like(scale, largest / MOST_STEPS), torch.full_like(zero_point, middle)
 
 
 def extended_by_one_step(needed: Interval, steps: int) -> Interval:
