@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.cli.builds import Here
 
@@ -54,3 +55,54 @@ def test_a_chip_is_refused(here: Here, built: Path) -> None:
     result = here("inspect", built, "--target", "imxrt700", "--try-changes")
     assert result.code == 2
     assert "no known memory regions" in result.err
+
+
+SMALLER = """
+from torch import nn
+
+def net():
+    body = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(8, 2))
+"""
+
+
+@pytest.fixture
+def images(here: Here, tmp_path: Path) -> Path:
+    """A build of a network that takes images of any size, and a board without room for 32x32 pixels."""
+    (tmp_path / "net.py").write_text(SMALLER)
+    np.save(tmp_path / "data.npy", np.zeros((2, 1, 1, 32, 32), np.float32))
+    options = ("--input", "1,1,32,32", "--calibrate", tmp_path / "data.npy", "--recover", "none")
+    built = here("build", f"{tmp_path / 'net.py'}:net", "-o", tmp_path / "images", *options)
+    assert built.code == 0, built.text
+    return tmp_path / "images"
+
+
+def test_inspect_tries_images_of_given_sizes(here: Here, images: Path, board_file: Path) -> None:
+    verb = ("inspect", images, "--target", board_file, "--try-changes", "--json")
+    found = here(*verb, "--image-size", "16x24", "--image-size", "16x16").json["estimate"]["on_board"]
+    ram = {one["change"]: one["ram_bytes"] for one in found["remedies"] if one["how"] == "tried"}
+    assert ram["input of 1x1x16x16"] < ram["input of 1x1x16x24"] < ram[INT8]
+    assert any("accuracy with smaller inputs was not measured" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["64x64", "--try-changes"], "an image of at least 64x64 pixels"),
+        (["16", "--try-changes"], "'16' is no size of images. Give height and width"),
+        (["0x16", "--try-changes"], "is no size of images"),
+        (["16x16"], "--image-size needs --try-changes"),
+    ],
+)
+def test_wrong_sizes(here: Here, images: Path, board_file: Path, options: list[str], message: str) -> None:
+    result = here("inspect", images, "--target", board_file, "--image-size", *options)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+
+
+def test_sizes_need_the_model_of_a_build(here: Here, images: Path, board_file: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "model.pte", tmp_path / "bare.pte")
+    verb = ("inspect", tmp_path / "bare.pte", "--target", board_file, "--try-changes", "--image-size", "16x16")
+    result = here(*verb, "--quantized", images / "quantized.pt2")
+    assert result.code == 2
+    assert "Give the folder of a build" in " ".join(result.err.split())

@@ -13,6 +13,7 @@ from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_new_folder, check_output
 from openneutron.core.messages import as_argument
+from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
 
@@ -31,6 +32,15 @@ TryChanges = Annotated[
 Quantized = Annotated[
     Path | None,
     typer.Option(callback=existing_file, help="The quantized model (.pt2) of the program, for --try-changes."),
+]
+ImageSizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-size",
+        metavar="HxW",
+        help="With --try-changes, try smaller images of this height and width, with the float model of a build. "
+        "Repeatable.",
+    ),
 ]
 InProcess = Annotated[
     bool,
@@ -61,6 +71,7 @@ def inspect(
     layers: Annotated[bool, typer.Option("--layers", help="Print a row for each operator on the NPU.")] = False,
     try_changes: TryChanges = False,
     quantized: Quantized = None,
+    image_sizes: ImageSizes = None,
 ) -> None:
     """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
     from openneutron.report import text
@@ -68,11 +79,17 @@ def inspect(
     from openneutron.workflow.folders import BuildFolder
 
     folder = BuildFolder.of(file)
+    if image_sizes and not try_changes:
+        raise OptionError("--image-size needs --try-changes. Give both.")
     if try_changes:
+        from openneutron.workflow.from_settings import float_model_of
+        from openneutron.workflow.smaller_images import image_size
         from openneutron.workflow.trying import report_with_changes
 
+        sizes = list(map(image_size, image_sizes or ()))
         with terminal.step("try changes"):
-            report, _ = report_with_changes(folder.program, quantized or folder.quantized, target)
+            of_model = {"image_sizes": sizes, **float_model_of(folder)} if sizes else {}
+            report, _ = report_with_changes(folder.program, quantized or folder.quantized, target, **of_model)
     else:
         report = read(folder.program, target)
     if terminal.json:

@@ -34,13 +34,13 @@ from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
 from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
-from openneutron.settings.toml import FILE_NAME
+from openneutron.settings.toml import FILE_NAME, read_settings
 from openneutron.workflow.building import Build, Step, build, build_folder, no_step, write_build
 from openneutron.workflow.folders import BuildFolder
 
 __all__ = [
     "analyze_from_settings", "build_from_settings", "calibration_of", "evaluate_from_settings",
-    "evaluation_of", "example_inputs_from",
+    "evaluation_of", "example_inputs_from", "float_model_of",
     "lower_from_settings", "lower_options", "model_from", "quantize_from_settings", "quantize_options",
     "source_root", "transform_from", "validate_board_from_settings", "validate_from_settings",
 ]  # fmt: skip
@@ -74,6 +74,21 @@ def _examples(settings: Settings, model: nn.Module | ExportedProgram) -> Any:
         raise OptionError("Give the shape of each input: --input 1,3,224,224.")
     shape = ",".join(map(str, (1, *size)))
     return example_inputs_of([shape], channels_last=settings.model.channels_last)
+
+
+def float_model_of(folder: BuildFolder) -> dict[str, Any]:
+    """Returns the float model of a build, its example inputs and the options of `quantize`, for `try_changes`.
+
+    Raises `OptionError` for a bare program, and the errors of `read_settings` and `load_model`.
+    """
+    if folder.settings is None:
+        raise OptionError(
+            f"Sizes of images are tried with the float model, which {FILE_NAME} in the folder of a build names. Give "
+            "the folder of a build."
+        )
+    settings = read_settings(folder.settings)
+    model = model_from(settings)
+    return {"model": model, "example_inputs": _examples(settings, model), **quantize_options(settings)}
 
 
 def transform_from(settings: Settings) -> Callable[[Any], Any] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,13 +13,18 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from openneutron.core.messages import first_line, listed
-from openneutron.errors import OpenNeutronError
+from openneutron.errors import OpenNeutronError, OptionError
 from openneutron.flow import quantize
 from openneutron.model.examples import register_dataclasses, to_tensors
 from openneutron.quantized_model import QuantizedModel
 from openneutron.targets import Target
 
-__all__ = ["NOT_MEASURED", "SmallerImages", "quantized_for_smaller_images", "smaller_examples"]
+__all__ = [
+    "NOT_MEASURED", "ImageSize", "SmallerImages", "image_size", "quantized_for_smaller_images", "smaller_examples",
+]  # fmt: skip
+
+ImageSize = tuple[int, int]
+"""Height and width in pixels."""
 
 FRACTIONS = (Fraction(3, 4), Fraction(1, 2))
 """The sides of the smaller images, relative to those of the example inputs."""
@@ -42,21 +48,36 @@ class SmallerImages:
     quantized: QuantizedModel
 
 
+def image_size(text: str) -> ImageSize:
+    """Returns height and width from a text such as "96x128". Raises `OptionError` for another text."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text, re.ASCII)
+    if found is None:
+        raise OptionError(f"'{text}' is no size of images. Give height and width in pixels, such as 96x128.")
+    return int(found[1]), int(found[2])
+
+
 def quantized_for_smaller_images(
-    model: Any, example_inputs: Any, target: Target, options: Mapping[str, Any]
+    model: Any,
+    example_inputs: Any,
+    target: Target,
+    options: Mapping[str, Any],
+    sizes: Sequence[ImageSize] = (),
 ) -> tuple[list[SmallerImages], list[str]]:
-    """Quantizes a float model for images with 3/4 and with half of their sides.
+    """Quantizes a float model for images of `sizes`, by default with 3/4 and with half of their sides.
 
     `example_inputs` and `options` are those of `quantize`. The model is calibrated with the smaller example inputs and
     without recovery, so the results are valid for the memory of a program, not for its accuracy. If the model does not
     take the exact fraction, the next smaller multiple of 32 is tried. Returns the quantized models, and notes on the
-    sizes that the model does not take.
+    sizes that the model does not take. Raises `OptionError` if no input has an image of a size.
     """
     found: list[SmallerImages] = []
     notes: list[str] = []
-    for fraction in FRACTIONS:
+    trials = [[_examples_of_size(example_inputs, size)] for size in sizes] or [
+        list(_candidates(example_inputs, fraction)) for fraction in FRACTIONS
+    ]
+    for candidates in trials:
         reason = ""
-        for change, smaller in _candidates(example_inputs, fraction):
+        for change, smaller in candidates:
             if change in (one.change for one in found):
                 break
             try:
@@ -75,6 +96,27 @@ def smaller_examples(example_inputs: Any, fraction: Fraction, multiple: int = 1)
     An image is a tensor of rank 4 whose sides have at least 16 pixels, in NCHW or in NHWC with at most 4 channels. The
     new sides are multiples of `multiple`. Returns None if there is no image, or if a side would be 0.
     """
+    return _cut(example_inputs, lambda *sides: tuple(int(side * fraction) // multiple * multiple for side in sides))
+
+
+def _examples_of_size(example_inputs: Any, size: ImageSize) -> tuple[str, Any]:
+    """Returns the same for images of `size`. Raises `OptionError` if no input has an image of at least this size."""
+    found = _cut(example_inputs, lambda *sides: tuple(map(min, sides, size)))
+    if found is None or not any(_size_of(leaf) == size for leaf in tree_leaves(found[1])):
+        raise OptionError(
+            f"No example input has an image of at least {size[0]}x{size[1]} pixels, with sides of {SMALLEST_SIDE} or "
+            "more. Give a smaller size."
+        )
+    return found
+
+
+def _size_of(value: Any) -> ImageSize | None:
+    sides = _sides(value, smallest=1)
+    return None if sides is None else (value.shape[sides[0]], value.shape[sides[1]])
+
+
+def _cut(example_inputs: Any, new_sides: Callable[[int, int], tuple[int, ...]]) -> tuple[str, Any] | None:
+    """Cuts each image to `new_sides` of its height and width."""
     register_dataclasses(example_inputs)
     shapes: list[str] = []
 
@@ -84,8 +126,8 @@ def smaller_examples(example_inputs: Any, fraction: Fraction, multiple: int = 1)
         if sides is None:
             return value
         is_last = value.is_contiguous(memory_format=torch.channels_last)
-        for dim in sides:
-            value = value.narrow(dim, 0, int(value.shape[dim] * fraction) // multiple * multiple)
+        for dim, side in zip(sides, new_sides(*(value.shape[dim] for dim in sides)), strict=True):
+            value = value.narrow(dim, 0, side)
         shapes.append("x".join(map(str, value.shape)))
         return value.clone(memory_format=torch.channels_last if is_last else torch.contiguous_format)
 
@@ -104,12 +146,12 @@ def _candidates(example_inputs: Any, fraction: Fraction) -> Iterator[tuple[str, 
             yield found
 
 
-def _sides(value: Any) -> tuple[int, int] | None:
-    """Returns the dimensions of height and width; None if the value is not an image."""
+def _sides(value: Any, smallest: int = SMALLEST_SIDE) -> tuple[int, int] | None:
+    """Returns the dimensions of height and width; None if the value is not an image with sides of `smallest`."""
     if not isinstance(value, torch.Tensor) or value.dim() != 4:
         return None
     sides = (1, 2) if value.shape[3] <= MOST_CHANNELS < value.shape[1] else (2, 3)
-    return sides if all(value.shape[dim] >= SMALLEST_SIDE for dim in sides) else None
+    return sides if all(value.shape[dim] >= smallest for dim in sides) else None
 
 
 def _quantized(model: Any, example_inputs: Any, target: Target, options: Mapping[str, Any]) -> QuantizedModel:

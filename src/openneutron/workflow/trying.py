@@ -30,7 +30,7 @@ from openneutron.report.inspect import NEUTRON_BACKEND, Report, inspect_bytes
 from openneutron.report.inspect import inspect as read_program
 from openneutron.report.regions import FETCH, BoardFit, Remedy, remedy_of, with_remedies
 from openneutron.targets import NeutronTargetSpec, Target
-from openneutron.workflow.smaller_images import NOT_MEASURED, quantized_for_smaller_images
+from openneutron.workflow.smaller_images import NOT_MEASURED, ImageSize, quantized_for_smaller_images
 
 __all__ = ["report_with_changes", "try_changes"]
 
@@ -53,6 +53,8 @@ class _FloatModel:
     example_inputs: Any
     options: Mapping[str, Any]
     """The options of `quantize`."""
+    sizes: tuple[ImageSize, ...]
+    """The sizes of images to try; empty for 3/4 and half of each side."""
 
 
 def try_changes(
@@ -62,6 +64,7 @@ def try_changes(
     *,
     model: Any = None,
     example_inputs: Any = None,
+    image_sizes: Sequence[ImageSize] = (),
     **quantize_options: Any,
 ) -> BoardFit:
     """Returns the verdict on a program on a board. If it does not fit, measures changes by lowering the model again.
@@ -71,8 +74,8 @@ def try_changes(
     - `program`: the result of `lower`, or a `.pte` as bytes or by its path.
     - `quantized`: the quantized model from which it was lowered, or its file (.pt2).
     - `target`: a board or a board file, by default that of the program or of the quantized model.
-    - `model`: the float model. With it, smaller images are tried, too: 3/4 and half of each side. The accuracy with
-      them is not measured, and a note of the verdict says so.
+    - `model`: the float model. With it, smaller images are tried, too: those of `image_sizes` (height, width), by
+      default 3/4 and half of each side. The accuracy with them is not measured, and a note of the verdict says so.
     - `example_inputs`, `quantize_options`: those of `quantize`, for `model`. The example inputs are by default those of
       the quantized model.
 
@@ -82,9 +85,12 @@ def try_changes(
     lowering fails, the numbers of the change remain computed, and a note gives the reason. A program that fits is not
     lowered again.
 
-    Raises `OptionError` without a board whose memory regions are known; `ModelError` if the quantized model is not that
+    Raises `OptionError` without a board whose memory regions are known, and for `image_sizes` without a model or
+    larger than the images of the example inputs; `ModelError` if the quantized model is not that
     of the program; the errors of `inspect` and of `lower` for files.
     """
+    if image_sizes and model is None:
+        raise OptionError("Sizes of images are tried with the float model. Give `model`, too.")
     buffer, own_board = _bytes_of(program)
     known, named = _quantized_model(quantized)
     board = NeutronTargetSpec(target or own_board or named)
@@ -106,9 +112,8 @@ def try_changes(
         except OpenNeutronError as error:
             notes.append(f"The change {change} has no result, because lowering failed: {first_line(error)}")
     if model is not None:
-        given = _FloatModel(
-            model, _example_inputs(known) if example_inputs is None else example_inputs, quantize_options
-        )
+        examples = _example_inputs(known) if example_inputs is None else example_inputs
+        given = _FloatModel(model, examples, quantize_options, tuple(image_sizes))
         smaller, reasons = _try_smaller_images(given, board, options, list(tried))
         tried |= smaller
         notes += [*reasons, *([NOT_MEASURED] if smaller else [])]
@@ -118,18 +123,19 @@ def try_changes(
 
 
 def report_with_changes(
-    program: Path, quantized: Path | None, target: Target | None = None
+    program: Path, quantized: Path | None, target: Target | None = None, **of_model: Any
 ) -> tuple[Report, NeutronTargetSpec]:
     """Returns what `inspect` returns for a program, with the verdict of `try_changes`, and the board.
 
-    Raises `OptionError` without the file of a quantized model, and the errors of `inspect` and `try_changes`.
+    `of_model` are the options of `try_changes` about the float model. Raises `OptionError` without the file of a
+    quantized model, and the errors of `inspect` and `try_changes`.
     """
     if quantized is None:
         raise OptionError(
             f"Changes are tried with the quantized model, and '{program}' has none beside it. Give its file "
             "(--quantized), or the folder of a build."
         )
-    found = try_changes(program, quantized, target)
+    found = try_changes(program, quantized, target, **of_model)
     board = NeutronTargetSpec(target or target_of_file(quantized) or found.board)
     report = read_program(program, board)
     return replace(report, estimate=with_board(report.estimate, found, board.neutron_target)), board
@@ -202,7 +208,7 @@ def _try_smaller_images(
     model: _FloatModel, board: NeutronTargetSpec, options: Mapping[str, Any], changes: Sequence[str]
 ) -> tuple[dict[str, Remedy], list[str]]:
     """Tries smaller images alone and, if the program then does not fit, together with all other changes."""
-    found, notes = quantized_for_smaller_images(model.model, model.example_inputs, board, model.options)
+    found, notes = quantized_for_smaller_images(model.model, model.example_inputs, board, model.options, model.sizes)
     together = list(dict.fromkeys(part for change in changes for part in change.split(", ")))
     tried = dict[str, Remedy]()
     for smaller in found:
