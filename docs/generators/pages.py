@@ -125,7 +125,8 @@ def commands() -> str:
         "your shell. Results are printed to stdout; steps, warnings and errors to stderr.",
         "| exit code | meaning |\n|---|---|\n| 0 | success |\n| 1 | a check failed, for example a limit of `validate` "
         "|\n| 2 | wrong use or input: the message says what to correct |\n| 3 | a fault of OpenNeutron |\n"
-        "| 130 | interrupted with Ctrl-C; files are complete or absent |",
+        "| 130 | interrupted with Ctrl-C; files are complete or absent |\n"
+        "| 143, 129 | ended by SIGTERM or SIGHUP; files are complete or absent |",
     ]
     for name, verb in _verbs(group):
         usage = " ".join([f"openneutron {name}", "[OPTIONS]", *map(_usage, _arguments(verb))])

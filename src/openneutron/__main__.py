@@ -20,7 +20,7 @@ def main() -> None:
 
     if handles:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    run()
+    run(ends_process=True)
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.cli.builds import Here
 
-from openneutron.cli.interrupts import Interrupts
+from openneutron.cli.interrupts import Interrupts, restored_signals
 from openneutron.cli.terminal import Terminal
 from openneutron.core import files
 
@@ -42,13 +42,15 @@ def plain(image):
 def test_a_step_ends_with_the_interrupt_that_was_ignored_in_it() -> None:
     interrupts = Interrupts()
     terminal = Terminal(quiet=True, interrupts=interrupts)
-    with (
-        interrupts,
-        pytest.raises(KeyboardInterrupt),
-        terminal.step("quantize"),
-        contextlib.suppress(KeyboardInterrupt),
-    ):
-        signal.raise_signal(signal.SIGINT)
+    with restored_signals():
+        with (
+            interrupts,
+            pytest.raises(KeyboardInterrupt),
+            terminal.step("quantize"),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "a second one does not interrupt the end"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -156,6 +158,56 @@ def test_ctrl_c_in_a_terminal_ends_all_processes(
     assert "Traceback" not in out + err
     assert "interrupted." in err
     assert "Failed to load" not in err, "workers log what this process logs"
+    assert not list(output.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    ("signals", "ended"),
+    [
+        ((signal.SIGTERM,), (143, "ended by SIGTERM.")),
+        ((signal.SIGHUP,), (129, "ended by SIGHUP.")),
+        ((signal.SIGINT, signal.SIGINT), (INTERRUPTED, "interrupted.")),
+        ((signal.SIGTERM, signal.SIGTERM), (143, "ended by SIGTERM.")),
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", *QUANTIZED, "-o", "OUT/new/build", "--transform", "slow.py:slow"),
+        ("evaluate", "out/model.pte", "--evaluate", "labelled", "--jobs", "2", "--transform", "slow.py:slow"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_signals_that_end_a_process(
+    built: Path, tmp_path: Path, arguments: tuple[str, ...], signals: tuple[int, ...], ended: tuple[int, str]
+) -> None:
+    """Only the process of the verb gets the signals, as from `kill`."""
+    (built.parent / "slow.py").write_text(SLOW)
+    mark, output = tmp_path / "mark", tmp_path / "output"
+    output.mkdir()
+    given = [argument.replace("OUT", str(output)) for argument in arguments]
+    environment = {**os.environ, "MARK": str(mark), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openneutron", *given],
+        cwd=built.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not mark.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        for number in signals:
+            os.kill(process.pid, number)
+            time.sleep(0.02)
+        out, err = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == ended[0], out + err
+    assert "Traceback" not in out + err
+    assert ended[1] in err
     assert not list(output.iterdir())
 
 

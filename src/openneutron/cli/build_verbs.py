@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openneutron.cli.paths import existing_file, existing_quantized
+from openneutron.cli.paths import existing_file, existing_quantized, known_target
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_output, check_output_folder
@@ -87,7 +87,7 @@ def lower(
     output: Annotated[Path, typer.Option("--output", "-o", help="The program to write (.pte).")] = Path("model.pte"),
     target: Annotated[
         str | None,
-        typer.Option(help="A chip, a board or a board file (.toml). By default, the target of the quantized model."),
+        typer.Option(callback=known_target, help="By default, the target of the quantized model."),
     ] = None,
 ) -> None:
     """Lower a quantized model to a program.
@@ -95,11 +95,8 @@ def lower(
     With the folder of a build, the settings are those of its openneutron.toml.
     """
     check_output(output)
-    from openneutron.targets import NeutronTargetSpec
     from openneutron.workflow.from_settings import lower_from_settings
 
-    if target is not None:
-        NeutronTargetSpec(target)
     with terminal.step("lower"):
         program = lower_from_settings(quantized_in(file), settings, target=target)
     program.save(output)

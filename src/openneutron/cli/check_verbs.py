@@ -10,7 +10,7 @@ import typer
 
 from openneutron.cli.file_verbs import InProcess, TryChanges
 from openneutron.cli.file_verbs import Quantized as OfTrial
-from openneutron.cli.paths import existing, existing_file, existing_program
+from openneutron.cli.paths import existing, existing_file, existing_program, known_target
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
 from openneutron.core.files import check_output
@@ -200,7 +200,7 @@ def report(
         typer.Option(callback=existing_program, help="Another build or program, to show the differences to."),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="The target of the estimates of a bare program: a chip, a board or a board file.")
+        str | None, typer.Option(callback=known_target, help="The target of the estimates of a bare program.")
     ] = None,
     try_changes: TryChanges = False,
     quantized: OfTrial = None,
@@ -233,7 +233,7 @@ def compare(
     first: Program,
     second: Program,
     target: Annotated[
-        str | None, typer.Option(help="The target of the estimates of bare programs: a chip, a board or a board file.")
+        str | None, typer.Option(callback=known_target, help="The target of the estimates of bare programs.")
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, help="The number of random inputs on which the outputs are compared.")

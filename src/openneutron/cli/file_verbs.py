@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openneutron.cli.paths import existing, existing_file, existing_program
+from openneutron.cli.paths import existing, existing_file, existing_program, known_flavor, known_target
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_new_folder, check_output
@@ -21,7 +21,7 @@ __all__ = ["InProcess", "Quantized", "TryChanges", "add_verbs"]
 
 Program = Annotated[Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build.")]
 TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
-Target = Annotated[str | None, typer.Option(help=f"Target of the estimates: {TARGET_HELP}")]
+Target = Annotated[str | None, typer.Option(callback=known_target, help=f"Target of the estimates: {TARGET_HELP}")]
 TryChanges = Annotated[
     bool,
     typer.Option(
@@ -51,7 +51,10 @@ InProcess = Annotated[
     ),
 ]
 Flavor = Annotated[
-    str | None, typer.Option(help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk.")
+    str | None,
+    typer.Option(
+        callback=known_flavor, help="Converter: an SDK release such as SDK_25_06, or a version of eiq-neutron-sdk."
+    ),
 ]
 
 
@@ -194,13 +197,16 @@ def extract(
 
     folder = BuildFolder.of(file)
     quantized = quantized or folder.quantized
+    module = None
+    if model_explorer and quantized is not None:  # before the first file is written
+        from openneutron.model.exporting import loaded_program
+
+        module = loaded_program(quantized).module()
     paths = extract_models(folder.program, output)
     if model_explorer:
         from openneutron.core.files import read_file
-        from openneutron.model.exporting import loaded_program
         from openneutron.page.model_explorer import write_model_explorer
 
-        module = None if quantized is None else loaded_program(quantized).module()
         paths += write_model_explorer(read_file(folder.program), folder.summary(), output, module)
     terminal.show("\n".join(map(str, paths)), {"files": list(map(str, paths))})
 
@@ -208,7 +214,7 @@ def extract(
 def operators(
     terminal: Terminal,
     search: Annotated[str, typer.Argument(help="Part of a name: conv, aten::silu, CONV_2D.")] = "",
-    target: Annotated[str, typer.Option(help=f"A target: {TARGET_HELP}")] = "imxrt700",
+    target: Annotated[str, typer.Option(callback=known_target, help=f"A target: {TARGET_HELP}")] = "imxrt700",
     flavor: Flavor = None,
 ) -> None:
     """List the operators that run on the NPU, with their limits."""

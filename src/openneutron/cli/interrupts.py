@@ -1,46 +1,80 @@
-"""Remembers Ctrl-C."""
+"""Remembers Ctrl-C, and the signals that ask a process to end."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "restored_signals"]
+
+_ENDING = ("SIGTERM", "SIGHUP")
+"""The signals that end a process: of `kill`, and of a terminal that is closed. Windows has only the first."""
+
+
+def _handlers() -> dict[int, Any]:
+    """Returns the handlers of the signals; none in another thread than the main one, which cannot set them."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [int(getattr(signal, name)) for name in ("SIGINT", *_ENDING) if hasattr(signal, name)]
+    return {number: signal.getsignal(number) for number in numbers}
+
+
+@contextmanager
+def restored_signals() -> Iterator[None]:
+    """Restores the handlers of the signals at the end of the context."""
+    before = _handlers()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # a handler that was not set by Python
+                signal.signal(number, handler)
 
 
 class Interrupts:
-    """Remembers whether Ctrl-C was pressed within the context.
+    """Remembers whether Ctrl-C was pressed within the context, or the process was asked to end by a signal.
 
-    Ctrl-C raises `KeyboardInterrupt` where Python happens to be. Python ignores it in callbacks of weak references and
-    in destructors, and NumPy and torch turn it into other errors while they are imported.
+    Both raise `KeyboardInterrupt` where Python happens to be, so that temporary files are removed and other processes
+    end. Python ignores it in callbacks of weak references and in destructors, and NumPy and torch turn it into other
+    errors while they are imported.
 
-    Only the main thread can handle Ctrl-C. If the process ignores it, or has a handler of its own, that is kept.
+    Only the main thread can handle signals. If the process ignores one, or has a handler of its own, that is kept.
+    After a signal, further ones are ignored when the context has ended (see `restored_signals`).
     """
 
     def __init__(self) -> None:
-        self.seen = False
-        self._handles = False
+        self.number: int | None = None
+        """The number of the first signal; None if there was none."""
+        self._before: dict[int, Any] = {}
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was a signal."""
+        return self.number is not None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._handles:
-            signal.signal(signal.SIGINT, self._remember)
+        for number, handler in _handlers().items():
+            if handler is (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL):
+                self._before[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handles:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            # After a signal, the process ends, and a second one would interrupt its end.
+            signal.signal(number, signal.SIG_IGN if self.seen else handler)
 
     def check(self) -> None:
-        """Raises `KeyboardInterrupt` if Ctrl-C was pressed."""
+        """Raises `KeyboardInterrupt` if there was a signal."""
         if self.seen:
             raise KeyboardInterrupt
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.seen = True
+        if self.number is None:
+            self.number = number
         signal.default_int_handler(number, frame)

@@ -6,12 +6,14 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
 import openneutron
 from openneutron.cli import build_verbs, check_verbs, file_verbs, profile_verbs, target_verb
+from openneutron.cli.interrupts import restored_signals
 from openneutron.cli.terminal import print_error
 from openneutron.cli.verbs import WRONG_USE, app
 from openneutron.errors import OpenNeutronError
@@ -43,10 +45,11 @@ def _options(
     """Quantize PyTorch models for NXP's eIQ Neutron NPU, and build, run and check their programs."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) -> None:
     """Runs the command line, and exits. Errors of OpenNeutron are printed without a traceback.
 
-    `arguments` are those after the name of the program, by default those of the process.
+    `arguments` are those after the name of the program, by default those of the process. With `ends_process`, a process
+    that ends because of a signal ignores further ones, so that they do not interrupt its end.
     """
     # torch's threads wait actively by default. If other processes use the cores, or a container has fewer cores than
     # threads, active waiting makes small networks slower by a factor of a hundred and more.
@@ -54,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and boxes of tables may have other characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(args=None if arguments is None else list(arguments))
+        with nullcontext() if ends_process else restored_signals():
+            app(args=None if arguments is None else list(arguments))
     except OpenNeutronError as error:
         print_error(str(error))
         sys.exit(WRONG_USE)

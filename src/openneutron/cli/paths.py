@@ -1,4 +1,4 @@
-"""Paths among the arguments of verbs, which are checked before anything is imported."""
+"""Paths and targets among the arguments of verbs, which are checked before anything is imported."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import typer
 from openneutron.core.files import exists, is_file, is_folder, similar_path
 from openneutron.errors import InputError, OutputError
 from openneutron.settings.build_files import program_in, quantized_in
+from openneutron.targets import NeutronTargetSpec, generation_of_flavor
 
-__all__ = ["check_no_input", "existing", "existing_file", "existing_program", "existing_quantized"]
+__all__ = [
+    "check_no_input", "existing", "existing_file", "existing_program", "existing_quantized",
+    "known_flavor", "known_target",
+]  # fmt: skip
 
 Paths = TypeVar("Paths", Path, "Sequence[Path]", None)
 
@@ -44,6 +48,19 @@ def existing_quantized(parameter: typer.CallbackParam, value: Paths) -> Paths:
     """Raises `InputError` if a path does not exist, or is a folder without a quantized model. A callback of typer."""
     for path in _paths(existing(parameter, value)):
         quantized_in(path)
+    return value
+
+
+def known_target(value: str | None) -> str | None:
+    """Raises `TargetError` for an unknown target and for a wrong board file. A callback of typer."""
+    if value is not None:
+        NeutronTargetSpec(value)
+    return value
+
+
+def known_flavor(value: str | None) -> str | None:
+    """Raises `OptionError` for a text that names no release of the converter. A callback of typer."""
+    generation_of_flavor(value)
     return value
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openneutron.cli.paths import existing, existing_file
+from openneutron.cli.paths import existing, existing_file, known_target
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_output
@@ -17,9 +17,11 @@ __all__ = ["add_verbs"]
 _FORMS = "an ETDump (.etdp), the log of the serial line with profile records, or the bytes of a profile buffer"
 Target = Annotated[
     str | None,
-    typer.Option(help="The target of the estimates: a chip, a board or a board file (.toml). [default: that of the "
-                 "program]"),
-]  # fmt: skip
+    typer.Option(
+        callback=known_target,
+        help="The target of the estimates: a chip, a board or a board file (.toml). [default: that of the program]",
+    ),
+]
 
 
 def add_verbs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +33,10 @@ app = typer.Typer(
 )
 
 FAILED, WRONG_USE, FAULT, INTERRUPTED = 1, 2, 3, 130
-"""The exit codes: a check failed; wrong use or input; a fault of OpenNeutron; interrupted by Ctrl-C. 0 is success."""
+"""The exit codes: a check failed; wrong use or input; a fault of OpenNeutron; interrupted by Ctrl-C. 0 is success.
+
+SIGTERM ends a verb with 143, and SIGHUP with 129."""
+_OF_SIGNALS = 128
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
@@ -103,12 +107,12 @@ def _typed_exits(interrupts: Interrupts, *, verbose: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt as error:
-        raise _interrupted() from error
+        raise _interrupted(interrupts.number) from error
     except Exception as error:
         if verbose:
             traceback.print_exc()
         if interrupts.seen:  # a library made another error of it
-            raise _interrupted() from error
+            raise _interrupted(interrupts.number) from error
         if isinstance(error, OpenNeutronError):
             raise
         if _is_limit(error):
@@ -121,9 +125,12 @@ def _typed_exits(interrupts: Interrupts, *, verbose: bool) -> Iterator[None]:
         raise typer.Exit(FAULT) from error
 
 
-def _interrupted() -> typer.Exit:
-    print_error("interrupted. Files that were complete are kept, and no file is half-written.")
-    return typer.Exit(INTERRUPTED)
+def _interrupted(number: int | None) -> typer.Exit:
+    """Returns the exit after a signal: 130 after Ctrl-C, otherwise 128 and the number of the signal, as of a shell."""
+    is_ended = number is not None and number != signal.SIGINT
+    what = f"ended by {signal.Signals(number).name}" if number is not None and is_ended else "interrupted"
+    print_error(f"{what}. Files that were complete are kept, and no file is half-written.")
+    return typer.Exit(_OF_SIGNALS + number if number is not None and is_ended else INTERRUPTED)
 
 
 def _is_limit(error: Exception) -> bool:

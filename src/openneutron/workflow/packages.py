@@ -43,6 +43,8 @@ def package_files(
     data = read_file(build.program)
     pte.read(data, str(build.program))  # errors name the file
     source = None if portable is None else read_file(portable)
+    if source is not None:
+        pte.read(source, os.fspath(portable or ""))
     return package(
         data,
         folder,
