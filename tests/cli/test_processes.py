@@ -1,0 +1,67 @@
+"""Each verb as a process: one right use, whose JSON follows the schema, and one wrong use, which names the mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.cli.builds import MODEL, run
+from typer.main import get_command
+
+from openneutron.cli.verbs import app
+
+RIGHT: dict[str, tuple[object, ...]] = {
+    "targets": (),
+    "operators": ("conv2d",),
+    "inspect": ("out",),
+    "extract": ("out", "-o", "extracted"),
+    "report": ("out", "-o", "page.html"),
+    "compare": ("out", "out/model.pte"),
+    "run": ("out", "photos/left/000.png"),
+    "validate": ("out",),
+    "package": ("out", "-o", "firmware"),
+}
+"""Right uses that no other test runs as a process. `TestBuild` and `TestSteps` run build, quantize and lower."""
+WRONG: dict[str, tuple[tuple[object, ...], str]] = {
+    "build": (("net.py:Nett", "--input", "1,1,8,8", "--calibrate", "photos", "-o", "none"), "Nett"),
+    "quantize": ((*MODEL, "--calibrate", "photos", "-o", "m.onnx"), "written as .pt2"),
+    "lower": (("missing.pt2", "-o", "m.pte"), "missing.pt2"),
+    "analyze": (("--model", "net.py:Net"), "--"),
+    "run": (("out", "missing.png"), "missing.png"),
+    "evaluate": (("out", "--evaluate", "missing"), "missing"),
+    "validate": (("w.pt",), "w.pt"),
+    "report": (("out", "-o", "nowhere/page.html"), "nowhere"),
+    "compare": (("out", "w.pt"), "w.pt"),
+    "package": (("out", "-o", "labelled"), "labelled"),
+    "inspect": (("net.py",), "net.py"),
+    "extract": (("missing.pte",), "missing.pte"),
+    "operators": (("--target", "imxrt7000"), "imxrt700"),
+    "compile": (("out/model.pte", "-o", "d.pte", "--flavor", "SDK_1"), "SDK_1"),
+    "doctor": (("--flavour", "SDK_1"), "--flavour"),
+    "init": (("nowhere/new.toml",), "nowhere"),
+    "profile": (("missing.etdump", "--program", "out/model.pte"), "missing.etdump"),
+    "fit-costs": (("missing.etdump", "--program", "out/model.pte", "-o", "board.toml"), "missing.etdump"),
+    "targets": (("show", "imxrt7000"), "imxrt700"),
+}
+
+
+def test_each_verb_has_a_row() -> None:
+    assert WRONG.keys() == get_command(app).commands.keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", RIGHT)
+def test_right_use(verb: str, work: Path, built: Path) -> None:
+    result = run(work, verb, *RIGHT[verb], "--json")
+    assert result.code == 0, result.text
+    assert result.json is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", WRONG)
+def test_wrong_use(verb: str, work: Path, built: Path) -> None:
+    arguments, text = WRONG[verb]
+    result = run(work, verb, *arguments)
+    assert result.code == 2, result.text
+    assert text in result.err
+    assert result.out == ""
