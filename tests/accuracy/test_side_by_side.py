@@ -373,3 +373,43 @@ def test_a_metric_reads_the_outputs_of_each_form(
     found = evaluate_side_by_side(forms, folder, metric, jobs=jobs)
     assert [run.value for run in found.runs] == [100, 100, 100, 100]
     assert evaluate(program.buffer, folder, level_of_tuple) == 100
+
+
+class Ordered(nn.Module):
+    """Two values of an input, in a dict with the given order of its keys."""
+
+    def __init__(self, *keys: str) -> None:
+        super().__init__()
+        self.keys = keys
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        values = {"a": x, "b": 2 * x}
+        return {key: values[key] for key in self.keys}
+
+
+class Halved:
+    """No registered container: its constructor does not take its fields."""
+
+    def __init__(self, whole: Tensor) -> None:
+        self.half = whole / 2
+
+
+class ReturnsHalved(nn.Module):
+    def forward(self, x: Tensor) -> Halved:
+        return Halved(x)
+
+
+def first_value(outputs: Any, label: Any) -> float:
+    return float(outputs["a"])
+
+
+def half_value(outputs: Any, label: Any) -> float:
+    return float(outputs.half)
+
+
+def test_outputs_with_a_structure_of_their_own_stay_as_they_are() -> None:
+    data = [(torch.tensor([[3.0]]), 0)]
+    found = evaluate_side_by_side({"ba": Ordered("b", "a").eval(), "ab": Ordered("a", "b").eval()}, data, first_value)
+    assert [run.value for run in found.runs] == [3, 3]
+    runs = {"first": ReturnsHalved().eval(), "second": ReturnsHalved().eval()}
+    assert [run.value for run in evaluate_side_by_side(runs, data, half_value).runs] == [1.5, 1.5]

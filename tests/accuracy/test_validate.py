@@ -14,6 +14,7 @@ from torch import nn
 
 from openneutron import NeutronProgram, QuantizedModel, build, lower, quantize
 from openneutron.accuracy import validate
+from openneutron.accuracy.validate import Difference
 from openneutron.errors import InputError, ModelError, OptionError
 
 
@@ -94,6 +95,30 @@ def test_a_float_model_with_nan_fails_without_limits(case: Case) -> None:
     found = validate(lower(case.quantized), broken, case.data)
     assert not found.passed
     assert "of the float model has values that are not finite. Check the weights" in found.failures[0]
+
+
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("pairs", "is_finite"),
+    [
+        ([(1.0, math.nan), (1.0, 1.0)], False),
+        ([(1.0, 1.0), (math.nan, 1.0)], False),
+        ([(1.0, INF), (1.0, 1.0)], False),
+        ([(INF, 1.0)], False),
+        ([(INF, -INF)], False),
+        ([(-INF, -INF), (2.0, 2.0)], True),
+    ],
+)
+def test_values_that_are_not_finite(pairs: list[tuple[float, float]], is_finite: bool) -> None:
+    found = Difference("float", 0, 0.5)
+    for value, wanted in pairs:
+        found.add(torch.tensor([value, 3.0]), torch.tensor([wanted, 3.0]))
+    row = found.row()
+    assert math.isnan(row.largest) != is_finite
+    assert (row.sqnr_db == -INF) != is_finite
+    assert is_finite == (row.lsb == 0)
 
 
 def test_another_program_fails(case: Case) -> None:

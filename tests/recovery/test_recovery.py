@@ -322,6 +322,7 @@ class Siamese(nn.Module):
 @pytest.mark.parametrize(
     ("network", "shape"),
     [
+        (lambda: nn.Linear(8, 4, bias=False), (1, 8)),
         (lambda: nn.Linear(8, 4, bias=False), (4, 8)),
         (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2, bias=False), nn.ReLU()), (1, 4, 8, 8)),
         (lambda: nn.ConvTranspose2d(4, 4, 2, stride=2, bias=False), (1, 4, 4, 4)),
@@ -332,7 +333,7 @@ def test_values_whose_squares_overflow_are_recovered_as_others(
     network: Callable[[], nn.Module], shape: tuple[int, ...], recover: str
 ) -> None:
     model, generator = seeded(network).eval(), torch.Generator().manual_seed(0)
-    samples = [torch.randn(shape, generator=generator) for _ in range(16)]
+    samples = [torch.zeros(shape), *(torch.randn(shape, generator=generator) for _ in range(16))]
     with torch.no_grad():
         wanted = [model(sample) for sample in samples]
 

@@ -253,21 +253,25 @@ def _scores(calls: Sequence[Any], metric: NamedMetric, sample: LabelledSample, i
     for call in calls:
         with typed_errors(f"Running the model on {what}", InputError):
             outputs = call(*tree_map(align, sample.inputs.args), **tree_map(align, sample.inputs.kwargs))
-        if form is None:
+        if form is not None:
+            outputs = _in_form(outputs, form)
+        elif len(calls) > 1:
             register_dataclasses(outputs)
             form = tree_structure(outputs)
         with code_of_user(f"The metric of {what}", OptionError):
-            scores.append(_score(metric, _in_form(outputs, form), sample.label))
+            scores.append(_score(metric, outputs, sample.label))
     return scores
 
 
 def _in_form(outputs: Any, form: TreeSpec) -> Any:
-    """Returns the outputs in the structure `form`, if they have as many values; else unchanged.
+    """Returns a value or a flat tuple in the structure `form`, if that has as many values; else `outputs`.
 
-    A program returns a flat tuple. The first run of `evaluate_side_by_side` gives the structure.
+    A program returns its outputs so. The first run of `evaluate_side_by_side` gives the structure.
     """
     leaves = tree_leaves(outputs)
-    return tree_unflatten(leaves, form) if len(leaves) == form.num_leaves else outputs
+    flat = tuple(leaves) if type(outputs) is tuple else leaves[0] if leaves else None
+    is_flat = tree_structure(outputs) == tree_structure(flat)
+    return tree_unflatten(leaves, form) if is_flat and len(leaves) == form.num_leaves else outputs
 
 
 def _score(metric: NamedMetric, outputs: Any, label: Any) -> _Score:

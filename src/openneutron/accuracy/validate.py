@@ -283,18 +283,26 @@ class Difference:
     def __init__(self, reference: str, output: int, scale: float | None) -> None:
         self.reference, self.output, self.scale = reference, output, scale
         self.noise, self.product, self.energy, self.largest = Noise(), 0.0, 0.0, 0.0
+        self.is_finite = True
 
     def add(self, value: Tensor, wanted: Tensor) -> None:
-        """Adds one sample."""
+        """Adds one sample. Infinities that both have at one position count as zeros, for example those of masks."""
         value, wanted = value.double(), wanted.double()
+        same = value.isinf() & (value == wanted)
+        value, wanted = value.masked_fill(same, 0.0), wanted.masked_fill(same, 0.0)
+        if not (value.isfinite().all() and wanted.isfinite().all()):
+            self.is_finite = False
+            return
         self.noise.add(wanted, value)
         self.product += float((value * wanted).sum())
         self.energy += float(value.square().sum())
-        largest = float((value - wanted).abs().max()) if value.numel() else 0.0
-        self.largest = math.nan if math.isnan(largest) else max(largest, self.largest)
+        self.largest = max(self.largest, float((value - wanted).abs().max()) if value.numel() else 0.0)
 
     def row(self) -> OutputDifference:
-        """Returns the difference over all samples so far."""
+        """Returns the difference over all samples so far: NaN if a value of a sample is not finite."""
+        if not self.is_finite:
+            lsb = None if self.scale is None else math.nan
+            return OutputDifference(self.output, self.reference, -math.inf, math.nan, math.nan, lsb)
         norm = math.sqrt(self.energy * self.noise.signal)
         cosine = self.product / norm if norm else float(self.energy == self.noise.signal)
         lsb = None if self.scale is None else self.largest / self.scale

@@ -129,8 +129,13 @@ def _check_has_float_modules(model: nn.Module) -> None:
 
 
 def _check_has_values(model: nn.Module) -> None:
-    """Raises `ModelError` for a model with parameters or buffers on the device "meta"."""
+    """Raises `ModelError` for a model with parameters or buffers that have no shape, or no values."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"'{name}' has no shape yet, because its module is lazy. Call the model once with example inputs: "
+                "model(*example_inputs)."
+            )
         if tensor.is_meta:
             raise ModelError(
                 f"'{name}' is on the device 'meta', so it has a shape and no values. Create the model on the CPU, or "
@@ -293,7 +298,6 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
     Converts a traced or scripted module first, and registers dataclasses that the model returns with torch. Raises
     `InputError` if the model does not run on `examples`, and `ModelError` if torch.export does not support the model.
     """
-    _check_weights(module)
     if isinstance(module, torch.jit.ScriptModule):
         module = _convert_script(module, examples)
     try:
@@ -301,6 +305,7 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
     except Exception as error:
         if has_control_flow(error):
             raise export_error(error, __file__) from error
+        _check_is_dense(module, error)
         returned = outputs_of(module, examples, error)
         before = _count_known_types()
         register_dataclasses(returned)
@@ -309,23 +314,14 @@ def export(module: nn.Module, examples: Examples, *, strict: bool = False) -> Ex
         raise export_error(error, __file__) from error
 
 
-def _check_weights(module: nn.Module) -> None:
-    """Raises `ModelError` for parameters and buffers without values or without a dense layout."""
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(value):
-            raise ModelError(
-                f"The parameter '{name}' has no shape yet, because its module is lazy. Call the model once with "
-                "example inputs first: model(*example_inputs)."
-            )
-        if value.is_meta:
-            raise ModelError(
-                f"The weight '{name}' is on the device 'meta', which holds no values. Load "
-                "the weights into a model that is created on the CPU."
-            )
+def _check_is_dense(module: nn.Module, cause: Exception) -> None:
+    """Raises `ModelError` for a sparse parameter or buffer, with which torch.export or the model itself failed."""
+    for name, value in chain(module.named_parameters(), module.named_buffers()):
         if value.layout is not torch.strided:
             raise ModelError(
-                f"The weight '{name}' is sparse ({value.layout}). Give it as a dense tensor, which to_dense() returns."
-            )
+                f"'{name}' is sparse ({value.layout}), and the model failed: {first_line(cause)} Give it as a dense "
+                "tensor, which to_dense() returns."
+            ) from cause
 
 
 def _export_with_or_without_gradients(module: nn.Module, examples: Examples, *, strict: bool) -> ExportedProgram:

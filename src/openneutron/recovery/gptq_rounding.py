@@ -51,6 +51,8 @@ SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
 # Share of the mean square of the inputs that is always added to the diagonal of H. It is the accuracy of sums of
 # products in float32, and keeps H positive definite for inputs that hardly vary.
 FLOAT_ROUNDING = 1e-5
+# Larger inputs are multiplied in float64, because sums of their squares overflow in float32.
+LARGEST_SINGLE = 2.0**32
 # GPTQ rounds only layers with at most this number of inputs per group; other layers are rounded to nearest. The memory
 # for H is quadratic and the time is cubic in this number.
 MOST_INPUTS = 4608
@@ -285,10 +287,7 @@ class _MomentSums:
         self._own, self._cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
         self._mean, self._real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
         self.origins: list[torch.Tensor] = [] if origins is None else origins
-        """The values that are subtracted from both kinds of inputs, and the factor of both kinds of differences.
-
-        Sums with the same list can be merged.
-        """
+        """The values that are subtracted from both kinds of inputs. Sums with the same list can be merged."""
         self.count, self._total = 0, 0.0
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -298,9 +297,7 @@ class _MomentSums:
         # separate means, because a constant differs from its quantized value.
         if not self.origins:
             self.origins += [rows.mean(1, keepdim=True) for rows in (inputs, real_inputs)]
-            self.origins.append(_reciprocal_power_of_two(real_inputs - self.origins[1]))
-        origin, real_origin, factor = self.origins
-        self._waiting.append(((inputs - origin) * factor, (real_inputs - real_origin) * factor))
+        self._waiting.append((inputs - self.origins[0], real_inputs - self.origins[1]))
 
     @property
     def pending_rows(self) -> int:
@@ -314,6 +311,8 @@ class _MomentSums:
         pending_rows = zip(*self._waiting, strict=True)
         inputs, real_inputs = (torch.cat(rows, 1) if len(rows) > 1 else rows[0] for rows in pending_rows)
         self._waiting = []
+        if max(float(rows.abs().amax()) for rows in (inputs, real_inputs)) > LARGEST_SINGLE:
+            inputs, real_inputs = inputs.double(), real_inputs.double()
         self._own += weight * (inputs.transpose(1, 2) @ inputs)
         self._cross += weight * (real_inputs.transpose(1, 2) @ inputs)
         self._mean += weight * inputs.sum(1)
@@ -339,16 +338,6 @@ class _MomentSums:
         rounding = FLOAT_ROUNDING * _mean_of_diagonal(own) * torch.eye(size, dtype=torch.float64)
         trust = self.count / (self.count + size)
         return _Moments(own - _batched_outer(mean, mean) + rounding, cross - _batched_outer(real_mean, mean), trust)
-
-
-def _reciprocal_power_of_two(values: torch.Tensor) -> torch.Tensor:
-    """Returns 1 / 2^n, where 2^n is near the largest magnitude of `values`; 1 if all of them are zero.
-
-    Products of float32 values overflow above 2^64. Factors that are powers of two change no digit of a product, and a
-    common factor of all moments changes no code.
-    """
-    _, exponent = torch.frexp(values.abs().amax())
-    return torch.ldexp(torch.ones(()), -exponent.clamp(-126, 126))
 
 
 def _batched_outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
