@@ -321,6 +321,7 @@ class Densified(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(8, 4)
+        self.mask: Tensor
         self.register_buffer("mask", torch.eye(4, 8).to_sparse())
         self.register_buffer("unused", torch.eye(4).to_sparse_csr())
 
