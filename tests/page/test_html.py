@@ -20,7 +20,10 @@ from tests.page.summaries import large_summary, percentage_row, picture, small_s
 
 from openneutron.errors import OptionError, OutputError
 from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_page
-from openneutron.page.content import Memory, PlacementRow
+from openneutron.page.charts import histogram_chart
+from openneutron.page.content import Histogram, Memory, PlacementRow
+from openneutron.page.differences import differences_of
+from openneutron.page.headings import differences_heading
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
 from openneutron.page.summary import summarize
 
@@ -168,6 +171,48 @@ def test_a_lower_accuracy_is_worse_and_fewer_bytes_are_better(page: Element) -> 
     assert [cell.attributes["class"] for cell in rows[0].all("td")][-1] == "n better"
 
 
+@pytest.mark.parametrize(
+    ("samples", "note", "judgement"), [(800, "", "worse"), (80, " (on 80 and on 800 samples)", "")]
+)
+def test_accuracies_are_judged_on_equally_many_samples(
+    summary: Summary, samples: int, note: str, judgement: str
+) -> None:
+    other = replace(summary, accuracy=(percentage_row(".pte", 91.0, samples),))
+    (found,) = (one for one in differences_of(summary, other) if one.name.startswith("top1"))
+    assert (found.name, found.judgement) == (f"top1 of .pte{note}", judgement)
+    assert found.text == "-0.500 points"
+
+
+@pytest.mark.parametrize(
+    ("moves", "heading"),
+    [
+        (0, "Each operator runs where it runs in the other build."),
+        (1, "1 operator runs elsewhere than in the other build."),
+        (2, "2 operators run elsewhere than in the other build."),
+    ],
+)
+def test_the_heading_of_the_differences_counts_moves(moves: int, heading: str) -> None:
+    assert differences_heading(moves) == heading
+
+
+@pytest.mark.parametrize(
+    ("scale", "ticks"),
+    [(1.0, {"0", "1", "2"}), (10.0, {"0", "10", "20"}), (1e-6, {"0", "1e-6"}), (1e-8, {"0", "1e-8"})],
+)
+def test_ticks_of_histograms_are_short_numbers(summary: Summary, scale: float, ticks: set[str]) -> None:
+    assert summary.analysis is not None
+    bins = Histogram(-1.5 * scale, 2.25 * scale, (5, 9, 3), (5, 8, 4))
+    texts = set(re.findall(r"<text[^>]*>([^<]*)</text>", histogram_chart(summary.analysis.layers[0], bins)))
+    assert ticks <= texts
+    assert "0.00" not in texts
+
+
+def test_without_operators_on_the_cpu_no_column_is_empty(summary: Summary) -> None:
+    page = parsed(page_of(replace(summary, placement=tuple(row for row in summary.placement if row.where == "npu"))))
+    table = next(section(page, "placement").all("table"))
+    assert table.rows()[0] == ["operator", "on the NPU"]
+
+
 def test_headings_are_sentences(page: Element) -> None:
     headings = [" ".join(one.text.replace("estimate", "").split()) for one in page.all("h2")]
     assert headings == [
@@ -180,7 +225,7 @@ def test_headings_are_sentences(page: Element) -> None:
         "The steps of a recurrent layer cause errors together.",
         "This layer loses most of the accuracy.",
         "6 samples are right only in float, and 3 only in .pte.",
-        "Compared with Net <1> & 'co' of 2025-12-31, 1 operator runs elsewhere.",
+        "1 operator runs elsewhere than in the other build.",
         "This is how the program was built.",
     ]
 
@@ -292,7 +337,9 @@ def test_the_page_of_an_analysis_alone(summary: Summary) -> None:
 
 
 def test_long_names_may_break() -> None:
-    assert str(breakable("first.second_c/<d>")) == "first.<wbr>second_<wbr>c/<wbr>&lt;d&gt;"
+    assert str(breakable("first.second_c/<d>")) == "first.<wbr>second_c/&lt;d&gt;"
+    assert str(breakable("features.2.conv.1.0")) == "features.2.<wbr>conv.1.0"
+    assert str(breakable("DEPTHWISE_CONV_2D")) == "DEPTHWISE_<wbr>CONV_2D"
     assert str(breakable("a.b_c/<d>")) == "a.b_c/&lt;d&gt;"
     assert max(map(len, str(breakable("x" * 100)).split("<wbr>"))) == 24
     assert str(breakable("")) == ""

@@ -47,8 +47,8 @@ class OutputSqnr:
 
     def __str__(self) -> str:
         return (
-            f"The SQNR of the outputs is {self.output_db:.1f} dB ({self.weights_db:.1f} with only weights in int8, "
-            f"{self.activations_db:.1f} with only activations in int8)."
+            f"The SQNR of the outputs is {self.output_db:z.1f} dB ({self.weights_db:z.1f} with only weights in int8, "
+            f"{self.activations_db:z.1f} with only activations in int8)."
         )
 
 

@@ -198,23 +198,29 @@ def sqnr_chart(analysis: AnalysisRows) -> Chart | None:
     """Draws the SQNR of each layer's output along the network. None without a layer that has any error.
 
     Lines: with the noise of all layers before it, with only weights quantized, with only activations quantized. Points:
-    with only its own noise.
+    with only its own noise. The line of activations is dashed and above the first line, which it often equals.
     """
     layers = sorted(analysis.layers, key=lambda layer: layer.position)
     own = list(_points(layers, "own_sqnr_db"))
     lines = {
+        "all": (list(_points(layers, "sqnr_db")), "var(--alive)"),
         "weights": (list(_points(layers, "weights_sqnr_db")), "var(--weights)"),
         "activations": (list(_points(layers, "activations_sqnr_db")), "var(--runtime)"),
-        "all": (list(_points(layers, "sqnr_db")), "var(--alive)"),
     }
     if not own and not any(points for points, _ in lines.values()):
         return None
+    dashes = {"activations": {"strokeDash": [6, 6]}}
     x = _numbers("i", "layer of the network", [0, max(1, len(layers) - 1)])
     y = {"field": "db", "type": "quantitative", "title": "SQNR, dB", "scale": {"zero": False}}
     marks = [
         {
             "data": {"values": points},
-            "mark": {"type": "line", "color": color, "strokeWidth": 2.5 if name == "all" else 1.5},
+            "mark": {
+                "type": "line",
+                "color": color,
+                "strokeWidth": 1.5 if name == "weights" else 2.5,
+                **dashes.get(name, {}),
+            },
             "encoding": {"x": x, "y": y},
         }
         for name, (points, color) in lines.items()
@@ -271,6 +277,9 @@ def _points(layers: Sequence[LayerAccuracyRow], name: str) -> Iterator[dict[str,
             yield {"i": position, "db": value}
 
 
+_SHORT_NUMBER = "format(datum.value, datum.value && abs(datum.value) < 0.001 ? '.3~e' : '.6~g')"
+
+
 def histogram_chart(layer: LayerAccuracyRow, bins: Histogram) -> str:
     """Draws the counts of float values as an area, and those of int8 values as a line, on a logarithmic scale."""
     width = (bins.high - bins.low) / len(bins.reference)
@@ -285,7 +294,7 @@ def histogram_chart(layer: LayerAccuracyRow, bins: Histogram) -> str:
     step = max(1, -(-len(ticks) // 4))
     x = {
         "field": "x", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": False},
-        "axis": {"tickCount": 4, "grid": False, "format": "~g"},
+        "axis": {"tickCount": 4, "grid": False, "labelExpr": _SHORT_NUMBER},
     }  # fmt: skip
     y = {
         "field": "y", "type": "quantitative", "title": None, "scale": {"type": "log", "domain": [floor, 2 * top]},
@@ -363,10 +372,13 @@ _UNUSED = re.compile(
 )
 
 
+_DIGITS = re.compile(r"(\.\d\d)\d+")
+
+
 def _without_extras(svg: str, width: int, height: int) -> str:
     """Removes attributes without effect in the page, digits below 0.01 px, and the fixed size: the page scales it."""
     svg = re.sub(r'<path[^>]*display="none"[^>]*/>', "", svg)
     svg = re.sub(r'<path[^>]* d="M0,0h0v0h0Z"[^>]*/>', "", svg)
-    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _DIGITS.sub(r"\1", tag[0]), svg)  # texts keep their digits
     svg = re.sub(r'(<svg[^>]*?) width="\d+" height="\d+"', r"\1", _UNUSED.sub("", svg), count=1)
     return svg.replace("<svg", f'<svg data-width="{width}" data-height="{height}" aria-hidden="true"', 1)

@@ -26,6 +26,8 @@ class Difference:
     other: float | None
     this: float | None
     higher_is_better: bool = False
+    is_comparable: bool = True
+    """Whether both numbers were measured on equally many samples."""
 
     @property
     def change(self) -> float | None:
@@ -48,7 +50,7 @@ class Difference:
     @property
     def judgement(self) -> str:
         """ "better", "worse" or ""."""
-        if not self.change:
+        if not self.change or not self.is_comparable:
             return ""
         return "better" if (self.change > 0) == self.higher_is_better else "worse"
 
@@ -82,7 +84,10 @@ def differences_of(summary: Summary, other: Summary) -> list[Difference]:
     for row in summary.accuracy:
         if (match := before.get((row.name, row.metric))) is not None:
             unit = "points" if row.unit == "%" else row.unit
-            found.append(Difference(f"{row.metric} of {row.name}", unit, match.value, row.value, row.higher_is_better))
+            is_comparable = row.samples == match.samples
+            note = "" if is_comparable else f" (on {match.samples:,} and on {row.samples:,} samples)"
+            name = f"{row.metric} of {row.name}{note}"
+            found.append(Difference(name, unit, match.value, row.value, row.higher_is_better, is_comparable))
     if summary.analysis is not None and other.analysis is not None:
         values = other.analysis.output_sqnr_db, summary.analysis.output_sqnr_db
         found.append(Difference("SQNR of the outputs", "dB", *values, higher_is_better=True))

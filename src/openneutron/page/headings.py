@@ -7,8 +7,8 @@ from openneutron.page.units import bytes_text, count_of, decibels_text, number_t
 from openneutron.report.regions import BoardFit
 
 __all__ = [
-    "accuracy_heading", "analysis_heading", "board_heading", "changed_heading", "cycles_heading", "memory_heading",
-    "placement_heading", "profile_heading", "resident_label", "validation_heading",
+    "accuracy_heading", "analysis_heading", "board_heading", "changed_heading", "cycles_heading", "differences_heading",
+    "memory_heading", "placement_heading", "profile_heading", "resident_label", "validation_heading",
 ]  # fmt: skip
 
 
@@ -126,6 +126,13 @@ def changed_heading(summary: Summary) -> str:
         return f"No sample changed sides between {first} and {row.name}."
     verb = "sample is" if row.lost == 1 else "samples are"
     return f"{row.lost:,} {verb} right only in {first}, and {row.gained:,} only in {row.name}."
+
+
+def differences_heading(moves: int) -> str:
+    """Returns the number of operators that run elsewhere than in the other build."""
+    if not moves:
+        return "Each operator runs where it runs in the other build."
+    return f"{count_of(moves, 'operator')} {'runs' if moves == 1 else 'run'} elsewhere than in the other build."
 
 
 def profile_heading(profile: ProfileRows) -> str:

@@ -33,6 +33,7 @@ MOST_ROWS = (400, 200, 100, 50, 20)
 PICTURE_BYTES = 300_000
 TOP_LAYERS = 10
 LONGEST_UNBROKEN = 14
+SHORTEST_PART = 4
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,18 @@ def breakable(text: str) -> Any:
     import markupsafe
 
     parts = [text] if len(text) <= LONGEST_UNBROKEN else re.findall(r"[^./_]{1,24}[./_]*|[./_]+", text)
-    return markupsafe.Markup("<wbr>").join(parts)
+    return markupsafe.Markup("<wbr>").join(_without_short_parts(parts))
+
+
+def _without_short_parts(parts: Sequence[str]) -> list[str]:
+    """Returns the parts, those shorter than `SHORTEST_PART` joined with the part before: no line has a single digit."""
+    joined = [*parts[:1]]
+    for part in parts[1:]:
+        if len(part) < SHORTEST_PART and len(joined[-1]) + len(part) <= LONGEST_UNBROKEN:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def with_code(text: str) -> Any:

@@ -36,7 +36,7 @@ def count_of(count: int, noun: str) -> str:
 
 def decibels_text(value: float | None) -> str:
     """Returns an SQNR with one digit after the point; "no error" for None, which stands for an infinite SQNR."""
-    return "no error" if value is None else f"{value:.1f} dB"
+    return "no error" if value is None else f"{round(value, 1) + 0.0:.1f} dB"
 
 
 def percent_text(share: float | None) -> str:

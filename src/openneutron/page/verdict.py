@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from openneutron.page.content import BLOCKED, CHECK, READY, AccuracyRow, Summary, Verdict
+from openneutron.page.content import BLOCKED, CHECK, READY, AccuracyRow, AnalysisRows, Summary, Verdict
 from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
 
-__all__ = ["COSTLY_SHARE", "SIGNIFICANCE", "is_beyond_chance", "mcnemar", "verdict_of"]
+__all__ = ["COSTLY_SHARE", "LOW_SQNR_DB", "SIGNIFICANCE", "is_beyond_chance", "mcnemar", "verdict_of"]
 
 COSTLY_SHARE = 0.1
 """Operators on the CPU cost much if they take this share of the estimated cycles."""
 SIGNIFICANCE = 0.05
+LOW_SQNR_DB = 20.0
+"""An SQNR of the outputs below this needs a decision: the analysis calls it unhealthy, too."""
 
 
 def verdict_of(summary: Summary) -> Verdict:
@@ -58,11 +60,15 @@ def _checks(summary: Summary) -> Iterator[str]:
         if len(summary.accuracy) > 1 and is_beyond_chance(row, summary.accuracy[0]):
             yield _loss(row, summary.accuracy[0])
     analysis = summary.analysis
-    if len(summary.accuracy) < 2 and analysis is not None and analysis.advice:  # no labelled samples tell more
+    if len(summary.accuracy) < 2 and analysis is not None and _is_low(analysis):  # no labelled samples tell more
         yield f"the SQNR of its outputs is only {decibels_text(analysis.output_sqnr_db)}"
     if summary.failures:
         count = count_of(len(summary.failures), "limit")
         yield f"the validation exceeds {count}: {summary.failures[0].rstrip('.')}"
+
+
+def _is_low(analysis: AnalysisRows) -> bool:
+    return bool(analysis.advice) or (analysis.output_sqnr_db is not None and analysis.output_sqnr_db < LOW_SQNR_DB)
 
 
 def cpu_share(summary: Summary) -> float | None:
