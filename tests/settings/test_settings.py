@@ -17,6 +17,8 @@ from openneutron.quantizer import NeutronQuantizer
 from openneutron.quantizer.layer_options import GRANULARITIES
 from openneutron.recovery.recipes import RECIPES
 from openneutron.settings import SECTIONS, Settings, fields_of, read_settings, template, write_settings
+from openneutron.settings.checks import check_settings
+from openneutron.settings.model_texts import LIBRARIES, check_model
 from openneutron.settings.values import KINDS
 
 FIELDS = [field for section in SECTIONS for field in fields_of(section)]
@@ -158,3 +160,14 @@ def test_missing_files_and_names_are_found_before_anything_runs(tmp_path: Path) 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(OptionError, match=r"no setting 'targte'\. Did you mean 'target'"):
         Settings.of({"targte": "imxrt700"})
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_name_of_a_package_alone_is_no_model(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / library).mkdir()
+    for text in (library, f"{library}:"):
+        with pytest.raises(OptionError, match=f"names a package, but no model in it. Give {library}:NAME"):
+            check_model(text)
+    with pytest.raises(OptionError, match=f"Give {library}:NAME"):
+        check_settings(Settings.of({"model": library}))

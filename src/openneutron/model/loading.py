@@ -18,9 +18,9 @@ from openneutron.core.user_code import code_of_user
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.model.exporting import loaded_program
 from openneutron.model.weights import load_weights, read_checkpoint
-from openneutron.settings.model_texts import arguments_in, check_model, is_model_file, missing_library
+from openneutron.settings.model_texts import LIBRARIES, arguments_in, check_model, is_model_file, missing_library
 
-__all__ = ["LIBRARIES", "load_model"]
+__all__ = ["load_model"]
 
 NO_WEIGHTS = "none"
 
@@ -40,13 +40,13 @@ def load_model(
     Raises `InputError` for a file or a name that does not exist, `OptionError` for wrong arguments, and `ModelError`
     for an object that is not a model.
     """
-    check_model(model, tuple(LIBRARIES))
+    check_model(model)
     library, _, name = model.partition(":")
     positional, keywords = arguments_in(args or "")
     if library in LIBRARIES:
         if positional:
             raise OptionError(f"args of {library}:{name} takes keyword arguments only, such as 'num_classes=10'.")
-        module = LIBRARIES[library](name, weights is None, keywords)
+        module = _MAKERS[library](name, weights is None, keywords)
     elif is_model_file(model):
         found = _file(Path(model), unsafe=unsafe)
         if isinstance(found, ExportedProgram):
@@ -160,8 +160,8 @@ def _of_library(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Mo
         ) from error
 
 
-LIBRARIES: Mapping[str, Callable[[str, bool, Mapping[str, Any]], nn.Module]] = {
+_MAKERS: Mapping[str, Callable[[str, bool, Mapping[str, Any]], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
 }
-"""The packages whose models have names. A function gets the name, whether to load pretrained weights, and arguments."""
+"""The functions of `LIBRARIES`. A function gets the name, whether to load pretrained weights, and arguments."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from openneutron.data import ImageTransform
 from openneutron.errors import OptionError
-from openneutron.settings.declaration import LIBRARIES, Settings
+from openneutron.settings.declaration import Settings
 from openneutron.settings.input_shapes import parse_input
 from openneutron.settings.model_texts import arguments_in, check_model
 from openneutron.targets import NeutronTargetSpec, generation_of_flavor
@@ -39,7 +39,7 @@ def check_settings(settings: Settings, *required: str, uses: Container[str] | No
     layers_of(settings)
     _check_date(settings.build.date)
     if settings.model.model is not None and (uses is None or "model" in uses):
-        check_model(settings.model.model, tuple(library.removesuffix(":") for library in LIBRARIES))
+        check_model(settings.model.model)
     arguments_in(settings.model.args or "")
     for text in settings.model.input:
         parse_input(text)

@@ -11,6 +11,7 @@ from openneutron.core.files import exists, similar_path
 from openneutron.core.messages import did_you_mean
 from openneutron.core.objects import check_object, is_reference
 from openneutron.errors import InputError, OptionError
+from openneutron.settings.model_texts import LIBRARIES
 from openneutron.settings.values import checked_value
 from openneutron.targets import is_board_file
 
@@ -21,8 +22,7 @@ __all__ = [
 
 RECOVER = ("auto", "fast", "best", "none")
 GRANULARITIES = ("per_tensor", "per_channel")
-LIBRARIES = ("timm:", "torchvision:")
-"""The beginnings of names in packages of models."""
+_NAMES_IN_LIBRARIES = tuple(f"{library}:" for library in LIBRARIES)
 PAYLOADS = ("auto", "portable", "device")
 ARRAY_FORMS = ("auto", "c", "incbin")
 
@@ -61,7 +61,7 @@ class ModelSettings:
         "TorchScript file; timm:name; torchvision:name.",
         metavar="MODEL",
         path="object",
-        words=LIBRARIES,
+        words=_NAMES_IN_LIBRARIES,
     )
     args: str | None = setting(
         'Arguments of the class or function, such as "width=16, classes=10". Literals of Python.', metavar="ARGS"
@@ -122,7 +122,7 @@ class DataSettings:
         "the other options of transforms.",
         metavar="TRANSFORM",
         path="name",
-        words=LIBRARIES,
+        words=_NAMES_IN_LIBRARIES,
     )
     resize: tuple[float, ...] = setting(
         "Resize images: one number for the shorter side, or height,width. By default, the size of the model's input.",

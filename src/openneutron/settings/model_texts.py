@@ -13,7 +13,12 @@ from openneutron.core.files import exists, is_folder
 from openneutron.core.objects import parse_reference
 from openneutron.errors import InputError, ModelError, OptionError
 
-__all__ = ["MODEL_FILES", "arguments_in", "check_library", "check_model", "is_model_file", "missing_library"]
+__all__ = [
+    "LIBRARIES", "MODEL_FILES", "arguments_in", "check_library", "check_model", "is_model_file", "missing_library",
+]  # fmt: skip
+
+LIBRARIES = ("timm", "torchvision")
+"""The packages whose models have names, such as "timm:resnet18"."""
 
 MODEL_FILES = (".pt2", ".pt", ".pth", ".jit", ".ts", ".torchscript")
 """The suffixes of files of models: of torch.export, and of TorchScript."""
@@ -30,14 +35,17 @@ def is_model_file(model: str) -> bool:
     return bool(Path(model).suffix) and not model.rpartition(":")[0].endswith(".py") and exists(model)
 
 
-def check_model(model: str, libraries: tuple[str, ...]) -> None:
+def check_model(model: str) -> None:
     """Checks the text that names a model, as far as that is possible without loading the model.
 
-    `libraries` are the packages whose models have names, such as "timm". Raises `OptionError` for a text of an unknown
-    form, `ModelError` for a file of another kind, and `InputError` for a package that is not installed.
+    Raises `OptionError` for a text of an unknown form, `ModelError` for a file of another kind, and `InputError` for a
+    package that is not installed.
     """
-    if model.partition(":")[0] in libraries:
-        check_library(*model.split(":", 1))
+    library, _, name = model.partition(":")
+    if library in LIBRARIES:
+        if not name:
+            raise OptionError(f"The model '{model}' names a package, but no model in it. Give {library}:NAME.")
+        check_library(library, name)
         return
     if not is_model_file(model) or model.endswith(".py"):
         parse_reference(model, "The model")
