@@ -18,7 +18,7 @@ from openneutron.quantizer.layer_options import GRANULARITIES
 from openneutron.recovery.recipes import RECIPES
 from openneutron.settings import SECTIONS, Settings, fields_of, read_settings, template, write_settings
 from openneutron.settings.checks import check_settings
-from openneutron.settings.model_texts import LIBRARIES, check_model
+from openneutron.settings.model_texts import LIBRARIES, arguments_in, check_model
 from openneutron.settings.values import KINDS
 
 FIELDS = [field for section in SECTIONS for field in fields_of(section)]
@@ -171,3 +171,10 @@ def test_the_name_of_a_package_alone_is_no_model(library: str, tmp_path: Path, m
             check_model(text)
     with pytest.raises(OptionError, match=f"Give {library}:NAME"):
         check_settings(Settings.of({"model": library}))
+
+
+@pytest.mark.parametrize("text", ["{[1]: 2}", "-" * 200_000 + "1", "[" * 200_000, "1)(2", "1).x(2", "**{}", "f()", "x"])
+def test_arguments_that_are_no_literals(text: str) -> None:
+    with pytest.raises(OptionError, match="args takes literals of Python") as caught:
+        arguments_in(text)
+    assert len(str(caught.value)) < 500

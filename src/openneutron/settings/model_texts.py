@@ -27,6 +27,8 @@ _ADVICE: Mapping[str, str] = {
     "(.pt2).",
     ".safetensors": "It contains weights and no model. Give the model as file.py:name, and this file as --weights.",
 }
+_SHOWN = 200
+"""The number of characters of a wrong text that a message shows."""
 _OTHER_FILE = "Give file.py:name of a class or function, or a file of torch.export (.pt2)."
 
 
@@ -75,14 +77,17 @@ def arguments_in(text: str) -> tuple[list[Any], dict[str, Any]]:
     """
     try:
         call = ast.parse(f"f({text})", mode="eval").body
-        positional = [ast.literal_eval(one) for one in call.args]  # type: ignore[attr-defined]
-        keywords = {one.arg: ast.literal_eval(one.value) for one in call.keywords}  # type: ignore[attr-defined]
-    except (ValueError, SyntaxError, AttributeError) as error:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):  # "1)(2" closes the call early
+            raise _no_arguments(text)
+        positional = [ast.literal_eval(one) for one in call.args]
+        keywords = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg is not None}
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # the last two: nested too deep
         raise _no_arguments(text) from error
-    if None in keywords:
+    if len(keywords) != len(call.keywords):
         raise _no_arguments(text)
     return positional, keywords
 
 
 def _no_arguments(text: str) -> OptionError:
-    return OptionError(f"args takes literals of Python, such as \"width=16, kind='small'\", not {text!r}.")
+    shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    return OptionError(f"args takes literals of Python, such as \"width=16, kind='small'\", not {shown}.")
