@@ -18,6 +18,7 @@ from openneutron.quantizer.layer_options import GRANULARITIES
 from openneutron.recovery.recipes import RECIPES
 from openneutron.settings import SECTIONS, Settings, fields_of, read_settings, template, write_settings
 from openneutron.settings.checks import check_settings
+from openneutron.settings.declaration import _check_limits
 from openneutron.settings.model_texts import LIBRARIES, arguments_in, check_model
 from openneutron.settings.values import KINDS
 
@@ -178,3 +179,21 @@ def test_arguments_that_are_no_literals(text: str) -> None:
     with pytest.raises(OptionError, match="args takes literals of Python") as caught:
         arguments_in(text)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "value", "message"),
+    [
+        (None, 2.0, 3.0, "is a number of 2 or less, not 3.0"),
+        (1.0, None, 0.5, "is a number of 1 or more, not 0.5"),
+        (1.0, 2.0, 3.0, "is a number from 1 to 2, not 3.0"),
+        (None, 2.0, 2.0, None),
+    ],
+)
+def test_limits_of_numbers(least: float | None, most: float | None, value: float, message: str | None) -> None:
+    declared = dataclasses.replace(next(one for one in FIELDS if one.kind == "float"), least=least, most=most)
+    if message is None:
+        _check_limits(declared, value)
+        return
+    with pytest.raises(OptionError, match=message):
+        _check_limits(declared, value)

@@ -358,6 +358,8 @@ def _check_limits(declared: Field, value: Any) -> None:
         raise OptionError(f"'{declared.name}' is a number from {least:g} to {most:g}, not {value!r}.")
     if least is not None and value < least:
         raise OptionError(f"'{declared.name}' is a number of {least:g} or more, not {value!r}.")
+    if most is not None and value > most:
+        raise OptionError(f"'{declared.name}' is a number of {most:g} or less, not {value!r}.")
 
 
 def is_file_reference(value: str) -> bool:
