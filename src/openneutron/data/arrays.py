@@ -17,7 +17,7 @@ from openneutron.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DAMAGED", "read_array", "read_arrays", "split_labels"]
+__all__ = ["DAMAGED", "damage_of", "read_array", "read_arrays", "split_labels"]
 
 DAMAGED = (
     OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError,
@@ -38,7 +38,7 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
     try:
         found: np.ndarray[Any, Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
     except DAMAGED as error:
-        raise InputError(f"{path} cannot be read as an array: {_reason(error, path)}") from error
+        raise InputError(f"{path} cannot be read as an array: {damage_of(error, path)}") from error
     if not isinstance(found, np.ndarray):
         raise InputError(f"{path} cannot be read as an array: it is an archive of arrays. Name it .npz.")
     return _in_native_order(found)
@@ -58,7 +58,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     except InputError:
         raise
     except DAMAGED as error:
-        raise InputError(f"{path} cannot be read as arrays: {_reason(error, path)}") from error
+        raise InputError(f"{path} cannot be read as arrays: {damage_of(error, path)}") from error
     if not found:
         raise InputError(f"{path} has no arrays.")
     return found
@@ -69,18 +69,25 @@ def _in_native_order(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _reason(error: Exception, path: Path) -> str:
-    if "pickle" in str(error) or "Python objects" in str(error):
-        if not _has_format(path):
+def damage_of(error: Exception, source: Path | bytes) -> str:
+    """Returns why numpy cannot read a file, or the bytes of one, from the error that it raised."""
+    text = str(error).replace(str(source), "") if isinstance(source, Path) else str(error)  # a path may contain "pickle"
+    if isinstance(error, ValueError) and ("pickle" in text or "Python objects" in text):
+        if not _has_format(source):
             return "it has neither the format of .npy nor that of .npz. Save it with numpy.save or numpy.savez"
         return "it contains Python objects, which are not unpickled. Save arrays of numbers"
     return first_line(error)
 
 
-def _has_format(path: Path) -> bool:
+def _has_format(source: Path | bytes) -> bool:
     """Whether a file begins as .npy and .npz files do. numpy takes any other file for a pickle."""
-    with path.open("rb") as file:
-        return file.read(6).startswith((b"\x93NUMPY", b"PK"))
+    if isinstance(source, bytes):
+        return source.startswith((b"\x93NUMPY", b"PK"))
+    try:
+        with source.open("rb") as file:
+            return _has_format(file.read(6))
+    except OSError:  # the file was removed meanwhile; the error of numpy is the reason then
+        return True
 
 
 def split_labels(

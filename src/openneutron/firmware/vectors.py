@@ -14,8 +14,7 @@ import torch
 from numpy.lib.npyio import NpzFile
 
 from openneutron.core.archives import check_expansion
-from openneutron.core.messages import first_line
-from openneutron.data.arrays import DAMAGED
+from openneutron.data.arrays import DAMAGED, damage_of
 from openneutron.errors import InputError
 from openneutron.firmware.config import c_float
 from openneutron.firmware.ports import Port, bytes_of
@@ -102,7 +101,7 @@ def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: 
     try:
         arrays = _arrays_in(path)
     except DAMAGED as error:
-        reason = first_line(error).rstrip(".")
+        reason = damage_of(error, Path(path)).rstrip(".")
         raise InputError(f"Cannot read the test vectors in '{os.fspath(path)}': {reason}. Give a .npz file.") from error
     counts = {len(value) for value in arrays.values() if value.ndim}
     if len(counts) != 1 or not min(counts):
