@@ -28,8 +28,8 @@ def verdict_of(summary: Summary) -> Verdict:
         return Verdict(CHECK, f"{summary.model} runs on the {place}, but {_joined(check)}.", reasons)
     if summary.payload in ("portable", "mixed"):
         sentence = (
-            f"{summary.model} is ready for NXP's converter: `openneutron compile` makes of this portable program the "
-            f"device program for the {place}."
+            f"{summary.model} is ready for NXP's converter: `openneutron compile` converts this portable "
+            f"program to the device program for the {place}."
         )
         return Verdict(READY, sentence)
     return Verdict(READY, f"{summary.model} is ready for the {place}.")
