@@ -127,7 +127,7 @@ def validate(
         float | None,
         typer.Option(
             min=0,
-            help="The largest difference from the quantized model, or with --against from this machine, in int8 steps",
+            help="The largest difference from the quantized model, or with --against from this machine, in int8 steps.",
         ),
     ] = None,
     in_process: InProcess = False,
