@@ -156,3 +156,12 @@ def test_what_cannot_be_pickled() -> None:
     model.lock = __import__("threading").Lock()
     with pytest.raises(ModelError, match="Use jobs=1"):
         evaluate(model, data(), jobs=2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_refused_by_name(value: float) -> None:
+    def unbounded(outputs: Tensor, label: int) -> float:
+        return value
+
+    with pytest.raises(OptionError, match=r"The metric 'unbounded' returned (nan|inf).* must return a finite number"):
+        evaluate(network(), data(), unbounded)

@@ -163,3 +163,19 @@ def test_the_check_of_classes_keeps_the_state_of_the_model(tmp_path: Path) -> No
     with pytest.raises(InputError, match="The label 5 is not an index of the output"):
         check_classes(model, (torch.zeros(1, 3),), tmp_path / "data.npz")
     assert float(model.count) == 0
+
+
+class Failing(Counter):
+    """Fails after a write to its buffer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        super().forward(x)
+        raise ValueError("no such shape")
+
+
+def test_the_check_of_classes_keeps_the_state_of_a_model_that_fails(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((4, 3), np.float32), label=np.array([0, 1, 2, 0]))
+    model = Failing().eval()
+    with pytest.raises(InputError, match=r"^The model does not run on the example inputs .*no such shape"):
+        check_classes(model, (torch.zeros(1, 3),), tmp_path / "data.npz")
+    assert float(model.count) == 0

@@ -275,7 +275,7 @@ class Embedded(nn.Module):
         (Branching, "uses the values of a tensor for a branch", ModelError),
         (Counting, "uses the values of a tensor for a branch|depends on the values of a tensor", ModelError),
         (Masked, "depends on the values of a tensor", ModelError),
-        (Failing, "could not run the model on the example inputs.*'b'", InputError),
+        (Failing, "does not run on the example inputs.*'b'", InputError),
     ],
 )
 @pytest.mark.parametrize("strict", [False, True])

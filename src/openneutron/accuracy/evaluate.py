@@ -190,8 +190,10 @@ def check_classes(model: Any, example_inputs: Any, data: LabelledData, metric: s
         return
     reset = StateReset(model)
     reset()
-    outputs = outputs_of(model, examples_of(example_inputs, model))
-    reset()
+    try:
+        outputs = outputs_of(model, examples_of(example_inputs, model))
+    finally:
+        reset()
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
     rows = len(tensors[0]) if tensors and tensors[0].dim() > 1 else 1
     for label in (min(opened.labels), max(opened.labels)):
@@ -276,7 +278,12 @@ def _in_form(outputs: Any, form: TreeSpec) -> Any:
 
 def _score(metric: NamedMetric, outputs: Any, label: Any) -> _Score:
     if metric.rank is None:
-        return _Score(float(metric.function(outputs, label)))
+        value = float(metric.function(outputs, label))
+        if not math.isfinite(value):
+            raise OptionError(
+                f"The metric '{metric.name}' returned {value}. Change the metric: it must return a finite number."
+            )
+        return _Score(value)
     found = class_scores(outputs, label, metric.rank)
     return _Score(found.percentage, found)
 

@@ -383,7 +383,7 @@ def outputs_of(module: nn.Module, examples: Examples, cause: Exception | None = 
         return module(*examples.args, **examples.kwargs)
     except Exception as error:
         raise InputError(
-            f"torch.export could not run the model on the example inputs {describe(examples.leaves)}: "
+            f"The model does not run on the example inputs {describe(examples.leaves)}: "
             f"{first_line(error)}",
             source=source_line(error, __file__),
         ) from cause or error
