@@ -71,7 +71,8 @@ def _in_native_order(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def damage_of(error: Exception, source: Path | bytes) -> str:
     """Returns why numpy cannot read a file, or the bytes of one, from the error that it raised."""
-    text = str(error).replace(str(source), "") if isinstance(source, Path) else str(error)  # a path may contain "pickle"
+    # The path may contain "pickle".
+    text = str(error).replace(str(source), "") if isinstance(source, Path) else str(error)
     if isinstance(error, ValueError) and ("pickle" in text or "Python objects" in text):
         if not _has_format(source):
             return "it has neither the format of .npy nor that of .npz. Save it with numpy.save or numpy.savez"
