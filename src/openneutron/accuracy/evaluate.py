@@ -281,7 +281,7 @@ def _score(metric: NamedMetric, outputs: Any, label: Any) -> _Score:
         value = float(metric.function(outputs, label))
         if not math.isfinite(value):
             raise OptionError(
-                f"The metric '{metric.name}' returned {value}. Change the metric: it must return a finite number."
+                f"The metric '{metric.name}' returned {value}. Give a metric that returns a finite number."
             )
         return _Score(value)
     found = class_scores(outputs, label, metric.rank)

@@ -384,6 +384,6 @@ def outputs_of(module: nn.Module, examples: Examples, cause: Exception | None = 
     except Exception as error:
         raise InputError(
             f"The model does not run on the example inputs {describe(examples.leaves)}: "
-            f"{first_line(error)}",
+            f"{first_line(error).rstrip('.')}. Give example inputs that the model takes.",
             source=source_line(error, __file__),
         ) from cause or error
