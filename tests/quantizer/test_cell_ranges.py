@@ -141,3 +141,13 @@ def test_state_of_an_observer_is_kept() -> None:
         [module for module in each.modules() if isinstance(module, CellObserver)] for each in (prepared, fresh)
     )
     assert all(torch.equal(value, second.state()[name]) for name, value in first.state().items())
+
+
+def test_layers_read_the_nodes_once() -> None:
+    """All observers of a module share the map from names to nodes, so conversion is linear in nodes."""
+    build, _ = SCALED["two layers"]
+    prepared = prepared_by(seeded(build).eval(), samples_of(build))
+    maps = [module._nodes for module in prepared.modules() if isinstance(module, CellObserver)]
+    convert_pt2e(prepared)
+    assert len(maps) == 2
+    assert maps[0] is maps[1]

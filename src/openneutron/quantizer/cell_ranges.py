@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 
 from openneutron.core.constants import constant_of, free_name
@@ -51,6 +51,20 @@ class _StepNames:
         return cls(step.cell.name, step.kept.name, step.before in cells_of_steps)
 
 
+class _NodesByName:
+    """The nodes of the module that is converted. All observers of a module share them, so that they are read once."""
+
+    def __init__(self) -> None:
+        self.graph: Graph | None = None
+        self.found: dict[str, Node] = {}
+
+    def of(self, model: GraphModule) -> dict[str, Node]:
+        """Returns the nodes that the graph of `model` had at the first call, by name."""
+        if self.graph is not model.graph:
+            self.graph, self.found = model.graph, {node.name: node for node in model.graph.nodes}
+        return self.found
+
+
 class CellObserver(ObserverBase):
     """Measures the errors of a layer's hidden states by the ranges of its cell states, on the first `MOST_SAMPLES`.
 
@@ -59,8 +73,9 @@ class CellObserver(ObserverBase):
     gives the observer of the whole stream.
     """
 
-    def __init__(self, steps: list[CellStep]) -> None:
+    def __init__(self, steps: list[CellStep], nodes: _NodesByName) -> None:
         super().__init__(dtype=torch.float32)
+        self._nodes = nodes
         self._is_impure = True  # keeps the calls in the graph, although nothing reads their outputs
         cells_of_steps = {step.cell for step in steps}
         self.steps = [_StepNames.of(step, cells_of_steps) for step in steps]
@@ -140,7 +155,7 @@ class CellObserver(ObserverBase):
         high = float((self.highest * factors).clamp(max=base).max())
         scale = (high - low) / CODES
         scaled = scale, round(LOWEST_CODE - low / scale)
-        nodes = {node.name: node for node in model.graph.nodes}
+        nodes = self._nodes.of(model)
         first = nodes[self.steps[0].kept]
         enlarge = _powers_of_two(model, first, factors, "enlarge")
         reduce = _powers_of_two(model, first, 1 / factors, "reduce")
@@ -236,11 +251,12 @@ def select_cell_ranges_at_conversion(model: GraphModule, observers: Mapping[Any,
     quantized.
     """
     order = {node: number for number, node in enumerate(model.graph.nodes)}
+    nodes = _NodesByName()
     for layer in cell_layers(model).values():
         steps = layer.steps
         if layer.is_limited and len(shape_of(steps[0].cell)) <= MOST_DIMENSIONS and _is_quantized(layer, observers):
             name = free_name(model, f"cell_ranges_of_{steps[0].cell.name}")
-            model.add_submodule(name, CellObserver(steps))
+            model.add_submodule(name, CellObserver(steps, nodes))
             latest = steps[0].cell
             for number, step in enumerate(steps):
                 operands = step.cell, step.forget_gate, step.before, step.written, step.output_gate
