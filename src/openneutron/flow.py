@@ -7,7 +7,7 @@ import inspect
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.core.boundary import typed_errors
+from openneutron.core.fx import placeholders
 from openneutron.core.locks import traces_alone
 from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
@@ -46,6 +47,7 @@ from openneutron.recovery.large_cell_states import modules_with_large_cell_state
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
+from openneutron.recovery.wide_inputs import inputs_to_widen, widen_inputs
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.trainable import TrainableModel
@@ -108,8 +110,11 @@ def quantize(
     - `jobs`: the number of calibration processes. The result is the same for any number on processors of one kind.
     - `stop_when_converged`: whether calibration ends when ranges no longer change. The log gives the number of samples.
     - `progress`: whether to show a progress bar. None shows it in a terminal.
-    - `quantizer_options`: options of `NeutronQuantizer`. `wide="auto"` selects the LSTMs whose cell states exceed the
-      range of one int8 tensor on the calibration inputs, unless a range for each unit is better.
+    - `quantizer_options`: options of `NeutronQuantizer`. `wide` also takes names of inputs, which are then quantized as
+      two int8 tensors. `wide="auto"` selects the LSTMs whose cell states exceed the range of one int8 tensor on the
+      calibration inputs, unless a range for each unit is better, and the inputs whose rounding reduces the SQNR of an
+      output below 20 dB. Recipes select such inputs if this costs few multiplications, unless `wide` is an empty
+      list.
 
     Raises `ModelError` for a model that is in train mode, has dynamic shapes, is not float32, or has an unsupported
     form; `InputError` for example inputs that the model does not take; `CalibrationError` if there are no calibration
@@ -143,6 +148,9 @@ class _QuantizeOptions:
         check_option_names("quantize", self.quantizer, known)
         if self.quantizer.get("is_qat"):
             raise OptionError("quantize() does not train. Give NeutronQuantizer(is_qat=True) to prepare_qat_pt2e.")
+        wide = self.quantizer.get("wide")
+        if isinstance(wide, Iterable) and not isinstance(wide, str):  # read more than once
+            object.__setattr__(self, "quantizer", {**self.quantizer, "wide": list(wide)})
 
     @property
     def observes(self) -> bool:
@@ -153,6 +161,23 @@ class _QuantizeOptions:
     def selects_wide_states(self) -> bool:
         """Whether calibration inputs select the LSTMs with wide cell states."""
         return bool(self.quantizer.get("wide") == "auto")
+
+    def wide_states(self, graph: GraphModule) -> list[Any]:
+        """Returns the keys of `wide` that are not names of inputs of `graph`."""
+        wide, inputs = self.quantizer.get("wide"), {str(node.target) for node in placeholders(graph.graph)}
+        return [] if wide is None or self.selects_wide_states else [key for key in wide if key not in inputs]
+
+    def wide_inputs(self, exported: GraphModule, samples: Samples) -> list[str]:
+        """Returns the inputs that consist of two int8 tensors: those that `wide` names, and those that recipes select.
+
+        Recipes select inputs whose additional layers are small, unless `wide` is an empty list. "auto" has no limit.
+        """
+        wide = self.quantizer.get("wide")
+        if self.selects_wide_states:
+            return inputs_to_widen(exported, samples, most_price=1.0)
+        selected = [] if self.recover is None or wide == [] else inputs_to_widen(exported, samples)
+        named = {key for key in wide or () if isinstance(key, str)} | set(selected)
+        return [name for node in placeholders(exported.graph) if (name := str(node.target)) in named]
 
     def quantizer_for(self, target: Target) -> NeutronQuantizer:
         """Returns the quantizer for `target`. Raises `TargetError` and `OptionError`.
@@ -174,6 +199,7 @@ def _quantized(
     with phase_bar("Preparing", PREPARING_SHARES) as end_phase, typed_errors("Preparing the model for quantization"):
         graph = export(module, examples, strict=options.strict).module()
         end_phase()
+        quantizer = quantizer.replace(wide=options.wide_states(graph))
         # Recovery equalizes channels by the ranges that calibration finds.
         equalizes = quantizer.equalize and options.recover is None
         unprepared = copy.deepcopy(graph) if options.selects_wide_states else None
@@ -185,6 +211,7 @@ def _quantized(
         with typed_errors("Preparing the model for quantization"):
             quantizer = quantizer.replace(wide=names)
             exported = quantizer.prepare_graph(unprepared, equalizes=equalizes)
+    widen_inputs(exported, samples, options.wide_inputs(exported, samples))
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):
         converted, reference = quantize_by_recipe(recipe, exported, quantizer, samples, options.running)

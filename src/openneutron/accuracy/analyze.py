@@ -36,6 +36,7 @@ from openneutron.passes.equalize import was_equalized
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.quantizer.cell_scales import scale_as_converted
+from openneutron.recovery.wide_inputs import widen_as_converted
 from openneutron.runtime.native import native_module
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
@@ -167,6 +168,7 @@ def _reference_graph(
     annotating = quantizer or NeutronQuantizer(_target(quantized, quantizer))
     equalized = was_equalized(quantized.module if isinstance(quantized, QuantizedModel) else quantized)
     graph = annotating.prepare_graph(exported, equalizes=annotating.equalize if equalized is None else equalized)
+    widen_as_converted(graph, converted)
     scale_as_converted(graph, converted)
     return graph
 

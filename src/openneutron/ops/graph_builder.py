@@ -20,8 +20,8 @@ __all__ = [
     "MASKED_FILL", "Builder", "NodeBuilder", "Operand", "add", "amax", "clone", "convert", "detach", "exp", "expand",
     "gelu", "hardsigmoid", "hardswish", "linear", "log", "logical_and", "logical_not", "mean", "mul", "permute", "put",
     "relu", "relu6", "replace_with_cat", "replace_with_conversion", "replace_with_index", "replace_with_linear",
-    "replace_with_reshape", "replace_with_slice", "reshape", "rsqrt", "rsub", "select_scatter", "sigmoid", "slice_",
-    "slice_scatter", "squeeze", "sub", "sum_", "transpose", "trunc", "unsqueeze", "zeros_like",
+    "replace_with_reshape", "replace_with_slice", "reshape", "round_", "rsqrt", "rsub", "select_scatter", "sigmoid",
+    "slice_", "slice_scatter", "squeeze", "sub", "sum_", "transpose", "trunc", "unsqueeze", "zeros_like",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -176,6 +176,11 @@ def zeros_like(builder: Builder, value: Node) -> Node:
 def rsub(builder: Builder, first: Node, second: Operand) -> Node:
     """second - first."""
     return builder.call(aten.rsub.Scalar, first, second)
+
+
+def round_(builder: Builder, value: Node) -> Node:
+    """The value rounded to the nearest integer."""
+    return builder.call(aten.round.default, value)
 
 
 def trunc(builder: Builder, value: Node) -> Node:

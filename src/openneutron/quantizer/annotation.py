@@ -29,6 +29,7 @@ from openneutron.quantizer.needed_ranges import NEEDED_RANGE, Need, clamp_limits
 from openneutron.quantizer.observers import RecentRangeObserver
 from openneutron.quantizer.output_parts import FloatConcatenation, LinkedParts
 from openneutron.quantizer.score_ranges import ScoreRange, score_ranges
+from openneutron.quantizer.split_inputs import given_qparams
 from openneutron.quantizer.sum_ranges import AddendLimit, note_addend, note_limit
 from openneutron.quantizer.trained_modules import WeightFakeQuantize
 
@@ -136,6 +137,9 @@ class Annotation:
         value.
         """
         self.fixed = {fused.output: fused.rule for fused in self.operators if isinstance(fused.rule, QParams)}
+        for value in dict.fromkeys(value for fused in self.operators for value in fused.inputs):
+            if (given := given_qparams(value)) is not None:
+                self.fixed[value] = given
         moving = [fused for fused in self.operators if fused.rule is OutputRule.SHARED]
         for fused in moving:
             if not fused.has_several_inputs:

@@ -12,7 +12,10 @@ from openneutron.errors import OptionError
 from openneutron.ops import DECOMPOSITIONS, OPERATORS
 from openneutron.quantizer.node_keys import Key, NodeKeys
 
-__all__ = ["FLOAT", "GRANULARITIES", "PER_CHANNEL", "Key", "Layers", "WideStates", "has_wide_state", "left_in_float"]
+__all__ = [
+    "FLOAT", "GRANULARITIES", "PER_CHANNEL", "Key", "Layers", "WideStates", "has_wide_state", "leave_in_float",
+    "left_in_float",
+]  # fmt: skip
 
 PER_TENSOR, PER_CHANNEL, FLOAT = "per_tensor", "per_channel", "float"
 GRANULARITIES = (PER_TENSOR, PER_CHANNEL)
@@ -94,6 +97,11 @@ class WideStates:
 def has_wide_state(node: Node) -> bool:
     """Returns whether the state of `node`, or of the operator that it replaces, can consist of two int8 tensors."""
     return not _WIDE_OPERATORS.isdisjoint(operator_names(node))
+
+
+def leave_in_float(node: Node, option: str) -> None:
+    """Notes on `node` that `option` leaves it in float."""
+    note(node, _LEFT_IN_FLOAT, option)
 
 
 def left_in_float(node: Node) -> str | None:

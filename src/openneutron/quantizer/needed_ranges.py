@@ -17,11 +17,13 @@ import torch
 from torch.fx import Graph, Node
 
 from openneutron.core.constants import attribute, constant_value
+from openneutron.core.fx import arguments
 from openneutron.ir.graph import QParams
 from openneutron.ops.declared import facts_of
 from openneutron.ops.intervals import EVERYTHING, Interval, IntervalNote, NeededBySum, distinguishable_range
 from openneutron.ops.spec import OutputRule
 from openneutron.quantizer.fused_operators import FusedOperator
+from openneutron.quantizer.split_inputs import is_refined_sum
 from openneutron.quantizer.sum_ranges import MOST_SUMS, SumTerm, joined_terms
 
 __all__ = ["NEEDED_RANGE", "Need", "clamp_limits", "joined_needs", "needed_values"]
@@ -114,6 +116,8 @@ def _needed_by_reader(
     rule = facts_of(node).needed_range
     if rule is None:
         return Need(EVERYTHING)
+    if of_output.sums and is_refined_sum(node) and value is arguments(node)["self"]:
+        return of_output  # beyond these limits, the correction changes the sum of sums by less than its own size
     if isinstance(rule, NeededBySum) and not is_qat and _limits_addends(node, rule, value, output):
         return Need(None, (SumTerm(rule, node, value, output),))
     return Need(rule(node, value, output))

@@ -33,7 +33,7 @@ from openneutron.quantizer.annotation import Annotation, AnnotationSettings
 from openneutron.quantizer.bias_correction import correct_biases_at_conversion
 from openneutron.quantizer.cell_ranges import select_cell_ranges_at_conversion
 from openneutron.quantizer.fused_operators import FusedOperator
-from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers, WideStates
+from openneutron.quantizer.layer_options import GRANULARITIES, Key, Layers, WideStates, left_in_float
 from openneutron.quantizer.observers import DistributionObserver, RangeObserver, RecentRangeObserver
 from openneutron.quantizer.output_parts import float_concatenations, note_float_concatenation
 from openneutron.quantizer.quantizable import is_size, quantizable_reason
@@ -199,7 +199,7 @@ class NeutronQuantizer(Quantizer):
         for node in list(model.graph.nodes):
             if not is_operator(node) or node in fused_activations or node in computed or is_size(node):
                 continue
-            if is_state(node) or is_state_write(node):
+            if is_state(node) or is_state_write(node) or left_in_float(node):
                 continue
             if self.layers.leave_in_float(node):
                 self.layers.mark(node)

@@ -161,7 +161,7 @@ class QuantizeSettings:
     equalize: bool = setting("Equalize the ranges of channels.", True)
     correct_bias: bool = setting("Correct biases by the means of activations.", True)
     wide: tuple[str, ...] = setting(
-        "Hold a value in two int8 tensors: the name of an LSTM, or auto. Repeatable.", (), metavar="NAME"
+        "Hold a value in two int8 tensors: the name of an LSTM or of an input, or auto. Repeatable.", (), metavar="NAME"
     )
     strict: bool = setting("The option of torch.export.export.", False)
     batch_size: int | None = setting("The number of samples that calibration runs at once.", least=1)

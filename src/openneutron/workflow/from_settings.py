@@ -175,10 +175,13 @@ def analyze_from_settings(
             return analyze(None, found, data, transform=transform, samples=samples, progress=done)
     options = quantize_options(settings)
     of_quantizer = {name: options[name] for name in inspect.signature(NeutronQuantizer).parameters if name in options}
+    loaded = loaded_program(quantized)
     if of_quantizer["wide"] == "auto":  # the file has the wide states already
         of_quantizer["wide"] = None
+    elif of_quantizer["wide"]:  # and the wide inputs
+        inputs = loaded.graph_signature.user_inputs
+        of_quantizer["wide"] = [key for key in of_quantizer["wide"] if key not in inputs]
     quantizer = NeutronQuantizer(settings.build.target, **of_quantizer)
-    loaded = loaded_program(quantized)
     model = model_from(settings)
     with counting_bar("analyze", progress) as done:
         return analyze(model, loaded, data, transform=transform, samples=samples, quantizer=quantizer, progress=done)

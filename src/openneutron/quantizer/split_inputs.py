@@ -1,0 +1,33 @@
+"""Notes on the values of an input that consists of two int8 tensors (see `recovery.wide_inputs`)."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from openneutron.core.fx import note, note_of
+from openneutron.ir.graph import QParams
+
+__all__ = ["given_qparams", "is_refined_sum", "note_qparams", "note_refined_sum"]
+
+_QPARAMS, _REFINED_SUM = "openneutron.given_qparams", "openneutron.refined_sum"
+
+
+def note_qparams(node: Node, qparams: QParams) -> None:
+    """Notes on a float value the scale and the zero point that it gets in int8."""
+    note(node, _QPARAMS, [qparams.scale[0], qparams.zero_point[0]])
+
+
+def given_qparams(node: Node) -> QParams | None:
+    """Returns the qparams that are noted on a value; None without a note."""
+    found = note_of(node, _QPARAMS)
+    return None if found is None else QParams((found[0],), (found[1],))
+
+
+def note_refined_sum(node: Node) -> None:
+    """Notes on a sum that its second operand is much smaller than the first one, which it refines."""
+    note(node, _REFINED_SUM, True)
+
+
+def is_refined_sum(node: Node) -> bool:
+    """Returns whether `node` adds a small correction, its second operand, to the first one."""
+    return bool(note_of(node, _REFINED_SUM))
