@@ -18,6 +18,7 @@ from openneutron.quantizer.cell_scales import scale_as_converted
 from openneutron.quantizer.conversion import convert, insert_observers
 from openneutron.quantizer.ranges import RULES, rule_named
 from openneutron.recovery.absorb_biases import absorb_biases
+from openneutron.recovery.candidate_limits import select_candidate_limits
 from openneutron.recovery.cell_limits import select_cell_limits
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.correct_biases import correct_biases
@@ -131,7 +132,7 @@ def recover_exported(
     2. Zeroes inactive channels and absorbs high biases.
     3. Equalizes channels, if `equalizes` is set. A channel before a relu6 or another clamp is scaled only if its
        values on `samples` are below the upper limit of the clamp, and only so far that they do not exceed it.
-    4. Selects the ranges of the cell states of LSTMs.
+    4. Selects the ranges of the candidates and of the cell states of LSTMs.
 
     The outputs on `samples` do not change, except for float rounding. Without `trusts_samples`, or with fewer samples
     than `ENOUGH_SAMPLES`, the outputs on all inputs do not change: step 2 is skipped, and step 3 does not scale
@@ -145,6 +146,7 @@ def recover_exported(
         ranges = absorb_biases(module, ranges)
     if equalizes:
         equalize(module, ranges)
+    select_candidate_limits(module, samples)
     select_cell_limits(module, samples)
     module.graph.eliminate_dead_code()
     module.recompile()
