@@ -11,6 +11,7 @@ With `--train MINUTES`, each row is followed by a row of the same model after tr
 
 A row shows the SQNR of the outputs of the converted module to float in dB, the mean cosine of both (encoder) or the
 top-1 in percent of both (digits), the estimated cycles of the program, and the seconds of `quantize` and of `lower`.
+Rows of speech also show the equal-error rate (EER) of speakers, in percent, in float and in int8.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ class Task:
     tests: Tensor
     training: Tensor
     labels: Tensor | None = None
+    voices: Tensor | None = None
+    """The speakers of the tests."""
 
 
 @cache
@@ -144,11 +147,13 @@ def in_steps(task: Task) -> Task:
 
 def speech(frames: int) -> Task:
     """Sentences of five voices, cut to `frames` frames. For training, windows of the sentences that are no tests."""
-    said = [one.features[FIRST_FRAME:] for one in recordings()]
-    long = [features for features in said if len(features) >= frames]
+    spoken = [one for one in recordings() if len(one.features) >= frames + FIRST_FRAME]
+    long = [one.features[FIRST_FRAME:] for one in spoken]
+    voices = torch.tensor([one.voice for one in spoken[CALIBRATION : CALIBRATION + TESTS]])
     values, others = long[: CALIBRATION + TESTS], [*long[:CALIBRATION], *long[CALIBRATION + TESTS :]]
     windows = [window for features in others for window in features.unfold(0, frames, WINDOW_STEP).mT]
-    return _encoder_task(torch.stack([features[:frames] for features in values]), torch.stack(windows))
+    task = _encoder_task(torch.stack([features[:frames] for features in values]), torch.stack(windows))
+    return replace(task, voices=voices)
 
 
 def spikes(frames: int) -> Task:
@@ -209,6 +214,7 @@ def _encoder_rows(name: str, task: Callable[[], Task]) -> dict[str, Row]:
         f"{name}-documented-wide": Row(task, wide, documented=True),
         f"{name}-none": Row(task, {"recover": None}),
         f"{name}-auto": Row(task),
+        f"{name}-auto-narrow": Row(task, {"wide": []}),
         f"{name}-per-channel": Row(task, rows),
         f"{name}-wide": Row(task, wide),
         f"{name}-wide-per-channel": Row(task, {**wide, **rows}),
@@ -223,6 +229,7 @@ ROWS: dict[str, Row] = {
     **_encoder_rows("spikes", lambda: spikes(40)),
     **_encoder_rows("speech", lambda: speech(40)),
     **_encoder_rows("short-spikes", lambda: spikes(12)),
+    "speech-160-auto": Row(lambda: speech(160)),
     "speech-160-wide-per-channel": Row(lambda: speech(160), {"wide": [nn.LSTM], "weight_granularity": "per_channel"}),
     **{
         f"digits-{network}-{recover}": Row(lambda network=network: digits(network), {"recover": recover})  # type: ignore[misc]
@@ -270,9 +277,27 @@ def _cells(task: Task, converted: Any, seconds: float) -> list[str]:
     ]
 
 
+def equal_error_rate(embeddings: Tensor, voices: Tensor) -> float:
+    """Returns the equal-error rate in percent of a test whether one voice spoke two sentences.
+
+    The test compares the cosine of two embeddings with a threshold. The rate is the mean of both error rates at the
+    threshold where they differ least.
+    """
+    unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+    pairs = torch.triu_indices(len(unit), len(unit), 1)
+    cosines, same = (unit @ unit.T)[pairs[0], pairs[1]], voices[pairs[0]] == voices[pairs[1]]
+    rates = [((cosines[same] < one).float().mean(), (cosines[~same] >= one).float().mean()) for one in cosines]
+    missed, accepted = min(rates, key=lambda rate: float((rate[0] - rate[1]).abs()))
+    return float(missed + accepted) * 50
+
+
 def _score(task: Task, wanted: Tensor, found: Tensor) -> str:
     if task.labels is None:
-        return f"{float((wanted * found).sum(1).mean()):.4f}"
+        cosine = f"{float((wanted * found).sum(1).mean()):.4f}"
+        if task.voices is None:
+            return cosine
+        rates = [equal_error_rate(values, task.voices) for values in (wanted, found)]
+        return f"{cosine}, EER {rates[0]:.1f} -> {rates[1]:.1f}"
     top = [float((values.argmax(1) == task.labels).float().mean()) * 100 for values in (wanted, found)]
     return f"{top[0]:.1f} -> {top[1]:.1f}"
 
