@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, list_of_names
 from openneutron.core.boundary import typed_errors
-from openneutron.core.fx import placeholders
+from openneutron.core.fx import modules_of, placeholders
 from openneutron.core.locks import traces_alone
 from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
@@ -163,9 +163,21 @@ class _QuantizeOptions:
         return bool(self.quantizer.get("wide") == "auto")
 
     def wide_states(self, graph: GraphModule) -> list[Any]:
-        """Returns the keys of `wide` that are not names of inputs of `graph`."""
+        """Returns the keys of `wide` that are not names of inputs of `graph`.
+
+        Raises `OptionError` for the name of an input and of a module.
+        """
         wide, inputs = self.quantizer.get("wide"), {str(node.target) for node in placeholders(graph.graph)}
-        return [] if wide is None or self.selects_wide_states else [key for key in wide if key not in inputs]
+        if wide is None or self.selects_wide_states:
+            return []
+        modules = {name for node in graph.graph.nodes for name, _ in modules_of(node)}
+        names = inputs.intersection(key for key in wide if isinstance(key, str))
+        if both := sorted(names & modules):
+            raise OptionError(
+                f"wide has the name '{both[0]}', which an input and a module have. Give the module by its type, or "
+                "rename the argument of forward."
+            )
+        return [key for key in wide if not isinstance(key, str) or key not in names]
 
     def wide_inputs(self, exported: GraphModule, samples: Samples) -> list[str]:
         """Returns the inputs that consist of two int8 tensors: those that `wide` names, and those that recipes select.
@@ -211,7 +223,8 @@ def _quantized(
         with typed_errors("Preparing the model for quantization"):
             quantizer = quantizer.replace(wide=names)
             exported = quantizer.prepare_graph(unprepared, equalizes=equalizes)
-    widen_inputs(exported, samples, options.wide_inputs(exported, samples))
+    with typed_errors("Preparing the inputs for quantization"):
+        widen_inputs(exported, samples, options.wide_inputs(exported, samples))
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):
         converted, reference = quantize_by_recipe(recipe, exported, quantizer, samples, options.running)

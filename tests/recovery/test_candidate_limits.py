@@ -55,6 +55,35 @@ class Steps(Network):
         return torch.stack(found, 1)
 
 
+class Joined(Network):
+    """The same, with one product for all gates of the input and one of the hidden state."""
+
+    splits_sum = False
+
+    def forward(self, x: Tensor) -> Any:
+        linear: Any = nn.functional.linear
+        cell = self.lstm
+        hidden = state = torch.zeros(len(x), UNITS)
+        found = []
+        for value in x.unbind(1):
+            own = linear(value, cell.weight_ih_l0, cell.bias_ih_l0)
+            fed_back = linear(hidden, cell.weight_hh_l0, cell.bias_hh_l0)
+            if self.splits_sum:
+                i, f, g, o = (own + fed_back).chunk(4, 1)
+            else:
+                i, f, g, o = (a + b for a, b in zip(own.chunk(4, 1), fed_back.chunk(4, 1), strict=True))
+            state = torch.sigmoid(f) * state + torch.sigmoid(i) * torch.tanh(g)
+            hidden = torch.sigmoid(o) * torch.tanh(state)
+            found.append(hidden)
+        return torch.stack(found, 1)
+
+
+class SplitSum(Joined):
+    """The same, with one sum for all gates."""
+
+    splits_sum = True
+
+
 class WithoutLSTM(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return torch.tanh(x)
@@ -142,3 +171,9 @@ def test_recipes_limit_the_range() -> None:
             args = arguments(first_operand(first_operand(node)))
             found.append(args["scale"] * (args["quant_max"] - args["zero_point"]))
     assert min(found) <= limit * 1.01
+
+
+@pytest.mark.parametrize("network", [Joined, SplitSum])
+def test_a_limit_that_would_clip_the_gates_is_not_set(network: type[Network]) -> None:
+    module = selected(seeded(lambda: network(4.0)), samples_of(3.0))
+    assert limits_of(module) - {CELL_LIMIT} == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.fx import GraphModule
 from openneutron import NeutronQuantizer, finish_training, lower, prepare_training, quantize
 from openneutron.accuracy import analyze
 from openneutron.core.fx import is_quantize, placeholders
-from openneutron.errors import OptionError
+from openneutron.errors import CalibrationError, OptionError
 from openneutron.recovery.wide_inputs import inputs_to_widen, widen_inputs
 
 FRAMES, BANDS, UNITS, COUNT = 6, 8, 12, 40
@@ -177,14 +178,62 @@ def test_other_readers_keep_the_input() -> None:
     ("layer", "keys", "message"),
     [
         (nn.Sigmoid(), ["x"], r"wide\['x'\] is an input that no convolution.*Leave it out"),
+        (nn.Linear(BANDS, UNITS), [["x"]], "wide"),
         (nn.Linear(BANDS, UNITS), ["y"], r"wide\['y'\] matches no module"),
     ],
 )
-def test_refused_inputs(layer: nn.Module, keys: list[str], message: str) -> None:
+def test_refused_inputs(layer: nn.Module, keys: list[Any], message: str) -> None:
     model = Reads(lambda inner, x: inner(x), layer).eval()
     samples = [(heavy_tailed(1, BANDS, seed=seed),) for seed in range(2)]
     with pytest.raises(OptionError, match=message):
         quantize(model, samples[0], samples, wide=keys)
+
+
+@pytest.mark.parametrize("wide", [None, ["x"]])
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_values_that_are_not_finite(value: float, wide: list[str] | None) -> None:
+    model = seeded(MODELS["linear"][0]).eval()
+    samples = [(sample.clone(),) for (sample,) in samples_of("linear")]
+    samples[1][0].view(-1)[0] = value
+    with pytest.raises(CalibrationError, match=r"Check the|holds NaN or infinite"):
+        quantize(model, samples[0], samples, wide=wide, progress=False)
+
+
+class ReadsNamed(nn.Module):
+    """An input that has the name of a coarse tensor, and an input that has the name of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(BANDS, UNITS)
+
+    def forward(self, x: Tensor, x_coarse: Tensor, inner: Tensor) -> Any:
+        return self.inner(x) + x_coarse + inner
+
+
+def named_samples() -> list[tuple[Tensor, ...]]:
+    samples = [heavy_tailed(1, BANDS, seed=seed) for seed in range(8)]
+    return [(sample, torch.ones(1, UNITS), torch.ones(1, UNITS)) for sample in samples]
+
+
+def test_an_input_with_the_name_of_a_coarse_tensor() -> None:
+    model, samples = seeded(ReadsNamed).eval(), named_samples()
+    quantized = quantize(model, samples[0], samples, recover=None, wide=["x"], progress=False)
+    kept, new = analyze(None, quantized, samples), analyze(model, quantized.module, samples)
+    assert [layer.node for layer in new.layers] == [layer.node for layer in kept.layers]
+
+
+def test_a_name_of_an_input_and_of_a_module() -> None:
+    samples = named_samples()
+    with pytest.raises(OptionError, match="'inner', which an input and a module have"):
+        quantize(seeded(ReadsNamed).eval(), samples[0], samples, wide=["inner"], progress=False)
+
+
+def test_the_program_with_int8_inputs() -> None:
+    """An input that consists of two tensors stays in float, because one int8 tensor cannot hold it."""
+    model, samples = seeded(MODELS["linear"][0]).eval(), samples_of("linear")
+    quantized = quantize(model, samples[0], samples, wide=["x"], progress=False)
+    program = lower(quantized, int8_io=True)
+    assert (program.inputs[0].dtype, program.outputs[0].dtype) == (torch.float32, torch.int8)
 
 
 def test_analysis_of_a_converted_module() -> None:

@@ -83,7 +83,10 @@ class WideStates:
         if isinstance(keys, str) or not isinstance(keys, Iterable | None):
             hint = " Only quantize() takes 'auto', because it has calibration inputs." if keys == "auto" else ""
             raise OptionError(f"wide is a list of names and types of modules, or of operators, not {keys!r}.{hint}")
-        self._keys = NodeKeys("wide", dict.fromkeys(keys or (), _WIDE))
+        keys = list(keys or ())
+        if wrong := [key for key in keys if not isinstance(key, (str, type))]:
+            raise OptionError(f"wide takes names, patterns and types, not {wrong[0]!r}. Give a list of these.")
+        self._keys = NodeKeys("wide", dict.fromkeys(keys, _WIDE))
 
     def selects(self, node: Node) -> bool:
         """Returns whether the state of `node` is to consist of two int8 tensors."""

@@ -7,9 +7,10 @@ from torch.fx import Node
 from openneutron.core.fx import note, note_of
 from openneutron.ir.graph import QParams
 
-__all__ = ["given_qparams", "is_refined_sum", "note_qparams", "note_refined_sum"]
+__all__ = ["coarse_input", "given_qparams", "is_refined_sum", "note_coarse", "note_qparams", "note_refined_sum"]
 
 _QPARAMS, _REFINED_SUM = "openneutron.given_qparams", "openneutron.refined_sum"
+_COARSE = "openneutron.coarse_input"
 
 
 def note_qparams(node: Node, qparams: QParams) -> None:
@@ -21,6 +22,17 @@ def given_qparams(node: Node) -> QParams | None:
     """Returns the qparams that are noted on a value; None without a note."""
     found = note_of(node, _QPARAMS)
     return None if found is None else QParams((found[0],), (found[1],))
+
+
+def note_coarse(node: Node, name: str) -> None:
+    """Notes on the coarse tensor of an input the name of the input."""
+    note(node, _COARSE, name)
+
+
+def coarse_input(node: Node) -> str | None:
+    """Returns the name of the input whose coarse tensor `node` is; None for another node."""
+    name: str | None = note_of(node, _COARSE)
+    return name
 
 
 def note_refined_sum(node: Node) -> None:

@@ -9,7 +9,7 @@ float graph, with the sums and their operands rounded to each of the `LIMITS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,7 @@ def select_candidate_limits(module: GraphModule, samples: Samples) -> None:
     graph without LSTMs of several steps. Linear in nodes and samples, of which it uses at most `MOST_SAMPLES`.
     """
     candidates = [one for layer in cell_layers(module).values() for step in layer.steps if (one := _candidate(step))]
+    candidates = _with_own_operands(candidates)
     errors = {one.step.layer: _Errors() for one in candidates}
     for sample in evenly_spaced(samples, MOST_SAMPLES) if candidates else ():
         _Replay(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), candidates, errors).run()
@@ -142,6 +143,38 @@ def _candidate(step: CellStep) -> _Candidate | None:
             are_computed = len(operands) == 2 and all(constant_value(operand) is None for operand in operands)
             return _Candidate(step, gate, total, tuple(operands) if are_computed else ())
     return None
+
+
+def _with_own_operands(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Returns the candidates whose sum and operands only tanhs and sums of candidates read.
+
+    If one product or one sum computes all gates, and is split afterwards, a limit for the candidate would clip the
+    gates, too. In the first step, whose hidden state is zero, a tanh reads the operand itself. Linear in nodes.
+    """
+    totals = {one.total for one in candidates}
+    is_own: dict[Node, bool] = {}
+    for source in (_source(value) for one in candidates for value in (one.total, *one.operands)):
+        if source not in is_own:
+            is_own[source] = all(reader in totals or is_op(reader, "tanh") for reader in _readers(source))
+    return [one for one in candidates if all(is_own[_source(value)] for value in (one.total, *one.operands))]
+
+
+def _source(value: Node) -> Node:
+    """Returns the value that `value` is moved from."""
+    while _moves(value):
+        value = value.all_input_nodes[0]
+    return value
+
+
+def _readers(source: Node) -> Iterator[Node]:
+    """Returns the operators that read `source`, directly or after moves."""
+    values = [source]
+    while values:
+        for user in values.pop().users:
+            if _moves(user):
+                values.append(user)
+            else:
+                yield user
 
 
 def _values(candidate: _Candidate) -> list[Node]:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from openneutron.core.constants import constant_of, insert_constant
 from openneutron.core.evaluation import GraphRun, compute_from
 from openneutron.core.fx import arguments, dtype_of, placeholders, set_argument, shape_of
-from openneutron.errors import OptionError
+from openneutron.errors import CalibrationError, OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.state import sample_nodes
 from openneutron.ops.declared import facts_of
@@ -36,7 +36,7 @@ from openneutron.ops.graph_builder import NodeBuilder, add, mul, round_, sub
 from openneutron.ops.layers import ConstantLayer, constant_layer
 from openneutron.quantizer.layer_options import leave_in_float
 from openneutron.quantizer.ranges import SMALLEST_SCALE
-from openneutron.quantizer.split_inputs import given_qparams, note_qparams, note_refined_sum
+from openneutron.quantizer.split_inputs import coarse_input, given_qparams, note_coarse, note_qparams, note_refined_sum
 from openneutron.recovery.layerwise import Samples, evenly_spaced
 
 __all__ = ["MOST_PRICE", "inputs_to_widen", "layers_of_inputs", "widen_as_converted", "widen_inputs"]
@@ -61,9 +61,9 @@ class _Split:
     qparams: QParams
 
     @classmethod
-    def of(cls, values: Sequence[Tensor], factors: Tensor | None) -> _Split:
+    def of(cls, values: Iterable[Tensor], factors: Tensor | None) -> _Split:
         """Returns the split whose range is that of `values` times `factors`, extended to zero."""
-        scale, low = _scale(values if factors is None else [value * factors for value in values])
+        scale, low = _scale(values if factors is None else (value * factors for value in values))
         return cls(factors, QParams.per_tensor(scale, round(LOWEST_CODE - low / scale)))
 
 
@@ -97,6 +97,8 @@ def inputs_to_widen(module: GraphModule, samples: Samples, *, most_price: float 
     for name, readers in layers.items():
         place, node = nodes[name]
         values = [sample[place] for sample in chosen]
+        if not all(value.isfinite().all() for value in values):
+            continue
         split = _Split.of(values, None)
         if _lost_share(values, split.qparams) <= LOST_SHARE or sum(map(_products, readers)) > most_price * work:
             continue
@@ -121,8 +123,14 @@ def widen_inputs(module: GraphModule, samples: Samples, names: Iterable[str]) ->
                 f"wide['{name}'] is an input that no convolution and no linear reads directly or after moves. Leave it "
                 "out, or scale this input in the model."
             )
+        if not all(sample[place].isfinite().all() for sample in samples):
+            raise CalibrationError(
+                f"The calibration data have NaN or infinite values for the input '{name}'. Check the data for NaN and "
+                "overflow."
+            )
         dim = _channel_dim(module, node, layers)
-        split = _Split.of([sample[place] for sample in samples], None if dim is None else _factors(node, layers, dim))
+        factors = None if dim is None else _factors(node, layers, dim)
+        split = _Split.of((sample[place] for sample in samples), factors)
         _widen(module, node, layers, split)
 
 
@@ -131,15 +139,22 @@ def widen_as_converted(reference: GraphModule, converted: GraphModule) -> None:
 
     Linear in nodes and weights.
     """
-    names = {node.name: node for node in converted.graph.nodes}
+    found = {name: node for node in converted.graph.nodes if (name := coarse_input(node)) is not None}
     for name, (_, node) in _inputs(reference).items():
-        coarse = names.get(f"{node.name}_coarse")
-        qparams = None if coarse is None else given_qparams(coarse)
         layers = layers_of_inputs(reference).get(name)
+        qparams = given_qparams(found[name]) if name in found else None
         if layers and qparams is not None:
-            scaled = names.get(f"{node.name}_scaled")
-            factors = None if scaled is None else constant_of(converted, arguments(scaled)["other"])
+            whole = _whole(found[name])
+            factors = None if whole.op == "placeholder" else constant_of(converted, arguments(whole)["other"])
             _widen(reference, node, layers, _Split(factors, qparams))
+
+
+def _whole(coarse: Node) -> Node:
+    """Returns the value that `_two_tensors` rounded to `coarse`: the input, or the input times its factors."""
+    value = coarse
+    for _ in ("product with the scale", "rounding", "division by the scale"):
+        value = value.all_input_nodes[0]
+    return value
 
 
 def _inputs(module: GraphModule) -> dict[str, tuple[int, Node]]:
@@ -158,10 +173,12 @@ def _products(layer: ConstantLayer) -> int:
     return math.prod(positions) * layer.weight[0].numel()
 
 
-def _scale(values: Sequence[Tensor]) -> tuple[float, float]:
+def _scale(values: Iterable[Tensor]) -> tuple[float, float]:
     """Returns the int8 scale of the range of `values`, which includes 0, and the low end of the range."""
-    low = min(0.0, *(float(value.min()) for value in values))
-    high = max(0.0, *(float(value.max()) for value in values))
+    low = high = 0.0
+    for value in values:
+        ends = value.aminmax()
+        low, high = min(low, float(ends.min)), max(high, float(ends.max))
     return max((high - low) / CODES, SMALLEST_SCALE), low
 
 
@@ -258,6 +275,7 @@ def _two_tensors(module: GraphModule, node: Node, split: _Split) -> tuple[Node, 
     coarse._rename(f"{node.name}_coarse")
     fine._rename(f"{node.name}_fine")
     note_qparams(coarse, split.qparams)
+    note_coarse(coarse, str(node.target))
     note_qparams(fine, QParams.per_tensor(scale / FINE_CODES, 0))
     return coarse, fine
 
