@@ -91,9 +91,9 @@ class TestIsolated:
     def test_memory_and_time_are_measured_in_its_process(self, data: bytes, isolated: HostProgram) -> None:
         assert isolated.memory == load(data).memory
         assert isolated.memory.measured is not None
-        assert len(isolated.seconds(X, repeat=3)) == 3
+        assert len(isolated.seconds((X,), {}, 3)) == 3
         with pytest.raises(InputError, match="has shape"):
-            isolated.seconds(X[0], repeat=1)
+            isolated.seconds((X[0],), {}, 1)
 
     def test_errors_of_the_child(self, data: bytes, tmp_path: Path) -> None:
         file = tmp_path / "damaged.pte"

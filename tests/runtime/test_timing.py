@@ -34,3 +34,18 @@ def test_the_median_of_some_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for repeat in (0, 1.5, True):
         with pytest.raises(OptionError, match="repeat must be a positive number of runs"):
             time_on_host(loaded, (x,), repeat)  # type: ignore[arg-type]
+
+
+class NamedLikeParameters(nn.Module):
+    """Has inputs with the names of parameters of the functions that measure."""
+
+    def forward(self, repeat: torch.Tensor, inputs: torch.Tensor, program: torch.Tensor) -> torch.Tensor:
+        return repeat + inputs + program
+
+
+def test_inputs_with_names_of_parameters() -> None:
+    x = torch.ones(1, 4)
+    given = {"repeat": x, "inputs": x, "program": x}
+    program = lower(quantize(NamedLikeParameters().eval(), given, [given], progress=False))
+    loaded = HostProgram(program.portable, leaves=program.leaves)
+    assert time_on_host(loaded, given, repeat=1) > 0

@@ -219,8 +219,10 @@ class HostProgram:
             outputs = self._session.call(tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def seconds(self, *inputs: Any, repeat: int, **named: Any) -> list[float]:
+    def seconds(self, inputs: Sequence[Any], named: Mapping[str, Any], repeat: int) -> list[float]:
         """Returns the seconds of each of `repeat` runs, after one run that does not count. Raises the errors of `run`.
+
+        `inputs` and `named` are the arguments of `run` by position and by name.
 
         An isolated program measures in its process, so the time does not contain copies between the processes. The
         check of the inputs is not measured.

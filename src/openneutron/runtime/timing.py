@@ -23,7 +23,7 @@ def time_on_host(program: HostProgram, inputs: Sequence[Any] | Mapping[str, Any]
     if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
         raise OptionError(f"repeat must be a positive number of runs, not {repeat!r}.")
     args, named = ((), inputs) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    seconds = program.seconds(*args, repeat=repeat, **named)
+    seconds = program.seconds(args, named, repeat)
     if program.has_state:
         program.reset()
     return statistics.median(seconds)
