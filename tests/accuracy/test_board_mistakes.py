@@ -310,3 +310,26 @@ def test_a_mistake_that_ends_the_process_is_named(monkeypatch: pytest.MonkeyPatc
     assert named(found) == ["input layout"]
     (note,) = found.notes
     assert note.startswith("The program ended its process on this machine under the assumption: Input 0 ")
+
+
+def test_a_mistake_with_states_that_ends_the_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program ends its process in the second of two passes, and the diagnosis goes on with a new one."""
+    one = board("state", int8_io=False)
+    reset_each = list(one.simulation.run(one.vectors.inputs, frozenset(range(VECTORS))))
+    run, reset, runs = HostProgram.run, HostProgram.reset, [0]
+
+    def dies_late(program: HostProgram, *inputs: torch.Tensor) -> object:
+        runs[0] += 1
+        if runs[0] > VECTORS:
+            raise HostProcessError("the program ended the process that ran it (SIGSEGV).")
+        return run(program, *inputs)
+
+    def counted(program: HostProgram) -> None:
+        runs[0] = 0
+        reset(program)
+
+    monkeypatch.setattr(HostProgram, "run", dies_late)
+    monkeypatch.setattr(HostProgram, "reset", counted)
+    found = one.check(reset_each)
+    assert named(found) == ["stale state"]
+    assert any("assumption: The states are not reset before the first run" in note for note in found.notes)

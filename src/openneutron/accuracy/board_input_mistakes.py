@@ -109,7 +109,16 @@ def input_diagnoses(
         except HostProcessError:
             simulation.host.reset()
             notes.append(f"The program ended its process on this machine under the assumption: {text}")
-    found += _state_diagnoses(case, simulation, vectors)
+    failing = sorted({vector for vector, _ in case.failing})
+    for text, used, starts, skipped in _state_mistakes(simulation, vectors):
+        try:
+            outputs = _run(simulation, used, starts)
+        except HostProcessError:
+            simulation.host.reset()
+            notes.append(f"The program ended its process on this machine under the assumption: {text}")
+            continue
+        if outputs is not None and explains(case, _comparisons(case, failing, dict(enumerate(outputs[skipped:])))):
+            found.append(Diagnosis("stale state", text, case.failing))
     return found, notes
 
 
@@ -175,13 +184,15 @@ def _explained(case: Case, simulation: Simulation, changed: Callable[[int], Vect
     return explains(case, _comparisons(case, failing, found), needed_bits=needed_bits)
 
 
-def _run(simulation: Simulation, vectors: Sequence[Vector]) -> list[tuple[Array, ...]] | None:
+def _run(
+    simulation: Simulation, vectors: Sequence[Vector], starts: frozenset[int] | None = None
+) -> list[tuple[Array, ...]] | None:
     """Returns the outputs; None if the program refuses the mistaken inputs, such as indices out of range.
 
     Raises `HostProcessError` if the program ends its process.
     """
     try:
-        return list(simulation.run(vectors))
+        return list(simulation.run(vectors, starts))
     except HostProcessError:
         raise
     except HostError:
@@ -204,10 +215,15 @@ def _comparisons(case: Case, vectors: Sequence[int], outputs: dict[int, tuple[Ar
             yield Comparison(pair, case.observed[pair], wanted, case.outputs[pair[1]], case.limit)
 
 
-def _state_diagnoses(case: Case, simulation: Simulation, vectors: Sequence[Vector]) -> Iterator[Diagnosis]:
+def _state_mistakes(
+    simulation: Simulation, vectors: Sequence[Vector]
+) -> Iterator[tuple[str, list[Vector], frozenset[int], int]]:
+    """Returns a text, the inputs, the runs before which the states are reset, and a number for each mistake.
+
+    The outputs of the first runs, as many as the number says, are not compared.
+    """
     if not simulation.host.has_state:
         return
-    failing = sorted({vector for vector, _ in case.failing})
     used = [*vectors, *vectors]
     none, every = frozenset({0}), frozenset(range(len(vectors)))
     ways = [
@@ -216,12 +232,7 @@ def _state_diagnoses(case: Case, simulation: Simulation, vectors: Sequence[Vecto
         ("The states are not reset before the first run: they hold those of an earlier pass over the vectors.", used,
          none, len(vectors)),
     ]  # fmt: skip
-    for text, sequence, starts, skipped in ways:
-        if starts == simulation.starts and not skipped:
-            continue
-        outputs = list(simulation.run(sequence, starts))[skipped:]
-        if explains(case, _comparisons(case, failing, dict(enumerate(outputs)))):
-            yield Diagnosis("stale state", text, case.failing)
+    yield from (way for way in ways if way[2] != simulation.starts or way[3])
 
 
 def _changes(number: int, tensor: BoardTensor, normalization: Normalization | None) -> Iterator[_Change]:
