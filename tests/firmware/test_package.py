@@ -237,6 +237,8 @@ def test_files_that_hold_no_vectors_are_refused(tmp_path: Path, data: bytes) -> 
         ({"name": ""}, "must be an identifier of C"),
         ({"name": "int"}, "is a keyword"),
         ({"name": "class"}, "is a keyword"),
+        *(({"name": name}, "headers or compilers of C or C\\+\\+ define this name")
+          for name in ("NULL", "EOF", "linux", "std", "stdin", "INT8_MAX")),
         ({"name": "math"}, "would hide the header <math.h>"),
         ({"name": "String"}, "would hide the header <string.h>"),
         ({"name": "pthread"}, "would hide the header <pthread.h>"),

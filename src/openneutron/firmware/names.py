@@ -36,6 +36,15 @@ _KEYWORDS = frozenset({
 })  # fmt: skip
 """Keywords of C11, C17, C++17 and C++20, and names with a meaning in some places."""
 
+_MACROS = frozenset({
+    "BUFSIZ", "CLOCKS_PER_SEC", "EDOM", "EILSEQ", "EINVAL", "ENOMEM", "EOF", "ERANGE", "EXIT_FAILURE", "EXIT_SUCCESS",
+    "FILE", "FILENAME_MAX", "FOPEN_MAX", "HUGE_VAL", "HUGE_VALF", "HUGE_VALL", "I", "INFINITY", "NAN", "NDEBUG", "NULL",
+    "RAND_MAX", "SEEK_CUR", "SEEK_END", "SEEK_SET", "TMP_MAX", "arm", "i386", "linux", "mips", "noreturn", "offsetof",
+    "posix", "sparc", "std", "stderr", "stdin", "stdout", "sun", "unix", "va_arg", "va_copy", "va_end", "va_start",
+})  # fmt: skip
+"""Macros of the headers of C, macros that compilers define for a processor or a system, and namespaces of C++."""
+_SIZED_MACRO = re.compile(r"U?INT(?:_LEAST|_FAST)?\d+(?:_MAX|_MIN|_C)?")
+
 
 def check_name(name: object) -> str:
     """Returns the name. Raises `OptionError` if it cannot be a prefix of identifiers and a name of files."""
@@ -46,6 +55,11 @@ def check_name(name: object) -> str:
         )
     if name in _KEYWORDS:
         raise OptionError(f"'{name}' is a keyword of C or C++. Give the package another name, such as '{name}_model'.")
+    if name in _MACROS or _SIZED_MACRO.fullmatch(name):
+        raise OptionError(
+            f"'{name}' cannot be the name of a package: the headers or compilers of C or C++ define this name. Give "
+            f"another name, such as '{name}_model'."
+        )
     if name.lower() in _HEADERS:  # the names of files have no case on some machines
         raise OptionError(
             f"'{name}' cannot be the name of a package: '{name}.h' would hide the header <{name.lower()}.h> of the C "
