@@ -184,8 +184,13 @@ class TestRecords:
             lambda lines: "\n".join([*lines[:2], *lines[1:]]),
             lambda lines: "\n".join(line.upper() for line in lines),
             lambda lines: "\n".join([lines[0], "OUTPUT 0 0 0 ff", "PROFILE ends", *lines[1:]]),
+            lambda lines: "\n".join(["POWER PROFILE 3 selected", *lines]),
+            lambda lines: "\n".join(["XPROFILE 0 0 zz", *lines]),
+            lambda lines: "\n".join(["POWER_PROFILE 0 0 zz", *lines]),
         ],
-        ids=["colours", "prefixes", "carriage returns", "a line twice", "upper case", "other lines"],
+        ids=[
+            "colours", "prefixes", "carriage returns", "a line twice", "upper case", "other lines", "words in front", "a longer word", "a part of a name",
+        ],
     )
     def test_logs_of_terminals(self, tmp_path: Path, changed: Callable[[list[str]], str]) -> None:
         file = tmp_path / "board.log"
@@ -209,9 +214,11 @@ class TestRecords:
             (lambda lines: "\n".join(line.replace("E 0", "E 1") for line in lines), "none of delegate 0"),
             (lambda lines: "\n".join([*lines, "PROFILE 1"]), "Line 4 of .* is not of the form"),
             (lambda lines: lines[0][:10] + "0 zz", "Line 1 of .* is not of the form"),
+            (lambda lines: "[0.1] " + lines[0][:10] + "0 zz", "Line 1 .* not a part of a profile, delete it"),
             (lambda lines: lines[0].replace(" 0 0 ", " 0 999999999 "), "bytes from 0 on are missing"),
         ],
-        ids=["no line ends", "one line", "noise", "cut off", "order", "delegate", "no bytes", "no digits", "offset"],
+        ids=["no line ends", "one line", "noise", "cut off", "order", "delegate", "no bytes", "no digits",
+             "no digits after a time", "offset"],
     )
     def test_damaged_logs(self, tmp_path: Path, changed: Callable[[list[str]], str], message: str) -> None:
         file = tmp_path / "board.log"

@@ -24,7 +24,8 @@ FORM = "PROFILE <delegate> <byte offset> <hex bytes>"
 RECORD_BYTES = 16
 _RECORD = struct.Struct("<BBBBIBBBBI")
 _KERNEL_ENDS = 6
-_START = re.compile(r"(?<!_)PROFILE\s+(?=\d)", re.ASCII)
+_START = re.compile(r"^\s*PROFILE\s+(?=\d)|\bPROFILE\s+(?=\d+\s+\d)", re.ASCII)
+"""The start of a record, which may be damaged: PROFILE and a number begin the line, or two numbers follow PROFILE."""
 _LINE = re.compile(r"(\d{1,6})\s+(\d{1,9})\s+([0-9a-fA-F][0-9a-fA-F\s]*)", re.ASCII)
 _LARGEST_BUFFER = 1 << 24
 _WRAP = 1 << 32
@@ -46,7 +47,7 @@ def profile_of_log(text: str, name: str) -> BoardProfile | None:
         if match is None or len(digits) % 2 or (match.end() < len(line) and not match[3][-1].isspace()):
             raise InputError(
                 f"Line {number} of {name} is not of the form '{FORM}'. Record the log again, or delete all lines of "
-                "this run."
+                "this run. If the line is not a part of a profile, delete it."
             )
         delegate, start = int(match[1]), int(match[2])
         if _START.search(line, match.end()):
