@@ -182,6 +182,8 @@ class TestRecords:
             lambda lines: "\n".join(f"[00:00:01.2,3] <inf> app: {line}" for line in lines),
             "\r".join,
             lambda lines: "\n".join([*lines[:2], *lines[1:]]),
+            lambda lines: "\n".join([lines[0], *lines]),
+            lambda lines: "\n".join(line for line in lines for _ in range(2)),
             lambda lines: "\n".join(line.upper() for line in lines),
             lambda lines: "\n".join([lines[0], "OUTPUT 0 0 0 ff", "PROFILE ends", *lines[1:]]),
             lambda lines: "\n".join(["POWER PROFILE 3 selected", *lines]),
@@ -189,7 +191,8 @@ class TestRecords:
             lambda lines: "\n".join(["POWER_PROFILE 0 0 zz", *lines]),
         ],
         ids=[
-            "colours", "prefixes", "carriage returns", "a line twice", "upper case", "other lines", "words in front", "a longer word", "a part of a name",
+            "colours", "prefixes", "carriage returns", "a line twice", "first line twice", "each line twice",
+            "upper case", "other lines", "words in front", "a longer word", "a part of a name",
         ],
     )
     def test_logs_of_terminals(self, tmp_path: Path, changed: Callable[[list[str]], str]) -> None:

@@ -34,7 +34,8 @@ _WRAP = 1 << 32
 def profile_of_log(text: str, name: str) -> BoardProfile | None:
     """Returns the profile in a log of the serial line; None for a log without lines of records.
 
-    A line with offset 0 begins a new run of its delegate. Raises `InputError` if bytes or delegates are missing, and
+    A line with offset 0 begins a new run of its delegate, unless the run has only the bytes of this line so far: the
+    line is then a repetition. Raises `InputError` if bytes or delegates are missing, and
     `FormatError` for records that cannot be read.
     """
     runs: dict[int, list[bytearray]] = {}
@@ -53,7 +54,7 @@ def profile_of_log(text: str, name: str) -> BoardProfile | None:
         if _START.search(line, match.end()):
             raise InputError(f"Line {number} of {name} has two records of profiles. Begin a line with each of them.")
         known, piece = runs.setdefault(delegate, []), bytes.fromhex(digits)
-        if start and known and known[-1][start : start + len(piece)] == piece:
+        if known and known[-1][start : start + len(piece)] == piece and (start or len(known[-1]) == len(piece)):
             continue  # the same line twice
         if start == 0:
             known.append(bytearray())
