@@ -10,6 +10,7 @@ import pytest
 from executorch.devtools.etdump.schema_flatcc import ETDumpFlatCC, Event, ProfileEvent, RunData
 from executorch.devtools.etdump.serialize import serialize_to_etdump_flatcc
 
+from openneutron.core.logs import text_of_log
 from openneutron.errors import FormatError, InputError
 from openneutron.profiling import BoardProfile, CpuCall, DelegateTimes, read_profile
 from openneutron.profiling.records import profile_of_records
@@ -149,6 +150,15 @@ class TestRecords:
         file = tmp_path / "profile.bin"
         file.write_bytes(records((500, 700)) + bytes(64))
         assert read_profile(file) == BoardProfile((DelegateTimes(((500,), (700,)), (9,)),))
+
+    @pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf"])
+    def test_bytes_that_begin_like_a_byte_order_mark(self, tmp_path: Path, mark: bytes) -> None:
+        """The first bytes of a record are the numbers of an event."""
+        data = records((500, 700))
+        file = tmp_path / "profile.bin"
+        file.write_bytes(mark + data[len(mark) :])
+        assert read_profile(file).delegates[0].kernels == ((500,), (700,))
+        assert text_of_log(mark + b"\x03\x80") is None
 
     def test_counter_that_begins_anew(self) -> None:
         found = profile_of_records(records((500, 700), 2**32 - 600), "p")
