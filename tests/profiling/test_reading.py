@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,12 +120,16 @@ def test_times_that_end_before_they_start(
 def test_damaged_etdump(tmp_path: Path) -> None:
     file = tmp_path / "run.etdp"
     data = etdump([a_run(1)])
+    messages: list[str] = []
     for size in range(12, len(data), 7):
         file.write_bytes(data[:size])
         try:
             read_profile(file)
-        except (FormatError, InputError):
-            continue
+        except (FormatError, InputError) as error:
+            messages.append(str(error))
+    assert any(re.search(r"byte \d+: expected .*\. Record the profile again\.", message) for message in messages)
+    cure = re.compile("Record the profile again|Give an ETDump|Increase the buffer")
+    assert [message for message in messages if not cure.search(message)] == []
 
 
 def records(kernels: Sequence[int], first: int = 1000) -> bytes:

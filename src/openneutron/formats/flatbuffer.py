@@ -35,11 +35,12 @@ Layout = tuple[int, tuple[int, ...]]
 
 
 class Source:
-    """The bytes of a file. Error messages call the file `what`. Counts the bytes that are read."""
+    """The bytes of a file. Error messages call the file `what` and end with `cure`. Counts the bytes that are read."""
 
-    def __init__(self, data: bytes | memoryview, what: str) -> None:
+    def __init__(self, data: bytes | memoryview, what: str, cure: str = "") -> None:
         self.view = memoryview(data).cast("B")
         self.what = what
+        self.cure = cure
         self.layouts: dict[int, Layout] = {}
         """The layouts of tables that were read, by the offset of the vtable."""
         self.tables: dict[int, Table] = {}
@@ -49,7 +50,7 @@ class Source:
     def error(self, offset: int, expected: str, found: object = None) -> FormatError:
         """Returns the error for wrong contents at `offset`."""
         seen = "" if found is None else f", found {found}"
-        return FormatError(f"{self.what}: byte {offset}: expected {expected}{seen}")
+        return FormatError(f"{self.what}: byte {offset}: expected {expected}{seen}{self.cure and '. ' + self.cure}")
 
     def require(self, offset: int, size: int, expected: str) -> None:
         """Raises `FormatError` unless the file has `size` bytes at `offset`. Counts them as read."""

@@ -49,7 +49,7 @@ def profile_of_etdump(data: bytes, name: str) -> BoardProfile:
         data = data[_SIZE_PREFIX:]
     kernels: dict[int, dict[int, list[int]]] = {}
     calls: dict[int, tuple[str, list[int]]] = {}
-    for event in _events(root(Source(data, name), (ETDUMP_IDENTIFIER,))):
+    for event in _events(root(Source(data, name, "Record the profile again."), (ETDUMP_IDENTIFIER,))):
         if event.kernel != _NONE:
             kernels.setdefault(event.instruction, {}).setdefault(event.kernel, []).append(event.duration)
         elif event.name.startswith(_CPU_PREFIX):
