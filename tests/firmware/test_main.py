@@ -51,8 +51,8 @@ def test_sources_have_no_warnings(name: str, tmp_path: Path) -> None:
         made = compiled(folder, *CHECK, *options)
         assert made.returncode == 0, made.stderr
     python = ("-isystem", sysconfig.get_path("include"), '-DOPENNEUTRON_PYTHON="python"')
-    for options in (("-fsyntax-only", "host_backend.cpp", *python), ("-fsyntax-only", "-x", "c++", "net_io.h")):
-        made = compiled(folder, *options)
+    for others in (("-fsyntax-only", "host_backend.cpp", *python), ("-fsyntax-only", "-x", "c++", "net_io.h")):
+        made = compiled(folder, *others)
         assert made.returncode == 0, made.stderr
     if shutil.which("cc") is not None:
         command = ["cc", "-std=c11", *STRICT, "-fsyntax-only", "net.c", "test_vectors.c"]

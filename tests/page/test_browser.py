@@ -174,3 +174,9 @@ def test_the_printed_page_is_light_and_has_the_rows_that_are_open(
         assert opened.page.locator("#all-operators tbody tr:visible").count() == 13
         opened.page.pdf(path=tmp_path / "report.pdf", format="A4")
         assert (tmp_path / "report.pdf").stat().st_size > 20_000
+
+
+def test_the_printed_page_is_as_wide_as_the_paper(browser: Any, pages: dict[str, Path]) -> None:
+    with Opened(browser, pages["small"], 718) as opened:  # A4 without Chromium's margins, at 96 dpi
+        opened.page.emulate_media(media="print")
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= 718
