@@ -59,7 +59,7 @@ def test_each_error_class_is_on_the_page() -> None:
         ("ModelError", "This program is lowered already. Save it or run it."),  # a constant
         ("CpuWarning", "These operators run on the CPU:\n‹lines›"),  # a function that returns a text
         ("OptionError", "‹name› takes True or False, not ‹value›."),  # an argument of a function that raises
-        ("FormatError", "‹what›: byte ‹offset›: expected ‹expected›‹seen›"),  # a method that makes the error
+        ("FormatError", "‹what›: byte ‹offset›: expected ‹expected›‹seen›‹cure›"),  # a method that makes the error
     ],
 )
 def test_messages_are_found(kind: str, text: str) -> None:

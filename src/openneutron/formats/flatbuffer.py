@@ -40,7 +40,7 @@ class Source:
     def __init__(self, data: bytes | memoryview, what: str, cure: str = "") -> None:
         self.view = memoryview(data).cast("B")
         self.what = what
-        self.cure = cure
+        self.cure = f". {cure}" if cure else ""
         self.layouts: dict[int, Layout] = {}
         """The layouts of tables that were read, by the offset of the vtable."""
         self.tables: dict[int, Table] = {}
@@ -50,7 +50,7 @@ class Source:
     def error(self, offset: int, expected: str, found: object = None) -> FormatError:
         """Returns the error for wrong contents at `offset`."""
         seen = "" if found is None else f", found {found}"
-        return FormatError(f"{self.what}: byte {offset}: expected {expected}{seen}{self.cure and '. ' + self.cure}")
+        return FormatError(f"{self.what}: byte {offset}: expected {expected}{seen}{self.cure}")
 
     def require(self, offset: int, size: int, expected: str) -> None:
         """Raises `FormatError` unless the file has `size` bytes at `offset`. Counts them as read."""
