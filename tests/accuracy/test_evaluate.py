@@ -158,10 +158,10 @@ def test_what_cannot_be_pickled() -> None:
         evaluate(model, data(), jobs=2)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_metric_that_is_not_finite_is_refused_by_name(value: float) -> None:
+def test_a_metric_that_returns_nan_is_refused_by_name() -> None:
     def unbounded(outputs: Tensor, label: int) -> float:
-        return value
+        return float("nan")
 
-    with pytest.raises(OptionError, match=r"The metric 'unbounded' returned (nan|inf)\. Give a metric"):
+    with pytest.raises(OptionError, match=r"The metric 'unbounded' returned NaN\. Give a metric"):
         evaluate(network(), data(), unbounded)
+    assert evaluate(network(), data(), lambda *_: float("inf")) == float("inf")

@@ -326,11 +326,15 @@ def test_memory_of_dropped_programs_is_given_back() -> None:
         for _ in range(times):
             HostProgram.from_bytes(data).run(x)
 
+    def growth() -> int:
+        before = resident()
+        use(230)
+        return resident() - before
+
     use(20)  # warm up allocators and caches
-    before = resident()
-    use(230)
-    # Each program copies 1 MB of TFLite: a leak of the engine would hold 230 MB, a leak in 5 % of the programs 11 MB.
-    assert resident() - before < 10 * megabyte
+    # Each program copies 1 MB of TFLite: a leak of the engine would hold 230 MB, a leak in 5 % of the programs 11 MB,
+    # each time. The allocator may grow once, after other tests in this process.
+    assert min(growth(), growth()) < 10 * megabyte
 
 
 def run_python(code: str, *arguments: str) -> str:

@@ -279,10 +279,8 @@ def _in_form(outputs: Any, form: TreeSpec) -> Any:
 def _score(metric: NamedMetric, outputs: Any, label: Any) -> _Score:
     if metric.rank is None:
         value = float(metric.function(outputs, label))
-        if not math.isfinite(value):
-            raise OptionError(
-                f"The metric '{metric.name}' returned {value}. Give a metric that returns a finite number."
-            )
+        if math.isnan(value):
+            raise OptionError(f"The metric '{metric.name}' returned NaN. Give a metric that returns a number.")
         return _Score(value)
     found = class_scores(outputs, label, metric.rank)
     return _Score(found.percentage, found)
