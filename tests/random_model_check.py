@@ -106,14 +106,25 @@ def check(model: RandomModel, way: Way) -> Finding:
         warnings.simplefilter("ignore")
         samples = _in_strides_that_run(model, model.samples(CALIBRATION_SAMPLES, 0), way)
         unseen = model.samples(2, 1)
+        # callers pass positional arguments to prepared modules
+        documented = way.documented and model.form is not Form.KEYWORDS
         try:
-            # callers pass positional arguments to prepared modules
-            documented = way.documented and model.form is not Form.KEYWORDS
             return (_documented if documented else _short)(model, way, samples, unseen)
         except OpenNeutronError as error:
             return Finding(Outcome.REFUSED, f"{type(error).__name__}: {error}")
         except Exception:  # the check must catch errors of any type
-            return Finding(Outcome.UNTYPED, traceback.format_exc())
+            is_own = not documented or _exports(model, samples[0], way)
+            return Finding(Outcome.UNTYPED if is_own else Outcome.REFUSED, traceback.format_exc())
+
+
+def _exports(model: RandomModel, sample: Sample, way: Way) -> bool:
+    """Whether torch.export takes the model. In the documented flow, the caller exports it, and gets torch's error."""
+    try:
+        with torch.no_grad():
+            torch.export.export(model.build(), tuple(sample), strict=way.strict)
+    except Exception:  # torch's errors have many types
+        return False
+    return True
 
 
 def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
