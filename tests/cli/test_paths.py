@@ -21,9 +21,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("paths")
     (found / "sub dir").mkdir()
     (found / "photos").mkdir()
+    (found / "built").mkdir()
     (found / "sub dir" / "net.py").write_text(SOURCE)
     (found / "net.py").write_text(SOURCE)
-    for name in ("model.pte", "photos/a.png", "board.log", "openneutron.toml", "q.pt2", "a.npy"):
+    in_folders = ("photos/a.png", "photos/out.npy", "built/model.pte", "built/quantized.pt2")
+    for name in ("model.pte", "board.log", "openneutron.toml", "q.pt2", "a.npy", *in_folders):
         (found / name).write_bytes(b"")
     return found
 
@@ -59,6 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("lower", "model.pte", "-o", "model.pte"), "it is an input of this command. Give another path."),
         (("quantize", "q.pt2", "--calibrate", "photos", "-o", "q.pt2"), "it is an input of this command."),
         (("profile", "board.log", "--program", "model.pte", "-o", "board.log"), "it is an input of this command."),
+        (("compile", "built", "-o", "built/model.pte"), "it is an input of this command. Give another path."),
+        (("lower", "built", "-o", "built/quantized.pt2"), "it is an input of this command. Give another path."),
+        (("run", "model.pte", "photos", "-o", "photos/out.npy"), "it is an input of this command. Give another path."),
+        (("run", "model.pte", "photos", "-o", "a.npy", "--config", "a.npy"), "it is an input of this command."),
         (("run", "model.pte", "a.npy", "-o", "a.npy"), "it is an input of this command. Give another path."),
         (("compile", "model.pte", "-o", "x.pte", "--intermediates-dir", "no"), "intermediates_dir: 'no' does not"),
         (("run", "model.pte", "photos", "--top", "0"), "Input should be greater than or equal to 1"),

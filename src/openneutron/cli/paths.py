@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,12 +11,12 @@ import typer
 
 from openneutron.core.files import exists, is_file, is_folder, similar_path
 from openneutron.errors import InputError, OutputError
-from openneutron.settings.build_files import program_in, quantized_in
+from openneutron.settings.build_files import PROGRAM, QUANTIZED, program_in, quantized_in
 from openneutron.targets import NeutronTargetSpec, generation_of_flavor
 
 __all__ = [
     "check_no_input", "existing", "existing_file", "existing_program", "existing_quantized",
-    "known_flavor", "known_target",
+    "file_reader", "known_flavor", "known_target",
 ]  # fmt: skip
 
 Paths = TypeVar("Paths", Path, "Sequence[Path]", None)
@@ -64,12 +65,25 @@ def known_flavor(value: str | None) -> str | None:
     return value
 
 
+def file_reader(parameter: inspect.Parameter) -> Callable[[Path], Path] | None:
+    """Returns the function that maps the folder of a build to the file that a verb reads; None for other parameters."""
+    callbacks = [one.callback for one in getattr(parameter.annotation, "__metadata__", ())]
+    readers = {existing_program: program_in, existing_quantized: quantized_in}
+    return next((readers[one] for one in callbacks if one in readers), None)
+
+
 def check_no_input(output: Path | None, inputs: Iterable[Path]) -> None:
-    """Raises `OutputError` if the file that a verb writes is one of its inputs, which would be lost."""
+    """Raises `OutputError` if the file that a verb writes is one of its inputs, or lies in a folder of inputs.
+
+    The input would be lost. A build is no folder of inputs.
+    """
     if output is None or not is_file(output):
         return
-    if any(is_file(path) and output.samefile(path) for path in inputs):
-        raise OutputError(f"Cannot write '{output}': it is an input of this command. Give another path.")
+    for path in inputs:
+        is_build = is_file(path / PROGRAM) or is_file(path / QUANTIZED)
+        inside = is_folder(path) and not is_build and path.resolve() in output.resolve().parents
+        if inside or (is_file(path) and output.samefile(path)):
+            raise OutputError(f"Cannot write '{output}': it is an input of this command. Give another path.")
 
 
 def _name(parameter: typer.CallbackParam) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from openneutron.cli.interrupts import Interrupts
-from openneutron.cli.paths import check_no_input, existing_file
+from openneutron.cli.paths import check_no_input, existing_file, file_reader
 from openneutron.cli.terminal import Terminal, print_error
 from openneutron.core.files import is_file
 from openneutron.core.messages import first_line
@@ -74,6 +74,7 @@ def add_verb(
     common = [_keyword("json", Json, False), _keyword("quiet", Quiet, False), _keyword("verbose", Verbose, False)]
     own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
     names = frozenset(one.name for one in settings)
+    readers = {one.name: reader for one in own if (reader := file_reader(one)) is not None}
 
     @functools.wraps(function)
     def verb(json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
@@ -81,14 +82,15 @@ def add_verb(
         terminal = Terminal(json, quiet, verbose, interrupts)
         with terminal.messages(), _typed_exits(interrupts, verbose=verbose):
             if not sections:
-                check_no_input(values.get("output"), _paths_in(values))
+                check_no_input(values.get("output"), _paths_in(values, readers))
                 function(terminal, **values)
                 return
             given = {name: value for name, value in values.items() if name in names and value not in (None, [])}
             others = {name: value for name, value in values.items() if name not in names and name != "config"}
             config = values["config"] or _config_in(others.get("program") or others.get("file"))
             settings = _settings(config, given)
-            check_no_input(others.get("output"), [*_paths_in(others), *map(Path, settings.paths())])
+            named = [*map(Path, settings.paths()), *([config] if config is not None else [])]
+            check_no_input(others.get("output"), [*_paths_in(others, readers), *named])
             function(terminal, settings, **others)
 
     parameters = [*first, *own, *config, *rest, *common]
@@ -178,8 +180,15 @@ def _config_in(program: Path | None) -> Path | None:
     return file if file is not None and is_file(file) else None
 
 
-def _paths_in(values: Mapping[str, Any]) -> list[Path]:
-    """Returns the paths that a verb reads, among the values of its own parameters."""
+def _paths_in(values: Mapping[str, Any], readers: Mapping[str, Callable[[Path], Path]]) -> list[Path]:
+    """Returns the paths that a verb reads, among the values of its own parameters.
+
+    `readers` maps the name of a parameter to the function from the folder of a build to its file.
+    """
+    values = {
+        name: readers[name](value) if name in readers and isinstance(value, Path) else value
+        for name, value in values.items()
+    }
     lists = (value if isinstance(value, list) else [value] for name, value in values.items() if name != "output")
     found = [one for values in lists for one in values if isinstance(one, (str, Path))]
     return [*map(Path, found), *(Path(one.rpartition("=")[2]) for one in found if isinstance(one, str))]  # name=file
