@@ -19,7 +19,7 @@ RIGHT: dict[str, tuple[object, ...]] = {
     "compare": ("out", "out/model.pte"),
     "run": ("out", "photos/left/000.png"),
     "validate": ("out",),
-    "package": ("out", "-o", "firmware"),
+    "package": ("out", "-o", "package of a process"),
 }
 """Right uses that no other test runs as a process. `TestBuild` and `TestSteps` run build, quantize and lower."""
 WRONG: dict[str, tuple[tuple[object, ...], str]] = {
