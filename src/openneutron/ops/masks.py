@@ -16,7 +16,7 @@ import math
 import torch
 from torch.fx import Node
 
-from openneutron.core.constants import constant_of
+from openneutron.core.constants import constant_of, constant_value
 from openneutron.core.fx import arguments, note, note_of, shape_of
 from openneutron.ops.comparisons import selects_by_comparison, where_by_comparison
 from openneutron.ops.declared import is_op, is_view
@@ -252,10 +252,12 @@ def _can_regroup(part: Node, join: Node, mask: Node) -> bool:
     """Whether `part` may be added to the scores by itself.
 
     `join` combines two masks, one of which is `part`; `mask` is `join` or a view of it. `part` must have fewer values
-    than `join`, and must broadcast to `mask`.
+    than `join`, unless it is a constant bias that `join` adds, and must broadcast to `mask`.
     """
     shape, joined = shape_of(part), shape_of(join)
-    if not 0 < math.prod(shape) < math.prod(joined):
+    constant = constant_value(part) if is_op(join, "add") else None
+    is_bias = constant is not None and not _hides_scores(constant)
+    if not 0 < math.prod(shape) < math.prod(joined) + is_bias:
         return False
     leading = (1,) * (len(joined) - len(shape)) + shape[:-2] if len(shape) >= 2 else ()
     is_view = len(joined) >= 2 and joined[-2:] == shape_of(mask)[-2:]

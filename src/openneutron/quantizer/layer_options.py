@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -84,8 +84,8 @@ class WideStates:
             hint = " Only quantize() takes 'auto', because it has calibration inputs." if keys == "auto" else ""
             raise OptionError(f"wide is a list of names and types of modules, or of operators, not {keys!r}.{hint}")
         keys = list(keys or ())
-        if wrong := [key for key in keys if not isinstance(key, (str, type))]:
-            raise OptionError(f"wide takes names, patterns and types, not {wrong[0]!r}. Give a list of these.")
+        if wrong := [key for key in keys if not isinstance(key, Hashable)]:
+            raise OptionError(f"wide is a list of names and types of modules, or of operators, not of {wrong[0]!r}.")
         self._keys = NodeKeys("wide", dict.fromkeys(keys, _WIDE))
 
     def selects(self, node: Node) -> bool:
