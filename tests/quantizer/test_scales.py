@@ -257,3 +257,29 @@ def test_small_values_are_no_zeros() -> None:
         quantize(seeded(OPERATORS["conv"]), samples[0], samples, recover=None, progress=False)
         zeros = [(torch.zeros(SHAPE),)] * 2
         quantize(seeded(OPERATORS["conv"]), zeros[0], zeros, recover=None, progress=False)
+
+
+class AddsZero(nn.Module):
+    """A sum with a value that is zero, as in the first step of a recurrent cell."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.zero, self.other, self.size = nn.Linear(4, 4, bias=False), nn.Linear(4, 4), size
+        nn.init.zeros_(self.zero.weight)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(self.zero(x)) + self.other(x) * self.size
+
+
+@pytest.mark.parametrize("size", [1.0, 0.3, 0.05, 0.01, 0.002])
+def test_sums_with_zeros_stay_on_the_npu(size: float) -> None:
+    """The scale of zeros is 1, which may be more than 2^8 times the scale of the sum."""
+    generator = torch.Generator().manual_seed(0)
+    model = seeded(lambda: AddsZero(size)).eval()
+    samples = [(torch.randn(1, 4, generator=generator),) for _ in range(16)]
+    quantized = quantize(model, samples[0], samples, recover=None, progress=False)
+    program = lower(quantized)
+    assert {row.where for row in program.placement} == {"npu"}
+    wanted = torch.cat([quantized(*sample) for sample in samples])
+    found = torch.cat([program.run(*sample) for sample in samples])
+    assert (found - wanted).abs().max() <= wanted.abs().max() / 100  # a step is at most 2 / 255 of the maximum

@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from openneutron.ir.graph import Op, QParams
+from openneutron.ir.graph import Op, QParams, Tensor
 from openneutron.ir.kinds import KINDS, Accumulator
 
-__all__ = ["LARGEST_SCALE", "LEAST_SCALE", "factor_fault", "is_unusual_scale", "may_break_scale_limits", "scale_fault"]
+__all__ = [
+    "LARGEST_FACTOR_OF_ZEROS", "LARGEST_SCALE", "LEAST_SCALE", "factor_fault", "is_unusual_scale",
+    "may_break_scale_limits", "scale_fault",
+]  # fmt: skip
 
 _LEAST_LIMIT_OF_PRODUCTS, _LEAST_LIMIT_OF_SUMS = (
     min(kind.accumulator.largest_factor for kind in KINDS.values()
@@ -26,6 +29,11 @@ LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**126
 LiteRT ends the process for a larger scale of a sum's output."""
 # The product of two scales within these bounds, such as the scale of a bias, is a normal number.
 LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
+
+
+ZEROS = QParams((1.0,), (-128,))
+LARGEST_FACTOR_OF_ZEROS = 2.0**19
+"""With a larger ratio of scales, LiteRT rejects a sum or ends the process."""
 
 
 def may_break_scale_limits(inputs: Sequence[QParams], output: QParams) -> bool:
@@ -46,8 +54,23 @@ def scale_fault(op: Op) -> str:
                 return f"has a scale of {scale:.3g}, which is not a normal float32 number with a normal reciprocal"
     if op.kind.accumulator is None:
         return ""
-    inputs = [max(tensor.qparams.scale) for tensor in op.inputs[:2]]
-    return factor_fault(op.kind.accumulator, inputs, op.output.qparams.scale[0])
+    accumulator, output = op.kind.accumulator, op.output.qparams.scale[0]
+    operands = op.inputs[:2]
+    if accumulator.is_sum and len(operands) == 2 and any(map(_is_zero, operands)):
+        # Zeros add nothing, so their scale must not end the process, but may be too large for other values.
+        largest = max(max(tensor.qparams.scale) for tensor in operands)
+        if largest >= LARGEST_FACTOR_OF_ZEROS * output:
+            return factor_fault(accumulator, [largest], output)
+        operands = tuple(tensor for tensor in operands if not _is_zero(tensor))
+    return factor_fault(accumulator, [max(tensor.qparams.scale) for tensor in operands], output) if operands else ""
+
+
+def _is_zero(tensor: Tensor) -> bool:
+    """Whether the qparams are those of a value that is zero in all calibration data, such as the state before a loop.
+
+    `quantizer.observers` gives it scale 1, and the zero point of a range that begins at zero.
+    """
+    return tensor.qparams == ZEROS
 
 
 def factor_fault(accumulator: Accumulator, inputs: Sequence[float], output: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from openneutron.errors import FormatError
 from openneutron.formats.flatbuffer import Source
 from openneutron.formats.flatbuffer_tables import Tables
 from openneutron.ir.kinds import KINDS
-from openneutron.ir.scales import factor_fault
+from openneutron.ir.scales import LARGEST_FACTOR_OF_ZEROS, factor_fault
 
 __all__ = ["ITEM_BYTES", "RULES", "Call", "Operand", "Rule"]
 
@@ -143,6 +143,8 @@ class Rule:
         self.shapes(call)
         accumulator = KINDS[call.name].accumulator
         if accumulator is not None:
+            if accumulator.is_sum and len(call.inputs) == 2:  # a zero may have a larger scale than other values
+                accumulator = replace(accumulator, largest_factor=LARGEST_FACTOR_OF_ZEROS)
             scales = [call.inputs[at].largest_scale for at in self.accumulated if at < len(call.inputs)]
             fault = factor_fault(accumulator, scales, call.output.smallest_scale)
             call.require(not fault, "scales", fault)
