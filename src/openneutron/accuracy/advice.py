@@ -8,6 +8,7 @@ from statistics import median_low
 
 from openneutron.accuracy.quantized_layers import INPUT, REQUANTIZE
 from openneutron.accuracy.result import LayerAccuracy, RecurrentAccuracy
+from openneutron.page.verdict import LOW_SQNR_DB
 
 __all__ = [
     "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "Case", "Finding", "OutputSqnr", "Rule",
@@ -16,7 +17,7 @@ __all__ = [
 
 # At 20 dB, the amplitude of the noise is a tenth of the output's. Of the labelled networks in benchmarks.fidelity,
 # those above 20 dB (25 dB to 32 dB) lose at most 0.6 points of accuracy, and the one below (8 dB) loses 6 points.
-HEALTHY_DB = 20.0
+HEALTHY_DB = LOW_SQNR_DB
 # Smallest share of the final error for which a single layer is treated.
 SMALLEST_SHARE = 0.1
 # Weak or lost channels matter above this share of the channels; saturated values matter above this share of the values.

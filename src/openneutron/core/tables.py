@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from html import escape
@@ -69,9 +68,9 @@ class ShownAsTable:
 
     __slots__ = ()
 
-    @abstractmethod
     def as_table(self) -> ResultTable:
         """Returns the table that the result shows of itself."""
+        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return self.as_table().as_html()

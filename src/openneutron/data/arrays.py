@@ -74,21 +74,22 @@ def damage_of(error: Exception, source: Path | bytes) -> str:
     # The path may contain "pickle".
     text = str(error).replace(str(source), "") if isinstance(source, Path) else str(error)
     if isinstance(error, ValueError) and ("pickle" in text or "Python objects" in text):
-        if not _has_format(source):
+        try:
+            has_format = _has_format(source)
+        except OSError as unreadable:  # the file was removed meanwhile
+            return first_line(unreadable)
+        if not has_format:
             return "it has neither the format of .npy nor that of .npz. Save it with numpy.save or numpy.savez"
         return "it contains Python objects, which are not unpickled. Save arrays of numbers"
     return first_line(error)
 
 
 def _has_format(source: Path | bytes) -> bool:
-    """Whether a file begins as .npy and .npz files do. numpy takes any other file for a pickle."""
+    """Whether a file begins as .npy and .npz files do. numpy takes any other file for a pickle. Raises `OSError`."""
     if isinstance(source, bytes):
         return source.startswith((b"\x93NUMPY", b"PK"))
-    try:
-        with source.open("rb") as file:
-            return _has_format(file.read(6))
-    except OSError:  # the file was removed meanwhile; the error of numpy is the reason then
-        return True
+    with source.open("rb") as file:
+        return _has_format(file.read(6))
 
 
 def split_labels(
