@@ -454,3 +454,30 @@ def test_a_state_that_reaches_no_output_is_not_kept() -> None:
 
     program = lower(quantize(Counts().eval(), (torch.ones(1, 4),), [torch.ones(1, 4)], recover=None))
     assert [row.where for row in program.placement] == ["npu"]
+
+
+@pytest.mark.parametrize("flow", ["short", "documented"])
+@pytest.mark.parametrize("shape", [(1, 0, 4), (0, 4), (1, 2, 4)])
+@pytest.mark.filterwarnings("ignore::openneutron.quantizer.UnquantizedWarning")
+def test_a_state_may_have_no_elements(flow: str, shape: tuple[int, ...]) -> None:
+    class Remembers(nn.Module):
+        kept: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("kept", torch.zeros(shape))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.linear(x)
+            self.kept = 0.5 * self.kept + y[: self.kept.shape[0]]
+            return y, self.kept
+
+    model = seeded(Remembers)
+    steps: list[models.Inputs] = [(torch.randn(*[1] * (len(shape) - 1), 4),) for _ in range(STEPS)]
+    program = lower(quantized_in(flow, model, steps))
+    assert [tuple(output.shape) for output in program.run(*steps[0])] == [tuple(y.shape) for y in model(*steps[0])]
+    for kept in model.buffers():
+        kept.zero_()
+    program.reset()
+    assert sqnr_db(outputs(model, steps), outputs(program.run, steps)) > 33

@@ -178,7 +178,8 @@ def _keep_initial_states(program: ExportedProgram) -> None:
     written = set(signature.buffers_to_mutate.values())
     for node in program.graph.nodes:
         if node.op == "placeholder" and signature.inputs_to_buffers.get(node.name) in written:
-            node.meta["et_init_buffer"] = True
+            # ExecuTorch stores no initial values of a state without elements, and reads them anyway if it is marked.
+            node.meta["et_init_buffer"] = node.meta["val"].numel() > 0
             # ExecuTorch's passes run the write, and torch refuses to write to a buffer that requires gradients.
             node.meta["val"] = node.meta["val"].detach()
 
