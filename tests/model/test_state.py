@@ -481,3 +481,46 @@ def test_a_state_may_have_no_elements(flow: str, shape: tuple[int, ...]) -> None
         kept.zero_()
     program.reset()
     assert sqnr_db(outputs(model, steps), outputs(program.run, steps)) > 33
+
+
+class ConstantNext(nn.Module):
+    """A model whose buffer has the same value after each call, whatever its inputs are."""
+
+    state: torch.Tensor
+    constant: torch.Tensor
+
+    def __init__(self, write: Callable[[ConstantNext], Any]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.write = write
+        self.register_buffer("state", torch.tensor([1.0, 0.0]))
+        self.register_buffer("constant", torch.tensor([0.3, -0.7]))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.linear(x) + 3 * self.state
+        self.write(self)
+        return y, y + self.constant
+
+
+@pytest.mark.parametrize("flow", ["short", "documented"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda m: m.state.zero_(), id="zero"),
+        pytest.param(lambda m: m.state.fill_(0.5), id="fill"),
+        pytest.param(lambda m: m.state.copy_(m.constant), id="buffer"),
+        pytest.param(lambda m: m.state.copy_(m.constant * 2), id="product"),
+        pytest.param(lambda m: m.state.copy_(m.constant.flip(0)), id="view"),
+        pytest.param(lambda m: m.state.copy_(m.linear.bias), id="parameter"),
+        pytest.param(lambda m: m.state.copy_(torch.full_like(m.state, 0.25)), id="full"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::openneutron.quantizer.UnquantizedWarning")
+def test_the_next_value_of_a_state_may_be_a_constant(flow: str, write: Callable[[ConstantNext], Any]) -> None:
+    torch.manual_seed(0)
+    model = ConstantNext(write).eval()
+    steps: list[models.Inputs] = [(torch.randn(1, 4),) for _ in range(STEPS)]
+    program = lower(quantized_in(flow, copy.deepcopy(model), steps))
+    copies = [row for row in program.placement if "clone" in row.op]
+    assert all("the next value of a buffer" in str(row.reason) for row in copies)
+    assert sqnr_db(outputs(model, steps), outputs(program.run, steps)) > 30

@@ -224,6 +224,8 @@ class _ClusterSearch:
         if is_op(node, "copy") and self.constants.is_written(node.args[0]):
             name = self.constants.name_of(node.args[0])
             return f"The value of the buffer '{name}' is copied, because it is needed after the next value is stored."
+        if is_op(node, "copy") and node.args[0] in self.constants and all(map(writes_memory, node.users)):
+            return "It copies the constant that becomes the next value of a buffer."
         if key := left_in_float(node):
             return f"{key} leaves it in float."
         if blocked := self.blocked & names_of(node):

@@ -27,6 +27,7 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
     2. The copy that `hold_states` made is removed: ExecuTorch stores all next values after the last read.
     3. A value that is returned or stored is copied first if it is a view of a state, because the write of that
        state would overwrite it.
+    4. A constant that is stored is copied first: ExecuTorch omits the write of a value that is itself a buffer.
 
     Rule 1 changes no result: dequantize and quantize with the same qparams return the same codes. In the returned
     program, all writes in place follow all reads.
@@ -54,7 +55,7 @@ def states_in_int8(program: ExportedProgram) -> ExportedProgram:
         del copies[originals[state]]
         graph.erase_node(state)
         stores.add(store)
-    _copy_views(graph, stores)
+    _copy_views(graph, stores, constants)
     saved = {name: value for name, value in changed.items() if name in program.state_dict}
     others = {name: value for name, value in changed.items() if name not in saved}
     return with_graph(program, graph, copies, state=saved, constants=others)
@@ -106,8 +107,8 @@ def _store_as_codes(state: Node, write: Node, qargs: tuple[Any, ...], value: tor
     return torch.ops.quantized_decomposed.quantize_per_tensor.default(value.detach().float(), *qargs)  # type: ignore[no-any-return]
 
 
-def _copy_views(graph: Graph, stores: set[Node]) -> None:
-    """Copies each view of a state in `stores` that is returned or stored (rule 3)."""
+def _copy_views(graph: Graph, stores: set[Node], constants: Constants) -> None:
+    """Copies each view of a state in `stores` that is returned or stored (rule 3), and stored constants (rule 4)."""
     views = set(stores)
     for node in graph.nodes:
         if node.args and node.args[0] in views and may_alias(node) and not writes_memory(node):
@@ -116,8 +117,9 @@ def _copy_views(graph: Graph, stores: set[Node]) -> None:
     first_write = next(node for node in graph.nodes if _is_write_to(node, stores))
 
     def separate(value: Node) -> Node:
-        if value not in views:
-            return value
+        return copy_of(value) if value in views else value
+
+    def copy_of(value: Node) -> Node:
         if value not in copied:
             with graph.inserting_before(first_write):
                 copied[value] = clone(graph, value)
@@ -126,7 +128,8 @@ def _copy_views(graph: Graph, stores: set[Node]) -> None:
 
     for node in list(graph.nodes):
         if _is_write_to(node, stores):
-            node.args = (node.args[0], separate(node.args[1]))
+            store, value = node.args
+            node.args = (store, copy_of(value) if value in constants else separate(value))
         elif node.op == "output":
             node.args = torch.fx.map_arg(node.args, separate)
 
