@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tests.case import Case, moved, of
 
-__all__ = ["ARITHMETIC_CASES"]
+__all__ = ["CASES"]
 
 IMAGE = (2, 4, 6, 8)
 SPREADS = {"": (0.0, 1.0), "large": (0.0, 30.0), "tiny": (0.0, 0.01), "one-sided": (4.0, 1.0)}
@@ -80,7 +80,7 @@ def _numbers() -> list[Case]:
     ]
 
 
-ARITHMETIC_CASES: tuple[Case, ...] = (
+CASES: tuple[Case, ...] = (
     *two("aten.mul.Tensor", lambda x, y: x * y),
     *two("aten.sub.Tensor", lambda x, y: x - y),
     *two("aten.maximum.default", torch.maximum),

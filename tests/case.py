@@ -15,7 +15,7 @@ from openneutron.ops import DECLARED, DECOMPOSITIONS, OPERATORS, Decomposition, 
 from openneutron.ops.spec import Constraint
 from openneutron.targets import Generation
 
-__all__ = ["Case", "Rejected", "Shape", "move", "moved", "of"]
+__all__ = ["Case", "Rejected", "Shape", "conv", "move", "moved", "of"]
 
 Shape = tuple[int, ...]
 
@@ -116,3 +116,13 @@ def of(function: Callable[..., Any], *parts: nn.Module | torch.Tensor) -> Callab
 def moved(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
     """Returns a case of an operator that only moves values, after an operator that computes."""
     return lambda: Function(lambda values: function(move(values)))
+
+
+def conv(rank: int, *args: Any, pad: Shape = (), **options: Any) -> Callable[[], nn.Module]:
+    """Returns a convolution, after F.pad by `pad` if given."""
+
+    def make() -> nn.Module:
+        module = (nn.Conv1d if rank == 1 else nn.Conv2d)(*args, **options)
+        return Function(lambda layer, values: layer(F.pad(values, pad)), module) if pad else module
+
+    return make

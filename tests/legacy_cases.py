@@ -11,7 +11,7 @@ from tests.case import Case, Rejected, Shape, of
 from tests.oracle import Function
 from torch import nn
 
-__all__ = ["LEGACY_CASES", "LEGACY_REJECTED"]
+__all__ = ["LEGACY_CASES", "REJECTED"]
 
 IMAGE = (1, 8, 6, 6)
 
@@ -37,7 +37,7 @@ def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(*layers)
 
 
-LEGACY_REJECTED = (
+REJECTED = (
     Rejected("convolution", "has_stackable_batch", "", conv(3, 5, 3), ((2, 3, 7, 7),)),
     Rejected("convolution", "has_stackable_batch", "odd height", conv(3, 5, 1, 2), ((2, 3, 7, 8),)),
     Rejected("convolution", "has_supported_groups", "", conv(8192, 2, 3, groups=2), ((1, 8192, 3, 3),)),

@@ -92,7 +92,7 @@ FUNCTIONAL_WITHOUT_ROW: dict[str, str] = {
         "boolean_dispatch handle_torch_function has_torch_function has_torch_function_unary "
         "has_torch_function_variadic assert_int_or_pair"
     ),
-    "have cases in tests/operator_cases.py": "conv_tbc",
+    "have cases in a table tests/*_cases.py": "conv_tbc",
     "products of low precision on GPUs": "grouped_mm scaled_mm scaled_grouped_mm",
 }
 

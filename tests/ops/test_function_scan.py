@@ -1,6 +1,6 @@
 """Each function of torch.nn.functional, and each function of torch with an ATen operator, runs or is refused by name.
 
-Functions of torch whose operators are declared have cases in tests/operator_cases.py. The others have a row here or in
+Functions of torch whose operators are declared have cases in a table tests/*_cases.py. The others have a row here or in
 test_torch_scan.py, or a reason why they need none. A new version of torch with a function in no table fails the test.
 """
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tests.case import Case, Rejected
 from tests.flow_support import flat
-from tests.operator_cases import CASES
+from tests.operator_cases import CASES, REJECTED
 from tests.oracle import (
     Function,
     agreement,
@@ -20,7 +20,6 @@ from tests.oracle import (
     quantized_elsewhere,
     samples_like,
 )
-from tests.rejected_cases import REJECTED
 from torch import nn
 
 from openneutron.compile_spec import CompileOptions

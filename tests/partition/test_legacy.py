@@ -14,9 +14,8 @@ from tests.case import Case, Rejected, Shape
 from tests.graphs import kinds, partition_graphs, placed_graphs
 from tests.legacy_cases import LEGACY_CASES, SqueezeExcite
 from tests.legacy_table import faults
-from tests.operator_cases import CASES
+from tests.operator_cases import CASES, REJECTED
 from tests.oracle import Function, agreement, everything_on_the_npu, lowered, quantized
-from tests.rejected_cases import REJECTED
 from torch import nn
 from torch.fx import Node
 
