@@ -93,8 +93,11 @@ class Kind:
 # process; ADD, MUL and BATCH_MATMUL return codes of the wrong sign.
 _PRODUCTS = Accumulator(2.0**8)
 _BATCHED_PRODUCTS = Accumulator(2.0)
-# A difference accumulates in steps of 2^-20 times twice its largest input scale, and allows factors below 1.
-_DIFFERENCES = Accumulator(2.0**19, is_sum=True)
+REJECTED_FACTOR_OF_SUMS = 2.0**19
+"""From this factor on, LiteRT rejects an ADD or SUB, or ends the process.
+
+Both accumulate in steps of 2^-20 times twice their largest input scale, and LiteRT requires factors below 1."""
+_DIFFERENCES = Accumulator(REJECTED_FACTOR_OF_SUMS, is_sum=True)
 _SUMS = Accumulator(2.0**8, is_sum=True)
 _HARD_SWISH = Accumulator(2.0**7, is_sum=True)
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 
 from openneutron.ir.graph import Op, QParams, Tensor
-from openneutron.ir.kinds import KINDS, Accumulator
+from openneutron.ir.kinds import KINDS, REJECTED_FACTOR_OF_SUMS, Accumulator
 
 __all__ = [
-    "LARGEST_FACTOR_OF_ZEROS", "LARGEST_SCALE", "LEAST_SCALE", "factor_fault", "is_unusual_scale",
+    "LARGEST_SCALE", "LEAST_SCALE", "factor_fault", "is_unusual_scale",
     "may_break_scale_limits", "scale_fault",
 ]  # fmt: skip
 
@@ -32,8 +32,6 @@ LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 
 
 ZEROS = QParams((1.0,), (-128,))
-LARGEST_FACTOR_OF_ZEROS = 2.0**19
-"""With a larger ratio of scales, LiteRT rejects a sum or ends the process."""
 
 
 def may_break_scale_limits(inputs: Sequence[QParams], output: QParams) -> bool:
@@ -59,7 +57,7 @@ def scale_fault(op: Op) -> str:
     if accumulator.is_sum and len(operands) == 2 and any(map(_is_zero, operands)):
         # Zeros add nothing, so their scale must not end the process, but may be too large for other values.
         largest = max(max(tensor.qparams.scale) for tensor in operands)
-        if largest >= LARGEST_FACTOR_OF_ZEROS * output:
+        if largest >= REJECTED_FACTOR_OF_SUMS * output:
             return factor_fault(accumulator, [largest], output)
         operands = tuple(tensor for tensor in operands if not _is_zero(tensor))
     return factor_fault(accumulator, [max(tensor.qparams.scale) for tensor in operands], output) if operands else ""

@@ -17,8 +17,8 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 from openneutron.errors import FormatError
 from openneutron.formats.flatbuffer import Source
 from openneutron.formats.flatbuffer_tables import Tables
-from openneutron.ir.kinds import KINDS
-from openneutron.ir.scales import LARGEST_FACTOR_OF_ZEROS, factor_fault
+from openneutron.ir.kinds import KINDS, REJECTED_FACTOR_OF_SUMS
+from openneutron.ir.scales import factor_fault
 
 __all__ = ["ITEM_BYTES", "RULES", "Call", "Operand", "Rule"]
 
@@ -144,7 +144,7 @@ class Rule:
         accumulator = KINDS[call.name].accumulator
         if accumulator is not None:
             if accumulator.is_sum and len(call.inputs) == 2:  # a zero may have a larger scale than other values
-                accumulator = replace(accumulator, largest_factor=LARGEST_FACTOR_OF_ZEROS)
+                accumulator = replace(accumulator, largest_factor=REJECTED_FACTOR_OF_SUMS)
             scales = [call.inputs[at].largest_scale for at in self.accumulated if at < len(call.inputs)]
             fault = factor_fault(accumulator, scales, call.output.smallest_scale)
             call.require(not fault, "scales", fault)
