@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from html import escape
@@ -63,14 +64,14 @@ class ResultTable:
         return table
 
 
-class ShownAsTable:
+class ShownAsTable(ABC):
     """A result that notebooks show as HTML, and `rich.print` as a table in a terminal."""
 
     __slots__ = ()
 
+    @abstractmethod
     def as_table(self) -> ResultTable:
         """Returns the table that the result shows of itself."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return self.as_table().as_html()
