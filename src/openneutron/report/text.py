@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["as_json", "estimate_table", "render", "text_of_estimate", "text_of_report"]
 
+_HEADINGS = ("operator", "output", "MACs", "cycles", "of all", "array used", "weight bytes", "live bytes")
+_NUMERIC = range(2, len(_HEADINGS))
+
 
 def as_json(report: Report) -> str:
     """Returns all data and sums of a report as JSON."""
@@ -148,11 +151,18 @@ def _fit_text(fit: Fit) -> str:
 
 
 def _layer_table(estimate: Estimate) -> Table:
-    table = Table("operator", "output", "MACs", "cycles", "of all", "array used", "weights", "live")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for layer in estimate.layers:
-        table.add_row(
+    table = Table()
+    for number, heading in enumerate(_HEADINGS):
+        table.add_column(heading, justify="right" if number in _NUMERIC else "left")
+    for row in _layer_rows(estimate):
+        table.add_row(*row)
+    return table
+
+
+def _layer_rows(estimate: Estimate) -> tuple[tuple[str, ...], ...]:
+    """Returns a row for each operator on the NPU, with the columns `_HEADINGS`."""
+    return tuple(
+        (
             layer.operator,
             "x".join(map(str, layer.output_shape)),
             f"{layer.macs:,}",
@@ -162,7 +172,8 @@ def _layer_table(estimate: Estimate) -> Table:
             f"{layer.weight_bytes:,}",
             f"{layer.live_bytes:,}",
         )
-    return table
+        for layer in estimate.layers
+    )
 
 
 def _values_text(what: str, values: Iterable[TensorSummary]) -> Text:
@@ -182,25 +193,11 @@ def _counts_text(names: Iterable[str]) -> str:
 
 def estimate_table(estimate: Estimate) -> ResultTable:
     """Returns the table of `Estimate.as_table`."""
-    rows = tuple(
-        (
-            layer.operator,
-            " x ".join(map(str, layer.output_shape)),
-            f"{layer.macs:,}",
-            f"{layer.cycles:,}",
-            f"{layer.cycles / max(1, estimate.cycles):.1%}",
-            f"{layer.utilization:.1%}",
-            f"{layer.weight_bytes:,}",
-            f"{layer.live_bytes:,}",
-        )
-        for layer in estimate.layers
-    )
     time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
     sram = "" if estimate.fit.sram_bytes is None else f" of {estimate.fit.sram_bytes:,}"
     title = (
         f"Estimate for {estimate.target}: {estimate.cycles:,} cycles{time}; {estimate.fit.verdict}, needs "
         f"{estimate.fit.needed_bytes:,}{sram} bytes of memory"
     )
-    headings = ("operator", "output", "MACs", "cycles", "of all", "array used", "weight bytes", "live bytes")
     note = f"Assumed: {', '.join(estimate.assumptions)}." if estimate.assumptions else ""
-    return ResultTable(title, headings, rows, range(2, 8), note)
+    return ResultTable(title, _HEADINGS, _layer_rows(estimate), _NUMERIC, note)
