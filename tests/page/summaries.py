@@ -20,9 +20,9 @@ from openneutron.page.content import (
     PlacementRow,
     RecurrentRow,
     TargetRow,
-    TensorRow,
     Verdict,
 )
+from openneutron.report.estimate import ScratchTensor
 
 __all__ = ["large_summary", "picture", "small_summary"]
 
@@ -65,7 +65,7 @@ def large_summary(layers: int, *, changed: int = 9, name: str = "block{0}.conv_{
         memory=Memory(
             "fits", 1_234_567, 0, 900_001, 200_003, 150_005, 2_400, 100_007, 17, 4_001, 30_011, 12_345, 6_789,
             tensors=tuple(
-                TensorRow(f"t{i}", (1, 8, 8, 4), 256 * (i % 7 + 1), i, min(i + 2, layers - 1), 512 * (i % 3))
+                ScratchTensor(f"t{i}", (1, 8, 8, 4), 256 * (i % 7 + 1), i, min(i + 2, layers - 1), 512 * (i % 3))
                 for i in range(layers)
             ),
         ),

@@ -11,21 +11,12 @@ from openneutron.accuracy.compare import Comparison
 from openneutron.core.files import write_file
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.core.tables import ResultTable, ShownAsTable
+from openneutron.page.content import Histogram as Bins
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["Advice", "Analysis", "Bins", "Gain", "LayerAccuracy", "RecurrentAccuracy"]
-
-
-@dataclass(frozen=True)
-class Bins:
-    """A histogram of a layer's output from `low` to `high`: counts of float values and of dequantized values."""
-
-    low: float
-    high: float
-    reference: tuple[int, ...]
-    quantized: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from openneutron.page import codec
+from openneutron.report.estimate import ScratchTensor
 from openneutron.report.regions import BoardFit
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "SampleRow",
     "Summary",
     "TargetRow",
-    "TensorRow",
     "ValidationRow",
     "Verdict",
     "finite",
@@ -255,19 +255,6 @@ class ProfileRows:
 
 
 @dataclass(frozen=True)
-class TensorRow:
-    """An intermediate tensor in the NPU's scratch memory, needed from layer `first` to layer `last`."""
-
-    name: str
-    shape: tuple[int, ...]
-    bytes: int
-    first: int
-    last: int
-    offset: int
-    """Its offset in the arena of its delegate."""
-
-
-@dataclass(frozen=True)
 class Memory:
     """Bytes that the program needs on the target. All but `planned_bytes` and the target's numbers are estimates."""
 
@@ -287,7 +274,7 @@ class Memory:
     int8_io_saves: int
     channels_last_saves: int
     blame: tuple[str, ...] = ()
-    tensors: tuple[TensorRow, ...] = ()
+    tensors: tuple[ScratchTensor, ...] = ()
     on_board: BoardFit | None = None
     """What lies in which region of the board, and what would make it fit; None for a chip without a board."""
 
@@ -299,7 +286,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of float and of dequantized values in equal bins from `low` to `high`."""
+    """Counts of the float and of the dequantized values of a layer's output, in equal bins from `low` to `high`."""
 
     low: float
     high: float

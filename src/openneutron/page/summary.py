@@ -25,7 +25,6 @@ from openneutron.page.content import (
     AnalysisRows,
     FileRow,
     GainRow,
-    Histogram,
     KernelRow,
     LayerAccuracyRow,
     LayerRow,
@@ -34,7 +33,6 @@ from openneutron.page.content import (
     RecurrentRow,
     Summary,
     TargetRow,
-    TensorRow,
     ValidationRow,
     Verdict,
     finite,
@@ -230,7 +228,6 @@ def _validation_rows(validation: Validation) -> tuple[tuple[ValidationRow, ...],
 def _layer_accuracy(
     layer: LayerAccuracy, compared: tuple[int | None, int | None], root: Root, *, keeps_histogram: bool
 ) -> LayerAccuracyRow:
-    bins = layer.histogram
     return LayerAccuracyRow(
         node=layer.node,
         op=layer.op,
@@ -254,7 +251,7 @@ def _layer_accuracy(
         weak_channels=layer.weak_channels,
         lsb=compared[0],
         tolerance=compared[1],
-        histogram=Histogram(bins.low, bins.high, bins.reference, bins.quantized) if keeps_histogram else None,
+        histogram=layer.histogram if keeps_histogram else None,
     )
 
 
@@ -367,9 +364,7 @@ def _memory(estimated: Report, actual: Report) -> Memory:
         channels_last_saves=estimate.channels_last_saves,
         blame=fit.blame,
         on_board=actual.estimate.on_board,
-        tensors=tuple(
-            TensorRow(one.name, one.shape, one.bytes, one.first, one.last, one.offset) for one in estimate.scratch
-        ),
+        tensors=estimate.scratch,
     )
 
 
