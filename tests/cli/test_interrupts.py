@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,31 @@ def slow(image):
 QUANTIZED = ("net.py:Net", "--weights", "w.pt", "--input", "1,1,8,8", "--recover", "none", "--calibrate", "photos")
 
 
+@contextlib.contextmanager
+def in_its_transform(built: Path, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts a verb in a session of its own, and gives its process when the transform `slow.py:slow` runs.
+
+    OUT in the arguments stands for the empty folder `output` in `folder`.
+    """
+    (built.parent / "slow.py").write_text(SLOW)
+    mark, output = folder / "mark", folder / "output"
+    output.mkdir()
+    given = [argument.replace("OUT", str(output)) for argument in (*arguments, "--transform", "slow.py:slow")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openneutron", *given],
+        cwd=built.parent, env={**os.environ, "MARK": str(mark), "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not mark.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of process groups")
 @pytest.mark.parametrize(
@@ -132,33 +158,17 @@ QUANTIZED = ("net.py:Net", "--weights", "w.pt", "--input", "1,1,8,8", "--recover
     ids=lambda arguments: arguments[0],
 )
 def test_ctrl_c_in_a_terminal_ends_all_processes(
-    work: Path, built: Path, tmp_path: Path, arguments: tuple[str, ...]
+    built: Path, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     """A terminal sends the signal to all processes of a command."""
-    (work / "slow.py").write_text(SLOW)
-    mark, output = tmp_path / "mark", tmp_path / "output"
-    output.mkdir()
-    given = [argument.replace("OUT", str(output)) for argument in (*arguments, "--transform", "slow.py:slow")]
-    environment = {**os.environ, "MARK": str(mark), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "openneutron", *given],
-        cwd=built.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        while not mark.exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+    with in_its_transform(built, tmp_path, *arguments) as process:
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == INTERRUPTED, out + err
     assert "Traceback" not in out + err
     assert "interrupted." in err
     assert "Failed to load" not in err, "workers log what this process logs"
-    assert not list(output.iterdir())
+    assert not list((tmp_path / "output").iterdir())
 
 
 @pytest.mark.slow
@@ -175,8 +185,8 @@ def test_ctrl_c_in_a_terminal_ends_all_processes(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("build", *QUANTIZED, "-o", "OUT/new/build", "--transform", "slow.py:slow"),
-        ("evaluate", "out/model.pte", "--evaluate", "labelled", "--jobs", "2", "--transform", "slow.py:slow"),
+        ("build", *QUANTIZED, "-o", "OUT/new/build"),
+        ("evaluate", "out/model.pte", "--evaluate", "labelled", "--jobs", "2"),
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -186,31 +196,15 @@ def test_signals_that_end_a_process(
     """Only the process of the verb gets the signals, as from `kill`."""
     if signal.SIG_IGN in map(signal.getsignal, signals):
         pytest.skip("children of a process that ignores a signal ignore it, too, as after nohup")
-    (built.parent / "slow.py").write_text(SLOW)
-    mark, output = tmp_path / "mark", tmp_path / "output"
-    output.mkdir()
-    given = [argument.replace("OUT", str(output)) for argument in arguments]
-    environment = {**os.environ, "MARK": str(mark), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "openneutron", *given],
-        cwd=built.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        while not mark.exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+    with in_its_transform(built, tmp_path, *arguments) as process:
         for number in signals:
             os.kill(process.pid, number)
             time.sleep(0.02)
         out, err = process.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == ended[0], out + err
     assert "Traceback" not in out + err
     assert ended[1] in err
-    assert not list(output.iterdir())
+    assert not list((tmp_path / "output").iterdir())
 
 
 @pytest.mark.parametrize("verb", ["report", "lower", "extract", "run", "init", "targets", "package"])
