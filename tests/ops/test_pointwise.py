@@ -75,6 +75,7 @@ ACTIVATIONS: dict[str, tuple[Function, float, float]] = {
     "quotient": (lambda x: x / (x.abs().mean(1, keepdim=True) + 0.1), 35, 35),
     "normalize": (lambda x: F.normalize(x, dim=1), 36, 36),
     "log1p": (lambda x: torch.log1p(x.abs()), 36, 36),
+    "logit": (lambda x: torch.logit(x / 8 + 0.5, 1e-2), 29, 29),
     "glu": (lambda x: F.glu(x, 1), 33, 33),
     "masked": (lambda x: x.masked_fill(torch.arange(12) % 3 > 0, -1.0), 41, 33),
 }

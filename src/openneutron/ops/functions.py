@@ -139,6 +139,20 @@ def _log10(rewriting: Rewriting) -> Node:
     return mul(rewriting, log(rewriting, rewriting.args["self"]), 1 / math.log(10))
 
 
+@constraint
+def has_an_epsilon(instance: OpInstance) -> bool:
+    """The epsilon is given, above 0 and below 0.5. Without it, the function is infinite at 0 and 1."""
+    return instance.args["eps"] is not None and 0 < instance.args["eps"] < 0.5
+
+
+def _logit(rewriting: Rewriting) -> Node:
+    """Computes log(share / (1 - share)) as the difference of the logarithms."""
+    epsilon = rewriting.args["eps"]
+    share = rewriting.call(aten.clamp.default, rewriting.args["self"], epsilon, 1 - epsilon)
+    rest = rewriting.call(aten.sub.Tensor, rewriting.constant(torch.tensor(1.0)), share)
+    return rewriting.call(aten.sub.Tensor, log(rewriting, share), log(rewriting, rest))
+
+
 def is_quotient(node: Node) -> bool:
     """Whether `node` is a division that does not round the quotient."""
     return is_op(node, "div") and arguments(node).get("rounding_mode") is None
@@ -248,4 +262,11 @@ DECOMPOSED = (
     Decomposition(name="log1p", targets=("aten.log1p.default",), rewrite=_log1p, becomes="add, log"),
     Decomposition(name="log2", targets=("aten.log2.default",), rewrite=_log2, becomes="log, mul"),
     Decomposition(name="log10", targets=("aten.log10.default",), rewrite=_log10, becomes="log, mul"),
+    Decomposition(
+        name="logit",
+        targets=("aten.logit.default",),
+        rewrite=_logit,
+        becomes="clamp, log, sub, log, sub",
+        constraints=(has_an_epsilon,),
+    ),
 )
