@@ -138,6 +138,6 @@ def test_specs_that_make_no_sense(spec: CompileSpec, message: str) -> None:
 
 
 @pytest.mark.parametrize("specs", [None, "imxrt700", 3, [3], ["target"]])
-def test_what_are_no_specs(specs: Any) -> None:
+def test_values_that_are_no_specs(specs: Any) -> None:
     with pytest.raises(OptionError, match="generate_neutron_compile_spec"):
         CompileOptions.from_specs(specs)

@@ -153,7 +153,7 @@ def test_int8_at_the_ends_after_lowering() -> None:
     assert worst_lsb(converted, lambda x: given.dequantize(program.run(taken.quantize(x))), [(image(),)]) <= 1
 
 
-def test_what_stays_in_float_at_the_ends_is_named() -> None:
+def test_a_warning_names_inputs_and_outputs_that_stay_in_float() -> None:
     _, manager = lowered(Model(lambda m, x: torch.sin(m.c(x)), c=conv()), image())
     with pytest.warns(FloatIOWarning, match=r"output 0, aten\.sin\.default"):
         manager.transform([passes.RemoveIOQuantOpsPass(manager)])

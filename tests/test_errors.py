@@ -175,12 +175,12 @@ class TestErrors:
             ("kinara", r"Unknown target 'kinara'\. Known targets"),
         ],
     )
-    def test_what_an_unknown_target_may_mean(self, name: str, message: str) -> None:
+    def test_suggestions_for_unknown_targets(self, name: str, message: str) -> None:
         with pytest.raises(TargetError, match=message):
             NeutronQuantizer(name)
 
     @pytest.mark.parametrize("flavor", ["25_06", "sdk_25_06", "SDK-25-06", "SDK_25_6", "SDK 25.06"])
-    def test_what_an_unknown_flavor_may_mean(self, flavor: str) -> None:
+    def test_suggestions_for_unknown_flavors(self, flavor: str) -> None:
         with pytest.raises(OptionError, match="Did you mean 'SDK_25_06'"):
             generate_neutron_compile_spec("imxrt700", neutron_converter_flavor=flavor)
 

@@ -117,7 +117,7 @@ def test_facts_of_an_operator_are_stated_once() -> None:
     assert {id(facts) for facts in FACTS.values()} <= {id(declared.facts) for declared in declarations}
 
 
-def test_what_moves_values_for_the_quantizer_states_how() -> None:
+def test_operators_that_move_values_declare_how() -> None:
     """Exceptions are "to", which may change the dtype, and "dropout", which changes values in train mode."""
     movers = {spec.name for spec in SPECS if spec.moves_values}
     stated = {spec.name for spec in SPECS if spec.facts.movement is not None}

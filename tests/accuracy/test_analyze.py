@@ -317,7 +317,7 @@ def test_json_has_all_of_it_and_comes_back(found: Analysis, tmp_path: Path) -> N
     assert back == json.loads(json.dumps(asdict(found)).replace("-Infinity", "null").replace("Infinity", "null"))
 
 
-def test_what_is_infinite_is_null_in_json(found: Analysis) -> None:
+def test_infinite_numbers_are_null_in_json(found: Analysis) -> None:
     perfect = replace(found, output_sqnr_db=math.inf)
     assert json.loads(perfect.to_json())["output_sqnr_db"] is None
 

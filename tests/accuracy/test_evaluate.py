@@ -151,7 +151,7 @@ def test_nonsense(arguments: dict[str, Any], error: type[Exception], message: st
         evaluate(**{"run": network(), "data": data(), **arguments})
 
 
-def test_what_cannot_be_pickled() -> None:
+def test_models_that_cannot_be_pickled() -> None:
     model = network()
     model.lock = __import__("threading").Lock()
     with pytest.raises(ModelError, match="Use jobs=1"):

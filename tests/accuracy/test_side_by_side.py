@@ -156,7 +156,7 @@ def test_metrics_of_the_user(tmp_path: Path) -> None:
         evaluate(nn.Identity(), data, f"{tmp_path / 'own.py'}:eror")
 
 
-def test_what_files_define_runs_in_other_processes(tmp_path: Path) -> None:
+def test_functions_of_files_run_in_other_processes(tmp_path: Path) -> None:
     from openneutron.core.objects import load_object
 
     (tmp_path / "own_net.py").write_text(

@@ -234,7 +234,7 @@ class TestBatches:
         [(OverTheBatch(), "has shape|Output 0 of a batch differs"), (BatchLast(), "has shape ")],
         ids=["outputs differ", "batch last"],
     )
-    def test_what_is_not_proven_is_refused(self, model: nn.Module, reason: str) -> None:
+    def test_models_whose_batches_are_not_proven_are_refused(self, model: nn.Module, reason: str) -> None:
         module = prepared(seeded(lambda: Returns(model)))
         assert choose_batches(bare_graph(module), singles(8), None) == SINGLE
         with pytest.raises(OptionError, match=f"does not run in batches of 8: .*({reason}).* Leave batch_size out"):

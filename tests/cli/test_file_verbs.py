@@ -116,7 +116,7 @@ class TestInspect:
         ("data", "message"),
         [(b"", "byte 4: expected 'ET12'"), (b"\x08\0\0\0ONNX", "byte 4"), (bytes(4) + b"TFL3", "byte ")],
     )
-    def test_what_it_cannot_read_is_one_line(self, run: Run, tmp_path: Path, data: bytes, message: str) -> None:
+    def test_unreadable_files_give_one_line(self, run: Run, tmp_path: Path, data: bytes, message: str) -> None:
         (tmp_path / "[file]").write_bytes(data)
         code, text = run("inspect", tmp_path / "[file]")
         assert code == 2
@@ -159,7 +159,7 @@ class TestCompile:
         assert "neutron_converter_SDK_25_06" in text
 
     @pytest.mark.usefixtures("installed")
-    def test_what_is_compiled_is_refused(self, run: Run, folder: Path, tmp_path: Path) -> None:
+    def test_device_programs_are_refused(self, run: Run, folder: Path, tmp_path: Path) -> None:
         run("compile", folder / "model.pte", "-o", tmp_path / "device.pte")
         code, text = run("compile", tmp_path / "device.pte", "-o", tmp_path / "again.pte")
         assert code == 2
@@ -178,7 +178,7 @@ class TestDoctor:
         assert "All checks passed." in text
 
     @pytest.mark.usefixtures("installed")
-    def test_what_fails_is_in_the_report(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_report_has_the_failures(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NEUTRON_DOUBLE", "exit")
         code, text = run("doctor")
         assert code == 1

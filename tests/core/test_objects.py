@@ -95,7 +95,7 @@ def test_an_object_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert load_object("module_here:VALUE") == 4
 
 
-def test_what_a_file_defines_goes_to_processes_that_cannot_import_it(tmp_path: Path) -> None:
+def test_functions_of_a_file_are_sent_to_processes_that_cannot_import_it(tmp_path: Path) -> None:
     write(tmp_path / "far_layers.py", "def double(x):\n    return 2 * x\n")
     file = write(tmp_path / "far_net.py", "from far_layers import double\ndef run(x):\n    return double(x) + 1\n")
     pickled = tmp_path / "run.pkl"
@@ -119,7 +119,7 @@ def test_what_a_file_defines_goes_to_processes_that_cannot_import_it(tmp_path: P
         ("net.py:forward", OptionError, r"no such name\. It defines LATER, Net, join\."),
     ],
 )
-def test_what_is_found_without_running_the_file(
+def test_objects_that_are_found_without_running_the_file(
     function: object, name: str, kind: type[Exception], message: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "broken.py", "x = 1\ndef f(:\n")

@@ -57,7 +57,7 @@ def left_of(function: Call, shape: tuple[int, ...]) -> list[tuple[Any, str]]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_kernel_takes_is_refused(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_calls_that_no_kernel_supports_are_refused(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     function, shape, cause = REFUSED[name]
     with pytest.raises(ModelError, match=cause) as error:
         check_cpu_kernels(left_of(function, shape), trusts_table=False)
@@ -69,7 +69,7 @@ def test_what_no_kernel_takes_is_refused(name: str, capfd: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_what_a_kernel_takes_is_not(name: str) -> None:
+def test_calls_that_a_kernel_supports_are_accepted(name: str) -> None:
     check_cpu_kernels(left_of(*TAKEN[name]), trusts_table=False)
 
 
@@ -162,7 +162,7 @@ def test_training_refuses_at_prepare() -> None:
     assert_names_the_line(error.value)
 
 
-def test_what_layers_leave_in_float_is_checked() -> None:
+def test_operators_that_layers_keeps_in_float_are_checked() -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()))
     with pytest.raises(ModelError, match=r"aten\.conv3d.*module '0'"):
         quantize(model, (torch.rand(VIDEO),), [torch.rand(VIDEO)], recover=None, layers={"0": "float"})

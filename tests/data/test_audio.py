@@ -63,7 +63,7 @@ def test_channels_are_averaged_padded_and_cut(tmp_path: Path) -> None:
     [((1, 300), (None, 300)), ((1, 1, 300), (1, 300)), ((None, 2, 300), (2, 300)), ((1, None), (None, None)),
      ((300,), (None, 300))],
 )  # fmt: skip
-def test_what_a_model_takes(sizes: Any, made: Any) -> None:
+def test_accepted_inputs_of_a_model(sizes: Any, made: Any) -> None:
     assert AudioTransform(16000).fitted(sizes) == AudioTransform(16000, *made)
 
 
@@ -76,7 +76,7 @@ def test_what_a_model_takes(sizes: Any, made: Any) -> None:
         (AudioTransform(channels=2), (1, 1, 300), OptionError, "channels=2, but the model takes 1"),
     ],
 )
-def test_what_a_model_does_not_take(transform: Any, sizes: Any, error: type[Exception], message: str) -> None:
+def test_refused_inputs_of_a_model(transform: Any, sizes: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         transform.fitted(sizes)
 

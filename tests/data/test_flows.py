@@ -104,7 +104,7 @@ def pairs():
 """
 
 
-def test_what_a_function_returns_is_read_as_in_python(tmp_path: Path) -> None:
+def test_results_of_functions_are_read_as_in_python(tmp_path: Path) -> None:
     file = tmp_path / "data_functions.py"
     file.write_text(FUNCTIONS)
     rows = torch.arange(24.0).reshape(8, 3)

@@ -111,7 +111,7 @@ def test_arrays_of_pixels() -> None:
                                                  "std": 0.5}),
     ],
 )  # fmt: skip
-def test_what_a_model_takes(options: dict[str, Any], sizes: tuple[int, ...], made: dict[str, Any]) -> None:
+def test_accepted_inputs_of_a_model(options: dict[str, Any], sizes: tuple[int, ...], made: dict[str, Any]) -> None:
     assert ImageTransform(**options).fitted(sizes) == ImageTransform(**made)
     result = ImageTransform(**options).fitted(sizes)(picture())
     assert result.shape == sizes[1:]
@@ -132,7 +132,7 @@ def test_what_a_model_takes(options: dict[str, Any], sizes: tuple[int, ...], mad
         ({"layout": "nhwc"}, (1, 3, 8, 8), InputError, "is not an image"),
     ],
 )
-def test_what_a_model_does_not_take(options: Any, sizes: Any, error: type[Exception], message: str) -> None:
+def test_refused_inputs_of_a_model(options: Any, sizes: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ImageTransform(**options).fitted(sizes)
 

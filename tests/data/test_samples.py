@@ -240,7 +240,7 @@ def test_recordings_of_different_rates(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ functions
 
 
-def test_what_functions_give(tmp_path: Path) -> None:
+def test_results_of_functions(tmp_path: Path) -> None:
     file = text(
         tmp_path / "my_data.py",
         "import torch\n"

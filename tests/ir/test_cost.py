@@ -130,7 +130,7 @@ def test_more_channels_never_cost_less() -> None:
         ("s32k5", (4, 16), ("16 MACs a pipeline", "64 MACs a cycle")),
     ],
 )
-def test_what_is_unknown_is_assumed_and_said(name: str, size: tuple[int, int], assumptions: tuple[str, ...]) -> None:
+def test_assumptions_are_reported(name: str, size: tuple[int, int], assumptions: tuple[str, ...]) -> None:
     array = array_of(TARGETS[name])
     assert (array.pipelines, array.macs) == size
     assert array.assumptions == assumptions

@@ -146,7 +146,7 @@ def test_a_transform_gets_an_image(tmp_path: Path) -> None:
     assert float(joined(tmp_path, transform=transform).mean()) == -2
 
 
-def test_what_an_exported_module_takes() -> None:
+def test_inputs_of_an_exported_module() -> None:
     class Net(nn.Module):
         def forward(self, input: Tensor, *, indices: Tensor) -> Tensor:
             return input[:, 0] + indices
@@ -187,7 +187,7 @@ def test_what_an_exported_module_takes() -> None:
         (DataLoader(TensorDataset(images(4)[:, :2])), "Item 0 of the data is"),
     ],
 )
-def test_what_does_not_fit(data: Any, message: str) -> None:
+def test_data_of_other_forms_are_refused(data: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list(inputs_in(data, FORM))
     with pytest.raises(CalibrationError, match=message):
@@ -325,7 +325,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form_of_data", ["folder", "data set", "loader", "tensor", "mappings"])
-def test_what_calibrates_also_analyzes(form_of_data: str, folder: Path) -> None:
+def test_analyze_takes_all_forms_of_calibration_data(form_of_data: str, folder: Path) -> None:
     forms: dict[str, Any] = {
         "folder": folder,
         "data set": TensorDataset(images(6), torch.arange(6)),

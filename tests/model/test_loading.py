@@ -90,7 +90,7 @@ class TestModel:
             ("Ne", None, OptionError, "Did you mean 'Net'"),
         ],
     )
-    def test_what_is_no_model_is_refused(
+    def test_values_that_are_no_models_are_refused(
         self, file: Path, name: str, args: str | None, error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=message):

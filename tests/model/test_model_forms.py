@@ -279,7 +279,9 @@ class Embedded(nn.Module):
     ],
 )
 @pytest.mark.parametrize("strict", [False, True])
-def test_what_torch_export_refuses(model: type[Net], message: str, kind: type[OpenNeutronError], strict: bool) -> None:
+def test_models_that_torch_export_refuses(
+    model: type[Net], message: str, kind: type[OpenNeutronError], strict: bool
+) -> None:
     with pytest.raises(kind, match=message) as error:
         quantize(model().eval(), images(1)[0], images(), strict=strict, progress=False)
     assert len(str(error.value)) < 600
@@ -440,7 +442,7 @@ def test_an_exported_program_brings_its_example_inputs() -> None:
     assert lower(quantized).run(data[0]).shape == (1, 5)
 
 
-def test_what_is_printed_is_a_summary() -> None:
+def test_printed_results_are_summaries() -> None:
     model, data = net(), images()
     quantized = quantize(model, data[0], data, progress=False)
     program = lower(quantized, operators_not_to_delegate=["aten.linear.default"])

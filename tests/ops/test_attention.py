@@ -64,7 +64,7 @@ def test_embeddings_stay_on_the_cpu_beside_one_delegate() -> None:
 
 
 @torch.no_grad()
-def test_what_a_mask_hides_has_no_effect() -> None:
+def test_masked_values_have_no_effect() -> None:
     """Keys that are hidden from all queries may have any value. A query whose keys are all hidden returns zeros."""
     seen = BLIND.clone()
     seen[:, 3] = False

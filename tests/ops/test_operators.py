@@ -81,7 +81,7 @@ def test_cases_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in REJECTED if not case.padded], ids=lambda case: case.id)
-def test_what_breaks_a_limit_runs_on_the_cpu(case: Rejected) -> None:
+def test_operators_that_break_a_limit_run_on_the_cpu(case: Rejected) -> None:
     torch.manual_seed(0)
     if not case.lowers:
         with pytest.raises(ModelError, match="can run neither on the NPU nor on the CPU") as error:

@@ -82,7 +82,7 @@ ACTIVATIONS: dict[str, tuple[Function, float, float]] = {
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_what_is_left_of_an_activation(name: str) -> None:
+def test_sqnr_of_activations(name: str) -> None:
     function, *floors = ACTIVATIONS[name]
     found = [fidelity(function, [IMAGE], deviation) for deviation in (1.0, 3.0)]
     assert all(value >= floor for value, floor in zip(found, floors, strict=True)), found
@@ -209,7 +209,7 @@ def norm_fidelity(name: str, inputs: str) -> float:
 
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("name", NORMS)
-def test_what_is_left_of_a_norm(name: str, inputs: str) -> None:
+def test_sqnr_of_norms(name: str, inputs: str) -> None:
     floor = NORMS[name][3][list(INPUTS).index(inputs)]
     found = norm_fidelity(name, inputs)
     assert found >= floor

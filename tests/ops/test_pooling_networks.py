@@ -108,7 +108,7 @@ def test_block_is_one_delegate(name: str) -> None:
     assert agreement(program, model).worst <= MAX_LSB
 
 
-def test_what_takes_more_than_resizes_takes_few_operators() -> None:
+def test_pools_that_no_resize_expresses_need_few_operators() -> None:
     """torch aligns corners with factors that the NPU lacks, so each axis takes a matrix product."""
     model = nn.Sequential(
         nn.Conv2d(8, 8, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), nn.Conv2d(8, 8, 1)

@@ -152,7 +152,7 @@ def quantized_program(
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.label)
-def test_what_a_mask_hides(spelling: Spelling) -> None:
+def test_masked_values(spelling: Spelling) -> None:
     """Hidden keys have no effect, also if no key was hidden in calibration."""
     model, padded = spelling.model(), samples(spelling.kind)
     program = quantized_program(model, samples(spelling.kind, hides=len(spelling.label) % 2 == 0))

@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], Callable[[], Inputs]]] = {
 
 
 @pytest.mark.parametrize("name", ["sort", *(pytest.param(n, marks=pytest.mark.slow) for n in REFUSED if n != "sort")])
-def test_what_nothing_runs_is_refused_by_name(name: str) -> None:
+def test_operators_without_a_kernel_are_refused_by_name(name: str) -> None:
     make, sample = REFUSED[name]
     assert refused_of({name: make}, [sample()] * 2) == {name}
 

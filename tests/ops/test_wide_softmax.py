@@ -94,7 +94,7 @@ def test_attention_over_many_keys_with_a_mask(gain: float) -> None:
     assert signal_to_noise(quantized.module, model, samples) >= 20
 
 
-def test_what_is_not_written_out() -> None:
+def test_softmaxes_that_are_not_decomposed() -> None:
     """Softmaxes that are not rewritten: few values (heads of detectors), probabilities that are outputs, a bias after
     the sum.
     """
@@ -125,7 +125,7 @@ def test_the_warning_for_another_dimension_says_what_to_do() -> None:
         convert(model, maps()[0], quantizer=NeutronQuantizer())
 
 
-def test_what_has_no_weight_takes_no_codes() -> None:
+def test_values_without_weight_use_no_codes() -> None:
     scores = torch.tensor([[[0.0, 5.0], [9.0, -20.0]]])
     least = ScoreRange(count=4, distance=10.0).least(scores)
     assert least is not None

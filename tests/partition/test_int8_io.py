@@ -180,7 +180,7 @@ def test_executorchs_own_passes_leave_the_same_qparams() -> None:
     assert (program.inputs, program.outputs) == (ours.inputs, ours.outputs)
 
 
-class TestWhatStaysInFloat:
+class TestFloatOperators:
     @pytest.mark.parametrize(
         ("name", "message"),
         [

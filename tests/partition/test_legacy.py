@@ -185,7 +185,7 @@ class TestPadding:
         assert few.cycles < few.cpu_cycles
         assert few.cpu_cycles == many.cpu_cycles < many.cycles
 
-    def test_what_costs_more_stays_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_operators_that_cost_more_on_the_npu_stay_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(chips, "ASSUMED_MACS_PER_PIPELINE", 4096)
         (row,) = rows_of(quantized(nn.MaxPool2d(2), ((1, 3, 32, 32),)), "imx95")
         assert row.where == "cpu"

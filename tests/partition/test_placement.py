@@ -90,7 +90,7 @@ def test_a_model_without_anything_for_the_npu_still_lowers() -> None:
     torch.testing.assert_close(found, torch.sin(image()))
 
 
-def test_what_runs_on_the_cpu_is_warned_about_with_its_reason() -> None:
+def test_a_warning_gives_the_reason_of_each_operator_on_the_cpu() -> None:
     model = Model(lambda m, x: torch.sin(m.c(x)), c=conv())
     exported = torch.export.export(convert(model.eval(), (image(),)), (image(),))
     partitioner = NeutronPartitioner(generate_neutron_compile_spec("imxrt700"))
@@ -99,7 +99,7 @@ def test_what_runs_on_the_cpu_is_warned_about_with_its_reason() -> None:
 
 
 class TestLegacyGeneration:
-    def test_what_it_does_not_take_runs_on_the_cpu_with_the_limit_as_reason(self) -> None:
+    def test_operators_that_break_a_limit_run_on_the_cpu_with_this_reason(self) -> None:
         inputs = (image(2, 4, 8, 8),)
         quantized = quantize(seeded(small), inputs, [inputs])
         assert {row.where for row in lower(quantized).placement} == {"npu"}

@@ -169,7 +169,7 @@ def test_as_few_partitions_as_must_be_each_of_which_computes(steps: tuple[Step, 
 
 @settings(max_examples=200, deadline=None)
 @given(random_steps(kinds=("cpu", "relu", "move", "join")))
-def test_what_moves_values_stays_on_the_cpu_only_where_a_partition_would_wait_for_itself(
+def test_moves_stay_on_the_cpu_only_to_prevent_cycles_of_partitions(
     steps: tuple[Step, ...],
 ) -> None:
     built = build(steps)

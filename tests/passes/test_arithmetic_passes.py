@@ -379,7 +379,7 @@ def with_weights(norm: nn.Module) -> nn.Module:
         lambda: Model(lambda _, x: x * F.relu6(x + 3) / 6 + (x.abs() + 1) ** 0.3 - x / (x.relu() + 1).sqrt()),
     ],
 )  # fmt: skip
-def test_what_was_written_once_stays(build: Callable[[], nn.Module]) -> None:
+def test_a_second_preparation_changes_nothing(build: Callable[[], nn.Module]) -> None:
     """prepare() runs again before annotation, and must not change its own output."""
     module = exported(seeded(build))
     code = passes.prepare(module, TARGETS["imxrt700"]).code

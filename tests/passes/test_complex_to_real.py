@@ -352,7 +352,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
 
 @pytest.mark.parametrize("documented", [False, True])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused(name: str, documented: bool) -> None:
+def test_unsupported_uses_are_refused(name: str, documented: bool) -> None:
     function, message = REFUSED[name]
     samples = samples_of([ROW], 2)
     model = Function(function).eval()

@@ -61,7 +61,7 @@ class TestRemoveEmpties:
         module = after(passes.remove_empties, Model(lambda _, x: torch.cat([x[:, :0], x, x[:, 4:], x], 1)))
         assert names(module) == ["cat.default"]
 
-    def test_what_has_elements_stays(self) -> None:
+    def test_tensors_with_elements_stay(self) -> None:
         after(passes.remove_empties, Model(lambda _, x: torch.cat([x[:, :1], x], 1)), changes=False)
 
 

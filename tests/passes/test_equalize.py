@@ -400,7 +400,7 @@ class TestDocumentedFlow:
             assert not torch.equal(weight, other)
 
     @pytest.mark.parametrize("key", ["2", nn.ReLU, "aten.relu.default"])
-    def test_what_stays_in_float_computes_what_it_did(self, key: Any) -> None:
+    def test_equalization_keeps_the_results_of_float_operators(self, key: Any) -> None:
         model = lopsided()
         module = torch.export.export(model, (image(),)).module()
         module = NeutronQuantizer(layers={key: "float"}).transform_for_annotation(module)
@@ -424,7 +424,7 @@ class TestDocumentedFlow:
         again = weights(quantizer.transform_for_annotation(copy.deepcopy(module)))
         assert all(map(torch.equal, again, before))
 
-    def test_what_recovery_made_of_it_stays(self) -> None:
+    def test_changes_by_recovery_stay(self) -> None:
         plain = NeutronQuantizer(equalize=False)
         module = plain.transform_for_annotation(torch.export.export(lopsided(), (image(),)).module())
         assert was_equalized(module) is False
@@ -468,7 +468,7 @@ class TestDocumentedFlow:
         first = next(layer for layer in found.layers if layer.node == "conv2d")
         assert first.sqnr_db > 25
 
-    def test_what_is_no_answer_is_refused(self) -> None:
+    def test_options_other_than_true_and_false_are_refused(self) -> None:
         with pytest.raises(OptionError, match="equalize takes True or False, not 'no'"):
             NeutronQuantizer(equalize="no")  # type: ignore[arg-type]
 

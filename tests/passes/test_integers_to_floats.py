@@ -55,7 +55,7 @@ def test_rule(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAYS)
-def test_what_stays(name: str) -> None:
+def test_operators_that_stay_on_integers(name: str) -> None:
     module = _prepared(STAYS[name])
     assert not passes.integers_to_floats(module, TARGETS["imxrt700"])
     torch.testing.assert_close(module(*_inputs()), STAYS[name](*_inputs()))

@@ -174,7 +174,7 @@ class TestFunctionalize:
         assert not passes.functionalize(module)
         assert "add_.Tensor" in names(module)
 
-    def test_what_stays_in_place_is_refused(self) -> None:
+    def test_writes_in_place_that_remain_are_refused(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             x[:, 0] = 0
             y: torch.Tensor = m.c(x)
@@ -186,11 +186,11 @@ class TestFunctionalize:
 
 
 class TestFoldConstants:
-    def test_what_reads_constants_alone_is_one(self) -> None:
+    def test_operators_on_constants_become_constants(self) -> None:
         model = Model(lambda m, x: x + torch.relu(m.k * 2), k=torch.randn(4, 1, 1))
         assert names(after(passes.fold_constants, model)) == ["add.Tensor"]
 
-    def test_what_reads_an_input_stays(self) -> None:
+    def test_operators_on_inputs_stay(self) -> None:
         model = Model(lambda m, x: (x * 2) + m.k, k=torch.randn(4, 1, 1))
         assert names(after(passes.fold_constants, model, changes=False)) == ["mul.Tensor", "add.Tensor"]
 
@@ -304,7 +304,7 @@ class TestFoldBatchNorm:
         found = names(after(passes.fold_batch_norm, model, image(2, 3, 2, 2, 2, 2)))
         assert found == ["relu.default", "mul.Tensor", "add.Tensor"]
 
-    def test_what_is_new_is_trainable_while_training(self) -> None:
+    def test_new_constants_are_trainable_in_training(self) -> None:
         model = seeded(lambda: Model(lambda m, x: m.b(m.c(m.a(x))), a=bn(), c=conv(bias=False), b=bn()))
         module = after(lambda module: passes.fold_batch_norm(module, training=True), model)
         read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]

@@ -109,7 +109,7 @@ def test_a_function_with_training(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAW_NOTHING)
-def test_what_draws_nothing_is_taken(name: str) -> None:
+def test_random_operators_that_draw_no_numbers_are_accepted(name: str) -> None:
     model = seeded(lambda: Model(DRAW_NOTHING[name], l=nn.Linear(8, 8)))
     prepare_pt2e(torch.export.export(model, INPUTS).module(), NeutronQuantizer())
 

@@ -182,7 +182,7 @@ def test_control_flow_is_refused_by_name(function: Function, name: str) -> None:
 
 
 class TestTraining:
-    def test_what_a_region_without_gradients_reads_is_not_trained(self) -> None:
+    def test_operands_of_a_region_without_gradients_are_not_trained(self) -> None:
         module = prepared(seeded(lambda: Model(_without_gradients, c=conv(), d=conv())))
         outputs = flat(module(image(2, 4, 8, 8)))
         outputs[0].sum().backward()

@@ -73,7 +73,7 @@ def test_scaling_stays_with(name: str) -> None:
     assert order(module) == before
 
 
-def test_what_stays_in_float_is_not_moved() -> None:
+def test_scales_of_float_operators_are_not_moved() -> None:
     module, _ = exported(MOVED["fill"])
     assert not scale_before_masks(module, lambda node: op_name(node).startswith("aten.mul"))
 

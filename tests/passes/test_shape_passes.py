@@ -254,7 +254,7 @@ class TestRemoveExpands:
         found = names(after(passes.remove_expands, model, image(2, 4, 1, 1)))
         assert found == ["expand.default", "expand.default", "abs.default", "add.Tensor"]
 
-    def test_what_others_read_stays(self) -> None:
+    def test_values_with_other_readers_stay(self) -> None:
         def function(_: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
             z = y.expand(2, 4, 6, 8)
             return x + z, z.flatten(1)

@@ -153,7 +153,7 @@ def test_a_part_that_is_scaled_in_place_does_not_widen_the_range_of_the_others(
             assert signal_to_noise(found.__getitem__, wanted.__getitem__, [(torch.tensor(channel),)]) > 25, channel
 
 
-def test_what_is_written_whole_leaves_nothing_of_what_was_there() -> None:
+def test_a_write_to_all_elements_removes_the_old_values() -> None:
     assert _prepared(_woven).count("slice.Tensor") == 2
     assert _prepared(_stepwise).count("cat.default") == 1
 

@@ -58,7 +58,7 @@ class TestBatchLayers:
         expected += ["conv2d", "hardswish", "cat", "mean", "squeeze"]
         assert [name.split(".")[0] for name in names(module)] == ["unsqueeze", *expected]
 
-    def test_what_depends_on_the_rank_stays(self) -> None:
+    def test_operators_that_depend_on_the_rank_stay(self) -> None:
         model = Model(lambda m, x: torch.softmax(m.a(x), 0) + m.a(x).sum(), a=nn.Conv1d(4, 4, 1))
         assert "unsqueeze.default" not in names(after(passes.add_batch_dimension, model, image(4, 8)))[4:]
 

@@ -220,7 +220,7 @@ def test_without_it_biases_are_rounded_as_they_are() -> None:
         (nn.Sequential(nn.Conv2d(8, 6, 1), nn.Sigmoid()), {"layers": {"0": "float"}}),
     ],
 )
-def test_what_has_no_quantized_bias_is_left_alone(model: nn.Module, options: dict[str, Any]) -> None:
+def test_operators_without_a_quantized_bias_are_not_changed(model: nn.Module, options: dict[str, Any]) -> None:
     assert ChannelMeans not in kinds(prepared(model.eval(), images(2), **options))
 
 
@@ -247,13 +247,13 @@ def test_inputs_that_are_refused_are_not_counted() -> None:
     torch.testing.assert_close(found.mean, torch.cat(samples[:4]).mean((0, 2, 3)))
 
 
-def test_what_is_no_answer_is_refused() -> None:
+def test_options_other_than_true_and_false_are_refused() -> None:
     with pytest.raises(OptionError, match="correct_bias takes True or False, not 1"):
         NeutronQuantizer(correct_bias=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("recipe", ["fast", "auto"])
-def test_recovery_yields_what_it_yields_without(recipe: str) -> None:
+def test_recovery_gives_the_same_result_as_without(recipe: str) -> None:
     model, samples = network(), [(x,) for x in images(8)]
     first, second = (
         list(layers_of(quantize(model, samples[0], samples, recover=recipe, correct_bias=wanted).module))

@@ -75,7 +75,7 @@ SECOND_BLOCK = {"conv2d_1", "silu__1", "add_1", "batch_norm_1"}
 EVERYTHING = {*BLOCK, *SECOND_BLOCK, "relu", "conv2d_2", "relu_1", "mean", "dropout", "linear", "softmax"}
 
 
-class TestWhatKeysMean:
+class TestKeys:
     @pytest.mark.parametrize("strict", [False, True])
     @pytest.mark.parametrize(
         ("key", "expected"),
@@ -216,7 +216,7 @@ class TestFloat:
             "aten.relu.default": "layers[torch.nn.modules.activation.ReLU] leaves it in float.",
         }
 
-    def test_what_would_be_decomposed_stays_whole(self) -> None:
+    def test_operators_kept_in_float_are_not_decomposed(self) -> None:
         assert "aten.silu.default" not in {op_name(node) for node in quantized({}).module.graph.nodes}
         module = quantized({"features.0.act": "float"}).module
         assert [op_name(node) for node in module.graph.nodes].count("aten.silu.default") == 1
@@ -244,7 +244,7 @@ class TestFloat:
         ],
         ids=["product", "sums", "after a concatenation", "the same twice", "the end of a hardswish"],
     )
-    def test_what_passes_would_merge_stays_apart(self, function: Any, name: str, left: list[str]) -> None:
+    def test_operators_kept_in_float_are_not_merged(self, function: Any, name: str, left: list[str]) -> None:
         class Merged(nn.Module):
             def __init__(self) -> None:
                 super().__init__()

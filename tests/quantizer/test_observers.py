@@ -99,7 +99,7 @@ class TestPositions:
         assert shares.max() < 2.5 / channels
         assert shares.min() > 0
 
-    def test_what_is_dense_is_not_copied(self) -> None:
+    def test_dense_values_are_not_copied(self) -> None:
         image = random(2, 3, 4, 5)
         for tensor in (image, image.to(memory_format=torch.channels_last), random(6, 5).t(), torch.tensor(2.0)):
             assert flattened(tensor).data_ptr() == tensor.data_ptr()
@@ -297,7 +297,7 @@ class TestDistributionObserver:
         assert observer.calculate_qparams() != first
         assert len(calls) == 2
 
-    def test_what_a_search_costs_does_not_depend_on_the_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_cost_of_a_search_does_not_depend_on_the_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """torchao's histogram observer takes up to 1e5 steps of a Python loop if an end bin has many values."""
         calls = counted(monkeypatch, Codes, "qparams")
         counts = []
@@ -361,7 +361,7 @@ class TestDistributionObserver:
                 observer.calculate_qparams()
 
     @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-    def test_what_is_not_finite_is_an_error(self, number: float) -> None:
+    def test_values_that_are_not_finite_are_errors(self, number: float) -> None:
         values = random(5000)
         values[4321] = number
         with pytest.raises(CalibrationError, match="NaN or infinite"):

@@ -164,7 +164,7 @@ class TestOperatorsNotToDelegate:
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("strict", [False, True])
-    def test_what_an_operator_became_is_meant_too(
+    def test_the_name_of_a_replaced_operator_includes_its_replacements(
         self, model: QuantizedModel, name: str, became: list[str], strict: bool
     ) -> None:
         rows = lower(model, operators_not_to_delegate=[name]).placement

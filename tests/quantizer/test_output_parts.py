@@ -211,7 +211,7 @@ class TestInt8Outputs:
         assert "return the parts as separate outputs" in message
         assert self.lowered.outputs[0].dtype == torch.float32
 
-    def test_what_the_npu_joins_is_int8(self) -> None:
+    def test_a_concatenation_on_the_npu_is_int8(self) -> None:
         _, message = self.program("nearly equal ranges")
         assert not message
         assert self.lowered.outputs[0].dtype == torch.int8

@@ -185,7 +185,7 @@ def test_the_program_is_one_delegate_and_follows_the_converted_module(case: Case
 
 
 @every_case
-def test_what_trains_in_float_trains_quantized(case: Case) -> None:
+def test_models_that_train_in_float_train_quantized(case: Case) -> None:
     module, _ = trained_and_converted(case)
     floating = train(case.model(), case.shape)
     before, after = case.model().state_dict(), module.state_dict()
@@ -210,7 +210,7 @@ def case_of(label: str) -> Case:
 class TestModes:
     @pytest.mark.parametrize("label", ["residual", "eps and momentum", "dropouts", "depthwise per channel"])
     @torch.no_grad()
-    def test_what_is_validated_is_what_is_converted(self, label: str) -> None:
+    def test_validation_in_training_equals_the_converted_module(self, label: str) -> None:
         case = case_of(label)
         module = copy.deepcopy(trained_and_converted(case)[0])
         move_exported_model_to_eval(module)
@@ -343,7 +343,7 @@ class TestPreparedModule:
         assert all(map(is_dequantize, quantized.all_input_nodes))
         assert not [name for name in operators(converted) if "norm" in name]
 
-    def test_what_stays_in_float_is_folded_too(self) -> None:
+    def test_batch_norms_of_float_operators_are_folded(self) -> None:
         wide: dict[str, Any] = {"kernel_size": (1, 2), "dilation": (1, 4097), "bias": False}
         model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 3, **wide), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))).train()
         with pytest.warns(UnquantizedWarning, match="conv2d"):

@@ -178,14 +178,14 @@ class TestSharedGroups:
             lambda x: F.hardtanh(x, -2, 2),
         ],
     )  # fmt: skip
-    def test_what_moves_values_has_its_inputs_qparams(self, move: Callable[..., Any]) -> None:
+    def test_operators_that_move_values_keep_the_qparams_of_their_inputs(self, move: Callable[..., Any]) -> None:
         module = convert(seeded(lambda: Model(lambda m, x: move(m.c(x)), c=conv())), (image(),))
         found = scales(module)
         moved = next(value for name, value in found.items() if name not in ("placeholder", "aten.conv2d.default"))
         assert moved == found["aten.conv2d.default"]
 
     @pytest.mark.parametrize("change", [torch.abs, lambda x: x.mean((2, 3)), lambda x: F.adaptive_avg_pool2d(x, 1)])
-    def test_what_changes_the_range_has_its_own(self, change: Callable[..., Any]) -> None:
+    def test_operators_that_change_the_range_have_own_qparams(self, change: Callable[..., Any]) -> None:
         module = convert(seeded(lambda: Model(lambda m, x: change(F.max_pool2d(m.c(x), 2)), c=conv())), (image(),))
         found = scales(module)
         *_, changed = found.values()  # in graph order
@@ -335,7 +335,7 @@ class TestUnquantized:
             warnings.simplefilter("error", UnquantizedWarning)
             quantize(seeded(lambda: Model(lambda m, x: F.relu(m.c(x)), c=conv())), (image(),), [image()])
 
-    def test_what_only_the_legacy_generation_refuses_is_quantized(self) -> None:
+    def test_limits_of_the_legacy_generation_do_not_prevent_quantization(self) -> None:
         nodes = annotate(Model(lambda m, x: m.c(x), c=conv()), image(2, 4, 8, 8))
         assert output_spec(nodes["conv2d"]) is not None
 

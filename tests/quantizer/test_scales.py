@@ -170,7 +170,7 @@ def with_output_scale(model: GraphModule, scale: float) -> GraphModule:
         ("hardswish", 1e-3, 1e-5),
     ],
 )
-def test_what_is_out_of_reach_runs_on_the_cpu(operator: str, inside: float, outside: float) -> None:
+def test_operators_with_scales_beyond_the_limits_run_on_the_cpu(operator: str, inside: float, outside: float) -> None:
     inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)),)
     for scale, where in ((inside, "npu"), (outside, "cpu")):
         converted = with_output_scale(convert(seeded(OPERATORS[operator]), inputs), scale)
@@ -196,7 +196,7 @@ class TestFaults:
         assert "the ratio must be below" in scale_fault(operator(kind, 1.0, 0.99 / limit))
 
     @pytest.mark.parametrize("scale", [0.0, math.inf, math.nan, 1e-39, 1e39])
-    def test_what_float32_does_not_hold(self, scale: float) -> None:
+    def test_scales_beyond_float32(self, scale: float) -> None:
         assert "float32" in scale_fault(operator(ADD, scale, 1.0))
 
     def test_an_operator_without_a_limit(self) -> None:

@@ -78,7 +78,7 @@ class TestZeroPoints:
         assert output_of(found.module, "aten.linear.default")[1] == 0
         assert output_of(found.module, "aten.transpose.int") == output_of(found.module, "aten.linear.default")
 
-    def test_what_others_read_keeps_its_bit(self) -> None:
+    def test_values_with_other_readers_keep_their_resolution(self) -> None:
         found = model(lambda x, y: torch.bmm(x := F.relu(x), y) + x)
         scale, zero_point = output_of(found.module, "aten.relu.default")
         assert zero_point == -128

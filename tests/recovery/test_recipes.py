@@ -74,7 +74,7 @@ def test_few_samples_are_not_believed() -> None:
         assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
 
 
-def test_what_is_not_to_be_equalized_keeps_its_weights() -> None:
+def test_layers_that_are_not_equalized_keep_their_weights() -> None:
     samples = images(4)
     plain, kept, evened = (
         float_weights(quantize(network().eval(), samples[0], samples, **options))

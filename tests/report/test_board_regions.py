@@ -105,7 +105,7 @@ class TestPlace:
 class TestChanges:
     FETCHED = "fetch_constants_to_sram=True"
 
-    def test_what_fits_has_no_remedies(self) -> None:
+    def test_programs_that_fit_have_no_remedies(self) -> None:
         assert fit_on_board(parts(10), BOARD, {"x": parts(5)}).remedies == ()
 
     def test_fetching_is_a_verdict_of_its_own(self) -> None:

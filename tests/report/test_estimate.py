@@ -62,7 +62,7 @@ class TestTwins:
         before, after = reference(vendor, model, "mcxn94x"), converted(vendor, "mcxn94x", model)
         assert before.cpu_operators == after.cpu_operators
 
-    def test_what_is_read_from_microcode_is_no_estimate(self, data_folder: Path) -> None:
+    def test_numbers_of_microcode_are_not_estimates(self, data_folder: Path) -> None:
         report = converted(data_folder / "vendor", "imxrt700", DS_CNN)
         assert report.cycles is None
         assert report.layers == ()

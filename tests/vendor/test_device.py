@@ -90,7 +90,7 @@ def test_payloads_are_those_of_executorch(tmp_path: Path, monkeypatch: pytest.Mo
     assert [parse(payload).header.version for payload in ours] == [0, 0, 0, 1, 1]
 
 
-def test_what_stays_outside_of_the_neutron_graph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_operators_outside_of_the_neutron_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEUTRON_DOUBLE", "outside")
     with pytest.raises(
         ConverterError, match=r"did not convert all of the model.*left SOFTMAX.*operators_not_to_delegate"
@@ -158,12 +158,12 @@ class TestCompile:
         with pytest.raises(HostError, match="microcode"):
             HostProgram.from_bytes(device)
 
-    def test_what_is_compiled_already_is_refused(self, programs: dict[str, NeutronProgram]) -> None:
+    def test_compiled_programs_are_refused(self, programs: dict[str, NeutronProgram]) -> None:
         device = compile_program(programs["one"].buffer, sdk.choose_converter(None), time_limit=LIMIT).program
         with pytest.raises(ModelError, match="is compiled already"):
             compile_program(device, sdk.choose_converter(None), time_limit=LIMIT)
 
-    def test_what_has_no_delegate_of_ours_is_refused(self, programs: dict[str, NeutronProgram]) -> None:
+    def test_programs_without_our_delegates_are_refused(self, programs: dict[str, NeutronProgram]) -> None:
         with pytest.raises(ModelError, match="has no delegate of NeutronBackend"):
             compile_program(programs["none"].buffer, sdk.choose_converter(None), time_limit=LIMIT)
 

@@ -89,7 +89,7 @@ class TestConvert:
             ("empty", "returned no model"),
         ],
     )
-    def test_what_goes_wrong_in_the_child_is_an_error_here(
+    def test_failures_of_the_child_are_errors_of_the_parent(
         self, word: str, message: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("NEUTRON_DOUBLE", word)
