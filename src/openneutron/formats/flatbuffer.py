@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from openneutron.errors import FormatError
 
-__all__ = ["Layout", "Source", "Table", "read_layout", "read_table", "root"]
+__all__ = ["FORMS", "Layout", "Source", "Table", "read_layout", "read_table", "root"]
 
 FILE_IDENTIFIER_AT = slice(4, 8)
 # A valid file refers to each of its bytes about once. Without a limit, a small file whose offsets lead to the same
@@ -28,7 +28,8 @@ FILE_IDENTIFIER_AT = slice(4, 8)
 READS_PER_BYTE = 16
 
 
-_FORMS = {code: struct.Struct(f"<{code}") for code in "bBhHiIqQfd?"}
+FORMS = {code: struct.Struct(f"<{code}") for code in "bBhHiIqQfd?"}
+"""The formats of numbers, by their characters in the struct module."""
 
 Layout = tuple[int, tuple[int, ...]]
 """The size of tables with one vtable, and the offset of each field in the table (0 if absent)."""
@@ -66,7 +67,7 @@ class Source:
 
     def number(self, offset: int, code: str, expected: str) -> int | float | bool:
         """Returns the number at `offset`. `code` is a format character of the struct module."""
-        form = _FORMS[code]
+        form = FORMS[code]
         self.require(offset, form.size, expected)
         value: int | float | bool = form.unpack_from(self.view, offset)[0]
         return value

@@ -6,13 +6,14 @@ A file has thousands of small tables of a few layouts. Reading them together tak
 from __future__ import annotations
 
 import functools
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from openneutron.formats.flatbuffer import Source, Table, read_layout
+from openneutron.formats.flatbuffer import FORMS, Source, Table, read_layout
 
 __all__ = ["Offsets", "Tables", "read_tables", "tables_at"]
 
@@ -137,13 +138,20 @@ class Tables:
         return present
 
     def scalar(self, row: int, field: int, code: str, default: int | float | bool = 0) -> Any:
-        """Reads a scalar field of one table. `code` is a format character of the struct module."""
+        """Reads a scalar field of one table. `code` is a format character of the struct module.
+
+        Does not count the bytes as read, so a caller may read each field only a few times.
+        """
         offsets, layouts, places = self._rows
         fields = places[layouts[row]]
         place = fields[field] if field < len(fields) else 0
         if not place:
             return default
-        return self.source.number(offsets[row] + place, code, f"field {field} of a table")
+        at, view = offsets[row] + place, self.source.view
+        try:
+            return FORMS[code].unpack_from(view, at)[0]
+        except struct.error as error:
+            raise self.source.error(at, f"field {field} of a table", f"the end at byte {len(view)}") from error
 
 
 def read_tables(parent: Table, field: int) -> Tables:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
 from openneutron.formats.flatbuffer import Source, Table, root
@@ -172,35 +174,60 @@ def _check_operators(source: Source, graph: Table, codes: Sequence[tuple[str, Ru
         written[index] = True
     tables = read_tables(graph, 3)
     tables.allow_only(*_OPERATOR_FIELDS)
-    numbers, kinds = tables.numbers(0, "<u4").tolist(), tables.numbers(3, "<u1").tolist()
-    inputs, outputs = tables.lists(1, "<i4"), tables.lists(2, "<i4")
+    numbers, kinds = tables.numbers(0, "<u4"), tables.numbers(3, "<u1")
+    _check_kinds(tables, codes, numbers, kinds)
+    inputs, outputs = (_operand_lists(tables, field, len(operands)) for field in (1, 2))
     options_at = tables.targets(4)
     (present,) = np.nonzero(options_at)
     options = tables_at(source, options_at[present])
-    rows = dict(zip(present.tolist(), range(len(present)), strict=True))
-    for position, (at, sources, results) in enumerate(zip(tables.at.tolist(), inputs, outputs, strict=True)):
-        if numbers[position] >= len(codes):
-            raise source.error(at, f"an operator code below {len(codes)}", numbers[position])
-        name, rule = codes[numbers[position]]
-        if kinds[position] != _OPTIONS[name]:
-            raise source.error(at, f"options of type {_OPTIONS[name]} for {name}", kinds[position])
-        arguments = [operands[index] for index in _indices(source, at, sources, len(operands))]
-        _indices(source, at, results, len(operands))
+    rows: list[int | None] = [None] * len(tables)
+    for row, position in enumerate(present.tolist()):
+        rows[position] = row
+    read = zip(tables.at.tolist(), numbers.tolist(), kinds.tolist(), inputs, outputs, rows, strict=True)
+    for at, number, kind, sources, results, row in read:
+        name, rule = codes[number]
         if len(results) != 1:
             raise source.error(at, f"one output of {name}", len(results))
-        if not all(written[index] for index in sources):
-            raise source.error(at, f"inputs of {name} that were written before", f"tensors {sources}")
-        if written[results[0]]:
-            raise source.error(at, f"an output of {name} that was not written before", f"tensor {results[0]}")
-        written[results[0]] = True
-        row = rows.get(position)
-        if row is None and kinds[position]:
+        for index in sources:
+            if not written[index]:
+                raise source.error(at, f"inputs of {name} that were written before", f"tensors {sources}")
+        (result,) = results
+        if written[result]:
+            raise source.error(at, f"an output of {name} that was not written before", f"tensor {result}")
+        written[result] = True
+        if row is None and kind:
             raise source.error(at, f"the options of {name}", "none")
-        rule.check(Call(source, at, name, arguments, operands[results[0]], options, row))
+        rule.check(Call(source, at, name, [operands[index] for index in sources], operands[result], options, row))
     returned = _indices(source, graph.at, graph.integers(2), len(operands))
     unwritten = next((index for index in returned if not written[index] or operands[index].values_at is not None), None)
     if unwritten is not None or not returned:
         raise source.error(graph.at, "outputs that an operator writes", f"tensor {unwritten}")
+
+
+def _check_kinds(
+    tables: Tables, codes: Sequence[tuple[str, Rule]], numbers: npt.NDArray[Any], kinds: npt.NDArray[Any]
+) -> None:
+    """Raises `FormatError` for a number of an operator code, or a type of options, that is wrong."""
+    (outside,) = np.nonzero(numbers >= len(codes))
+    if len(outside):
+        row = outside[0]
+        raise tables.source.error(int(tables.at[row]), f"an operator code below {len(codes)}", numbers[row])
+    if not codes:
+        return  # and no operators
+    expected = np.array([_OPTIONS[name] for name, _ in codes])[numbers]
+    (wrong,) = np.nonzero(kinds != expected)
+    if len(wrong):
+        row = wrong[0]
+        name = codes[numbers[row]][0]
+        raise tables.source.error(int(tables.at[row]), f"options of type {expected[row]} for {name}", kinds[row])
+
+
+def _operand_lists(tables: Tables, field: int, count: int) -> list[list[int]]:
+    """Returns the tensors in a field of each operator. Raises `FormatError` for a number that is not below `count`."""
+    lists = tables.lists(field, "<i4")
+    for at, numbers in zip(tables.at.tolist(), lists, strict=True):
+        _indices(tables.source, at, numbers, count)
+    return lists
 
 
 def _indices(source: Source, at: int, numbers: Sequence[int], count: int) -> Sequence[int]:

@@ -106,6 +106,13 @@ class Call:
 
 Check = Callable[[Call], None]
 
+_ACCUMULATORS = {name: kind.accumulator for name, kind in KINDS.items() if kind.accumulator}
+# One of the two operands may be a zero, which may have a larger scale than other values.
+_ACCUMULATORS_OF_TWO = {
+    name: replace(one, largest_factor=REJECTED_FACTOR_OF_SUMS) if one.is_sum else one
+    for name, one in _ACCUMULATORS.items()
+}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -141,10 +148,9 @@ class Rule:
                 found = f"{operand.dtype} with {operand.scales}"
                 raise call.error(f"{wanted}{' with one scale' if wanted == 'INT8' else ''} as input {position}", found)
         self.shapes(call)
-        accumulator = KINDS[call.name].accumulator
+        accumulators = _ACCUMULATORS_OF_TWO if len(call.inputs) == 2 else _ACCUMULATORS
+        accumulator = accumulators.get(call.name)
         if accumulator is not None:
-            if accumulator.is_sum and len(call.inputs) == 2:  # a zero may have a larger scale than other values
-                accumulator = replace(accumulator, largest_factor=REJECTED_FACTOR_OF_SUMS)
             scales = [call.inputs[at].largest_scale for at in self.accumulated if at < len(call.inputs)]
             fault = factor_fault(accumulator, scales, call.output.smallest_scale)
             call.require(not fault, "scales", fault)
