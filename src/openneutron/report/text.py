@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["as_json", "estimate_table", "render", "text_of_estimate", "text_of_report"]
 
-_HEADINGS = ("operator", "output", "MACs", "cycles", "of all", "array used", "weight bytes", "live bytes")
+_SHORT_HEADINGS = ("operator", "output", "MACs", "cycles", "of all", "array used", "weights", "live")
+_HEADINGS = (*_SHORT_HEADINGS[:-2], "weight bytes", "live bytes")
 _NUMERIC = range(2, len(_HEADINGS))
 
 
@@ -152,7 +153,7 @@ def _fit_text(fit: Fit) -> str:
 
 def _layer_table(estimate: Estimate) -> Table:
     table = Table()
-    for number, heading in enumerate(_HEADINGS):
+    for number, heading in enumerate(_SHORT_HEADINGS):
         table.add_column(heading, justify="right" if number in _NUMERIC else "left")
     for row in _layer_rows(estimate):
         table.add_row(*row)
