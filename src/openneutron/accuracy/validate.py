@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,11 +132,7 @@ def validate(
             host.reset()
             fresh = {name: _reset_copy(one) if has_state(one) else one for name, one in references.items()}
             for inputs in steps:
-                outputs = dequantized_outputs(run_program(host, inputs), host)
-                for name, module in fresh.items():
-                    expected = _expected(module, inputs, host)
-                    for one, value, wanted in zip(differences[name], outputs, expected, strict=True):
-                        one.add(value, wanted)
+                _compare_step(host, fresh, inputs, differences)
                 end_phase()
     host.reset()
     rows = tuple(one.row() for found in differences.values() for one in found)
@@ -145,6 +141,20 @@ def validate(
         given_streams = [Stream(steps) for steps in streams]
         layers = compare_layers(quantized, host, given_streams, samples=min(samples, SAMPLES_OF_LAYERS))
     return Validation(sum(map(len, streams)), rows, layers, tuple(_failures(rows, layers, min_sqnr_db, max_lsb)))
+
+
+def _compare_step(
+    host: HostProgram,
+    references: Mapping[str, GraphModule],
+    inputs: Inputs,
+    differences: Mapping[str, list[Difference]],
+) -> None:
+    """Runs program and references on the inputs of one step, and adds their differences to `differences`."""
+    outputs = dequantized_outputs(run_program(host, inputs), host)
+    for name, module in references.items():
+        expected = _expected(module, inputs, host)
+        for one, value, wanted in zip(differences[name], outputs, expected, strict=True):
+            one.add(value, wanted)
 
 
 def _reset_copy(module: GraphModule) -> GraphModule:

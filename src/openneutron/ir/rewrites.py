@@ -105,37 +105,35 @@ def hoist_format_conversions(graph: Graph) -> Graph:
     1. If all readers of an input are conversions to NHWC, the input becomes NHWC.
     2. If a conversion to NCHW writes an output, and no operator reads the output, the output becomes NHWC.
     """
-    readers: dict[int, list[Op]] = {}
+    readers = _readers(graph)
     writers = {id(op.output): op for op in graph.ops}
-    for op in graph.ops:
-        for tensor in op.inputs:
-            readers.setdefault(id(tensor), []).append(op)
     returned = {id(tensor) for tensor in graph.outputs}
     replaced: dict[int, Tensor] = {}
     dropped: set[int] = set()
-    inputs = []
-    for tensor in graph.inputs:
+
+    def hoisted_input(tensor: Tensor) -> Tensor:
         reading = readers.get(id(tensor), [])
-        hoisted = tensor
-        if reading and id(tensor) not in returned and all(_is_conversion(op, (0, 2, 3, 1)) for op in reading):
-            hoisted = reading[0].output
-            replaced.update((id(op.output), hoisted) for op in reading)
-            dropped.update(map(id, reading))
-        inputs.append(hoisted)
-    outputs = []
-    for tensor in graph.outputs:
+        if not reading or id(tensor) in returned or not all(_is_conversion(op, (0, 2, 3, 1)) for op in reading):
+            return tensor
+        replaced.update((id(op.output), reading[0].output) for op in reading)
+        dropped.update(map(id, reading))
+        return reading[0].output
+
+    def hoisted_output(tensor: Tensor) -> Tensor:
         writer = writers.get(id(tensor))
-        hoisted = tensor
-        if writer is not None and _is_conversion(writer, (0, 3, 1, 2)) and id(tensor) not in readers:
-            hoisted = writer.inputs[0]
-            dropped.add(id(writer))
-        outputs.append(replaced.get(id(hoisted), hoisted))
+        if writer is None or id(tensor) in readers or not _is_conversion(writer, (0, 3, 1, 2)):
+            return replaced.get(id(tensor), tensor)
+        dropped.add(id(writer))
+        return replaced.get(id(writer.inputs[0]), writer.inputs[0])
+
+    inputs = tuple(map(hoisted_input, graph.inputs))
+    outputs = tuple(map(hoisted_output, graph.outputs))
     ops = tuple(
         replace(op, inputs=tuple(replaced.get(id(tensor), tensor) for tensor in op.inputs))
         for op in graph.ops
         if id(op) not in dropped
     )
-    return Graph(tuple(inputs), tuple(outputs), ops)
+    return Graph(inputs, outputs, ops)
 
 
 def hoisted_ends(before: Graph, after: Graph) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
@@ -179,6 +177,15 @@ def transpose_as_images(graph: Graph) -> Graph:
 
 def _is_copy(op: Op) -> bool:
     return op.kind is RESHAPE and op.inputs[0].shape == op.output.shape
+
+
+def _readers(graph: Graph) -> dict[int, list[Op]]:
+    """Returns the operators that read each tensor, by the id of the tensor."""
+    readers: dict[int, list[Op]] = {}
+    for op in graph.ops:
+        for tensor in op.inputs:
+            readers.setdefault(id(tensor), []).append(op)
+    return readers
 
 
 def _is_conversion(op: Op, perm: tuple[int, ...]) -> bool:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from openneutron.errors import FormatError, InputError
 from openneutron.profiling.recorded import BoardProfile, DelegateTimes
@@ -39,32 +41,8 @@ def profile_of_log(text: str, name: str) -> BoardProfile | None:
     `FormatError` for records that cannot be read.
     """
     runs: dict[int, list[bytearray]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        begin = _START.search(line)
-        if begin is None:
-            continue
-        match = _LINE.match(line, begin.end())
-        digits = "" if match is None else "".join(match[3].split())
-        if match is None or len(digits) % 2 or (match.end() < len(line) and not match[3][-1].isspace()):
-            raise InputError(
-                f"Line {number} of {name} is not of the form '{FORM}'. Record the log again, or delete all lines of "
-                "this run. If the line is not a part of a profile, delete it."
-            )
-        delegate, start = int(match[1]), int(match[2])
-        if _START.search(line, match.end()):
-            raise InputError(f"Line {number} of {name} has two records of profiles. Begin a line with each of them.")
-        known, piece = runs.setdefault(delegate, []), bytes.fromhex(digits)
-        if known and known[-1][start : start + len(piece)] == piece and (start or len(known[-1]) == len(piece)):
-            continue  # the same line twice
-        if start == 0:
-            known.append(bytearray())
-        if not known or start != len(known[-1]) or start > _LARGEST_BUFFER:
-            at = len(known[-1]) if known else 0
-            raise InputError(
-                f"Line {number} of {name} begins at byte {start} of delegate {delegate}, but bytes from {at} on are "
-                f"missing. Give a log in which no line of the form '{FORM}' is lost."
-            )
-        known[-1] += piece
+    for piece in _pieces_of_log(text, name):
+        _add_piece(runs.setdefault(piece.delegate, []), piece, name)
     if not runs:
         return None
     if max(runs) >= len(runs):
@@ -77,6 +55,53 @@ def profile_of_log(text: str, name: str) -> BoardProfile | None:
         [times_of(bytes(run), f"{name}, delegate {number}") for run in runs[number]] for number in sorted(runs)
     ]
     return BoardProfile(tuple(_merged(found, name) for found in delegates))
+
+
+class _Piece(NamedTuple):
+    """The bytes of one line of a log, from byte `start` of the buffer of a delegate on."""
+
+    line: int
+    delegate: int
+    start: int
+    data: bytes
+
+
+def _pieces_of_log(text: str, name: str) -> Iterator[_Piece]:
+    """Reads the lines of records, and skips all other lines. Raises `InputError` for a line that is cut off."""
+    for number, line in enumerate(text.splitlines(), 1):
+        begin = _START.search(line)
+        if begin is None:
+            continue
+        match = _LINE.match(line, begin.end())
+        digits = "" if match is None else "".join(match[3].split())
+        if match is None or len(digits) % 2 or (match.end() < len(line) and not match[3][-1].isspace()):
+            raise InputError(
+                f"Line {number} of {name} is not of the form '{FORM}'. Record the log again, or delete all lines of "
+                "this run. If the line is not a part of a profile, delete it."
+            )
+        if _START.search(line, match.end()):
+            raise InputError(f"Line {number} of {name} has two records of profiles. Begin a line with each of them.")
+        yield _Piece(number, int(match[1]), int(match[2]), bytes.fromhex(digits))
+
+
+def _add_piece(runs: list[bytearray], piece: _Piece, name: str) -> None:
+    """Adds a piece to the last of the runs of its delegate, or begins a run. Ignores a repeated line.
+
+    Raises `InputError` if the bytes before the piece are missing.
+    """
+    last = runs[-1] if runs else bytearray()
+    is_repeated = bool(runs) and last[piece.start : piece.start + len(piece.data)] == piece.data
+    if is_repeated and (piece.start or len(last) == len(piece.data)):
+        return
+    if piece.start == 0:
+        runs.append(bytearray(piece.data))
+        return
+    if not runs or piece.start != len(last) or piece.start > _LARGEST_BUFFER:
+        raise InputError(
+            f"Line {piece.line} of {name} begins at byte {piece.start} of delegate {piece.delegate}, but bytes from "
+            f"{len(last)} on are missing. Give a log in which no line of the form '{FORM}' is lost."
+        )
+    last += piece.data
 
 
 def profile_of_records(data: bytes, name: str) -> BoardProfile:

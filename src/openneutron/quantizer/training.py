@@ -17,6 +17,7 @@ works in both modes.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -65,32 +66,19 @@ def prepare_for_training(module: GraphModule) -> None:
        weight 1 is inserted before it. In train mode, the call also counts the batches.
     2. A dropout in train mode and a detach become calls of `OnlyInTraining`. A relu, and operators that only move
        values, are moved before a dropout, so that they read the same values as in eval mode.
-
     3. The input of an operator that is infinite at zero is read through a `ReplaceZeros`.
 
     Raises `ModelError` for a batch norm over three dimensions that cannot be folded, or with parameters that are
     computed from inputs, and for any other operator that draws random numbers.
     """
     constants = computed_constants(module)
-    buffers = dict(module.named_buffers())
+    buffers = {name for name, _ in module.named_buffers()}
     setattr(module, _EXPORTED_TRAINING_ATTR, True)
     with module.graph.inserting_before(next(iter(module.graph.nodes))):
         trains = module.graph.create_node("get_attr", _EXPORTED_TRAINING_ATTR)
     for node in list(module.graph.nodes):
         if is_op(node, "batch_norm"):
-            if not constants.issuperset(node.all_input_nodes[1:]):
-                message = "The parameters of this batch norm are computed from inputs, and cannot be folded."
-                raise _training_error(node, message, remedy="Write it as a multiplication and an addition.")
-            _move_before(node.all_input_nodes[1:], trains)
-            if not can_fold_batch_norm_into(node.args[0], constants.__contains__) and not insert_identity_convolution(
-                module, node
-            ):
-                raise _training_error(node, "This batch norm cannot be folded: no operator before it can absorb it.")
-            if arguments(node)["training"]:
-                count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
-                _call_batch_norm(node, count if count in buffers else None, trains)
-            else:
-                _call_batch_norm(node, None, trains=False)
+            _prepare_batch_norm(module, node, trains, constants, buffers)
         elif is_op(node, *_ONLY_IN_TRAINING) and node not in constants:
             source, *options = _move_dropout_after_moves(node).args
             _replace_by_module(node, OnlyInTraining(op_name(node), tuple(options)), (source, trains))
@@ -104,6 +92,25 @@ def prepare_for_training(module: GraphModule) -> None:
                 node, "This operator draws random numbers, and would draw them in the converted model, too."
             )
     module.graph.eliminate_dead_code()
+
+
+def _prepare_batch_norm(
+    module: GraphModule, node: Node, trains: Node, constants: Container[Node], buffers: Container[str]
+) -> None:
+    """Applies rule 1 to a batch norm. `trains` reads the mode, and `buffers` has the names of the module's buffers."""
+    parameters = node.all_input_nodes[1:]
+    if not all(parameter in constants for parameter in parameters):
+        message = "The parameters of this batch norm are computed from inputs, and cannot be folded."
+        raise _training_error(node, message, remedy="Write it as a multiplication and an addition.")
+    _move_before(parameters, trains)
+    is_foldable = can_fold_batch_norm_into(node.args[0], constants.__contains__)
+    if not is_foldable and not insert_identity_convolution(module, node):
+        raise _training_error(node, "This batch norm cannot be folded: no operator before it can absorb it.")
+    if not arguments(node)["training"]:
+        _call_batch_norm(node, None, trains=False)
+        return
+    count = str(arguments(node)["running_mean"].target).removesuffix("running_mean") + BATCH_COUNT
+    _call_batch_norm(node, count if count in buffers else None, trains)
 
 
 def _training_error(
