@@ -26,7 +26,10 @@ from openneutron.passes.functionalize import writes_memory
 from openneutron.quantizer.observers import PerChannelWeightObserver, WeightObserver
 from openneutron.quantizer.state_at_conversion import StateReset
 
-__all__ = ["SINGLE", "Batches", "bare_graph", "batched_graph", "batching_failure", "choose_batches", "observe_weights"]
+__all__ = [
+    "SINGLE", "Batches", "bare_graph", "batched_graph", "batched_sizes", "batching_failure", "choose_batches",
+    "observe_weights", "overwriting_operator",
+]  # fmt: skip
 
 MOST_IN_A_BATCH = 16
 # Limits on the bytes of the largest tensor of a batch: for networks that convolve images, and for other networks. With
@@ -107,8 +110,8 @@ def bare_graph(prepared: GraphModule) -> GraphModule:
         if node.op in ("get_attr", "call_module"):
             copy.target = f"_constant_{node.name}" if node.op == "get_attr" else node.target
             root[str(copy.target)] = attribute(prepared, str(node.target))
-        if (in_place := _in_place(node)) is not None:
-            copy.target = in_place
+        if (operator := overwriting_operator(node)) is not None:
+            copy.target = operator
         copies[node] = copy
     module = torch.nn.Module()
     for name, value in root.items():
@@ -120,7 +123,7 @@ def _resets_states(prepared: GraphModule, call: Node) -> bool:
     return isinstance(attribute(prepared, str(call.target)), StateReset)
 
 
-def _in_place(node: Node) -> Any:
+def overwriting_operator(node: Node) -> Any:
     """Returns the in-place operator for the activation `node`; None if it must not overwrite its operand.
 
     It may overwrite the operand if nothing else reads it, and if its producer can fuse activations: the output of such
@@ -157,7 +160,7 @@ def batched_graph(single: GraphModule, batches: Batches) -> GraphModule:
     graph.output(graph.graph_copy(single.graph, {}))
     for node in graph.nodes:
         if takes_sizes(node):  # which may contain the batch size
-            node.args = (node.args[0], _batched_sizes(node, batches.size), *node.args[2:])
+            node.args = (node.args[0], batched_sizes(node.args[1], batches.size), *node.args[2:])
         if needs_strides(node):  # views of channels-last tensors may not exist
             replace_with_reshape(node, *node.args[:2])
     module = GraphModule(single, graph)
@@ -166,8 +169,8 @@ def batched_graph(single: GraphModule, batches: Batches) -> GraphModule:
     return module
 
 
-def _batched_sizes(node: Node, factor: int) -> Any:
-    sizes = node.args[1]
+def batched_sizes(sizes: Any, factor: int) -> Any:
+    """Returns the shape `sizes` for `factor` samples. A first size that is computed or inferred remains."""
     assert isinstance(sizes, (list, tuple))
     if not sizes or not isinstance(sizes[0], int) or sizes[0] < 0:
         return sizes

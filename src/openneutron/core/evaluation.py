@@ -15,11 +15,15 @@ from openneutron.core.fx import is_state_write, output_node
 __all__ = ["GraphRun", "compute_from", "evaluate_call", "infer_meta", "last_uses", "run_node", "value_of"]
 
 
-def evaluate_call(node: Node, value_of: Callable[[Node], Any]) -> Any:
-    """Runs the call `node` on the values that `value_of` returns for its input nodes. Returns the result."""
-    assert callable(node.target)
+def evaluate_call(node: Node, value_of: Callable[[Node], Any], operator: Callable[..., Any] | None = None) -> Any:
+    """Runs the call `node`, or another `operator` with its arguments, on the values of its input nodes.
+
+    `value_of` returns these values. Returns the result.
+    """
+    operator = operator or node.target  # type: ignore[assignment]
+    assert callable(operator)
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
-    return node.target(*args, **kwargs)
+    return operator(*args, **kwargs)
 
 
 def infer_meta(node: Node) -> Any:

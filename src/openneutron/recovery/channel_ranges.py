@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from openneutron.core.evaluation import GraphRun
 from openneutron.model.state import sample_nodes
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
+from openneutron.recovery.batches import Batch, batches_of, batches_that_run, run_in_batch
 from openneutron.recovery.layerwise import Samples
 
 __all__ = ["Ranges", "channel_ranges"]
@@ -21,14 +21,15 @@ Ranges = dict[Node, tuple[torch.Tensor, torch.Tensor]]
 
 
 class _RangeRecorder(GraphRun):
-    """A run that extends `ranges` by the outputs of layers."""
+    """A run on one batch that extends `ranges` by the outputs of layers."""
 
-    def __init__(self, module: GraphModule, given: Mapping[Node, Any], ranges: Ranges) -> None:
-        super().__init__(module, given)
+    def __init__(self, module: GraphModule, batch: Batch, ranges: Ranges) -> None:
+        super().__init__(module, dict(zip(sample_nodes(module.graph), batch.inputs, strict=True)))
+        self.count = batch.count
         self.ranges = ranges
 
     def compute(self, node: Node) -> Any:
-        value = super().compute(node)
+        value = run_in_batch(self.module, node, self.operand, self.count, overwrites=True)
         kind = layer_kind(node)
         if kind is not None:
             others = [dim for dim in range(value.dim()) if dim != (value.dim() - 1 if kind is LayerKind.LINEAR else 1)]
@@ -42,6 +43,6 @@ class _RangeRecorder(GraphRun):
 def channel_ranges(module: GraphModule, samples: Samples) -> Ranges:
     """Runs a float graph on all samples and returns the extremes of each channel."""
     ranges: Ranges = {}
-    for sample in samples:
-        _RangeRecorder(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), ranges).run()
+    for batch in batches_of(samples, batches_that_run(module, samples)):
+        _RangeRecorder(module, batch, ranges).run()
     return ranges

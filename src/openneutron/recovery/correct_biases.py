@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import GraphModule
 
+from openneutron.recovery.batches import batches_that_run
 from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_within_memory
 from openneutron.recovery.shared_layers import SharedLayer
 from openneutron.recovery.weighted_layers import WeightedLayer
@@ -29,20 +30,25 @@ def correct_biases(
     bar; None shows it if stderr is a terminal. Makes one pass over both graphs, linear in nodes and samples. Raises
     `ModelError` if the two graphs are not of the same model.
     """
-    run_layerwise(
-        reference, converted, samples_within_memory(reference, samples), correct_bias, PooledBiases, progress=progress
-    )
+    used = samples_within_memory(reference, samples)
+    form = batches_that_run(reference, used)
+    run_layerwise(reference, converted, used, correct_bias, PooledBiases, form=form, progress=progress)
     return converted
 
 
-def correct_bias(layer: WeightedLayer, layer_io: LayerIO) -> None:
-    """Changes the bias so that the mean of each output channel equals the mean in the float graph."""
-    bias = layer.real_bias
-    if bias is None:
-        return
+def correct_bias(layer: WeightedLayer, layer_io: LayerIO) -> list[torch.Tensor] | None:
+    """Changes the bias so that the mean of each output channel equals the mean in the float graph.
+
+    Returns the outputs with the changed bias; None for a layer without a bias.
+    """
+    if layer.bias is None:
+        return None
     weight = layer.real_weight
-    without_bias = (layer.run(values, weight, None) for values in layer_io.quantized)
-    layer.set_bias(_output_means(layer, layer_io.wanted) - _output_means(layer, without_bias))
+    outputs = [layer.run(values, weight, None) for values in layer_io.quantized]
+    layer.set_bias(_output_means(layer, layer_io.wanted) - _output_means(layer, outputs))
+    bias = layer.real_bias
+    assert bias is not None
+    return [output.add_(layer.along_channels(bias, output)) for output in outputs]
 
 
 class PooledBiases:
@@ -130,7 +136,10 @@ def _output_means(layer: WeightedLayer, outputs: Iterable[torch.Tensor]) -> torc
     """Returns the mean of each output channel [outputs] over all positions of all samples, in double."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for values in outputs:
-        positions = layer.by_output(values)
-        total = total + positions.sum(0, dtype=torch.float64)
-        count += len(positions)
+        channel = layer.channel_dim % values.dim()
+        inner = [dim for dim in range(1, values.dim()) if dim != channel]
+        # A sum in double of all values would copy them to double. The positions of a sample are summed in float32.
+        sums = (values.sum(inner) if inner else values).double()
+        total = total + (sums.sum(0) if channel else sums)
+        count += values.numel() // values.shape[channel]
     return total / count

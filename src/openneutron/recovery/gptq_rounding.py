@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from openneutron.core.fx import arguments
 from openneutron.ops.windows import of_each_dim
 from openneutron.quantizer.sample import positions
+from openneutron.recovery.batches import batches_that_run
 from openneutron.recovery.correct_biases import PooledBiases, correct_bias
 from openneutron.recovery.layerwise import LayerIO, Pool, Samples, run_layerwise, samples_within_memory
 from openneutron.recovery.shared_layers import SharedLayer
@@ -106,17 +107,19 @@ def round_weights_by_gptq(
     each output channel. Raises `ModelError` if the two graphs are not of the same model.
     """
 
-    def visit(layer: WeightedLayer, layer_io: LayerIO) -> None:
+    def visit(layer: WeightedLayer, layer_io: LayerIO) -> list[torch.Tensor] | None:
         if _is_rounded(layer, most_inputs):
             _round_weight([layer], layer_io.weight, _estimate_moments(layer, layer_io), ALIKE)
-        correct_bias(layer, layer_io)
+        return correct_bias(layer, layer_io)
 
     def pool(shared: SharedLayer) -> Pool:
         if shared.is_adjustable and _is_rounded(shared.first, most_inputs):
             return _PooledRounding(shared)
         return PooledBiases(shared)
 
-    run_layerwise(reference, converted, samples_within_memory(reference, samples), visit, pool, progress=progress)
+    used = samples_within_memory(reference, samples)
+    form = batches_that_run(reference, used)
+    run_layerwise(reference, converted, used, visit, pool, form=form, progress=progress)
     converted.recompile()  # scales are part of the code
     return converted
 

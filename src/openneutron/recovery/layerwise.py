@@ -1,8 +1,8 @@
 """Runs a float graph and its converted module together, operator by operator, on all samples.
 
-All samples run through an operator before the next operator runs. A method can therefore correct each layer with the
-error that remains after the corrections of all earlier layers, in one pass over the graph. A pass for each layer would
-take quadratic time.
+All samples run through an operator, in batches, before the next operator runs. A method can therefore correct each
+layer with the error that remains after the corrections of all earlier layers, in one pass over the graph. A pass for
+each layer would take quadratic time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any, Protocol
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.evaluation import GraphRun, last_uses, run_node, value_of
+from openneutron.calibration.bare_graph import SINGLE, Batches
+from openneutron.core.evaluation import GraphRun, last_uses, value_of
 from openneutron.core.fx import arguments, first_operand, is_dequantize, is_quantize, op_name
 from openneutron.core.progress import progress_bar
 from openneutron.errors import ModelError
 from openneutron.model.state import sample_nodes
 from openneutron.ops.declared import layer_kind
+from openneutron.ops.fusion import is_activation, takes_activation
+from openneutron.recovery.batches import Batch, batches_of, run_in_batch
 from openneutron.recovery.shared_layers import SharedLayer, layers_by_weight, look_aheads
 from openneutron.recovery.weighted_layers import WeightedLayer
 
@@ -44,7 +47,7 @@ MEMORY = 3 << 30
 
 @dataclass(frozen=True)
 class LayerIO:
-    """Inputs and wanted outputs of a layer, one tensor for each sample, and its float weight.
+    """Inputs and wanted outputs of a layer, one tensor for each batch, and its float weight.
 
     `quantized` are its inputs in the converted module (dequantized), `real` are its inputs in the float graph, and
     `wanted` are its outputs in the float graph, before a fused activation.
@@ -54,6 +57,13 @@ class LayerIO:
     quantized: list[torch.Tensor]
     real: list[torch.Tensor]
     wanted: list[torch.Tensor]
+
+    def of_samples(self, batches: Sequence[Batch]) -> LayerIO:
+        """Returns the same values, one tensor for each sample."""
+        lists = (self.quantized, self.real, self.wanted)
+        split = ([one for batch, value in zip(batches, values, strict=True) for one in batch.samples_in(value)]
+                 for values in lists)  # fmt: skip
+        return LayerIO(self.weight, *split)
 
 
 class Pool(Protocol):
@@ -67,38 +77,59 @@ class Pool(Protocol):
 
 
 class SamplesRun(GraphRun):
-    """A run of one graph on all samples. The value of a node is a list with one item for each sample.
+    """A run of one graph on all samples. The value of a node is a list with one item for each of `batches`.
 
     Constants, and values computed from constants, are read when an operator needs them. They may change until then.
+    With `overwrites`, activations and roundings overwrite their operands; such a run must not be forked.
     """
 
-    def __init__(self, module: GraphModule, samples: Samples) -> None:
+    def __init__(self, module: GraphModule, batches: Sequence[Batch], *, overwrites: bool = False) -> None:
         inputs = enumerate(sample_nodes(module.graph))
-        given = {node: [sample[index] for sample in samples] for index, node in inputs}
+        given = {node: [batch.inputs[index] for batch in batches] for index, node in inputs}
         super().__init__(module, given, only_dependents=True)
-        self.samples = samples
+        self.batches = batches
+        self.overwrites = overwrites
 
-    def of_samples(self, node: Node) -> list[Any]:
-        """Returns the values of `node` for all samples."""
-        return self.values[node] if node in self.values else [value_of(self.module, node)] * len(self.samples)
+    def of_batches(self, node: Node) -> list[Any]:
+        """Returns the values of `node` for all batches."""
+        return self.values[node] if node in self.values else [value_of(self.module, node)] * len(self.batches)
 
     def compute(self, node: Node) -> list[Any]:
-        """Computes `node` for all samples. Values are rounded where they are dequantized, and not where quantized."""
+        """Computes `node` for all batches. Values are rounded where they are dequantized, and not where quantized."""
         if is_quantize(node):
-            return self.of_samples(first_operand(node))
+            return self.of_batches(first_operand(node))
         if is_dequantize(node):
-            return fake_quantized(node, self.of_samples(first_operand(node)))
-        operands = {operand: self.of_samples(operand) for operand in node.all_input_nodes}
-        rows = ({operand: found[index] for operand, found in operands.items()} for index in range(len(self.samples)))
-        return [run_node(self.module, node, row.__getitem__) for row in rows]
+            return fake_quantized(node, self.of_batches(first_operand(node)), overwrites=self._overwrites_operand(node))
+        operands = {operand: self.of_batches(operand) for operand in node.all_input_nodes}
+        found = []
+        for index, batch in enumerate(self.batches):
+            row = {operand: values[index] for operand, values in operands.items()}
+            found.append(run_in_batch(self.module, node, row.__getitem__, batch.count, overwrites=self.overwrites))
+        return found
+
+    def _overwrites_operand(self, dequantize: Node) -> bool:
+        """Whether only `dequantize` reads the value that it rounds, and the value shares its memory with no other."""
+        quantize = first_operand(dequantize)
+        if not self.overwrites or not is_quantize(quantize) or len(quantize.users) != 1:
+            return False
+        source = first_operand(quantize)
+        return len(source.users) == 1 and (takes_activation(source) or is_activation(source))
 
 
-def fake_quantized(dequantize: Node, values: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Quantizes and dequantizes float values per tensor, in one operator, with the qparams of `dequantize`."""
+def fake_quantized(
+    dequantize: Node, values: Iterable[torch.Tensor], *, overwrites: bool = False
+) -> list[torch.Tensor]:
+    """Quantizes and dequantizes float32 values per tensor, with the qparams of `dequantize`.
+
+    Returns the same bits as `torch.fake_quantize_per_tensor_affine`, which is not vectorized. `overwrites` says whether
+    the results replace the values in their memory.
+    """
     args = arguments(dequantize)
-    scale, zero_point = float(args["scale"]), int(args["zero_point"])
-    limits = int(args["quant_min"]), int(args["quant_max"])
-    return [torch.fake_quantize_per_tensor_affine(value, scale, zero_point, *limits) for value in values]
+    scale, zero_point = torch.tensor(args["scale"], dtype=torch.float32), int(args["zero_point"])
+    factor, step = float(scale.reciprocal()), float(scale)
+    low, high = int(args["quant_min"]) - zero_point, int(args["quant_max"]) - zero_point
+    scaled = (value.mul_(factor) if overwrites else value * factor for value in values)
+    return [value.round_().clamp_(low, high).mul_(step) for value in scaled]
 
 
 def samples_within_memory(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
@@ -142,35 +173,42 @@ def run_layerwise(
     reference: GraphModule,
     converted: GraphModule,
     samples: Samples,
-    visit: Callable[[WeightedLayer, LayerIO], None],
+    visit: Callable[[WeightedLayer, LayerIO], list[torch.Tensor] | None],
     pool: Callable[[SharedLayer], Pool] | None = None,
     *,
+    form: Batches = SINGLE,
     progress: bool | None = False,
 ) -> tuple[list[Any], list[Any]]:
     """Runs both graphs, and calls `visit` before each layer of `converted`. `visit` may change the layer's constants.
 
+    `visit` may return the outputs of the layer with the changed constants, which are then not computed again. `form`
+    says how many samples run at once; `pool` gets the values of single samples.
+
     Layers that share a weight are added to a `pool` by a look-ahead, which runs before the first of them. Without
     `pool`, they are left out. `reference` is the float graph of `converted` before `prepare_pt2e`; its layers have the
-    same names. Returns the outputs of each graph for each sample. `progress` shows a progress bar; None shows it if
+    same names. Returns the outputs of each graph for each batch. `progress` shows a progress bar; None shows it if
     stderr is a terminal. Linear in nodes and samples: look-aheads run at most `shared_layers.LOOK_AHEADS` times the
     nodes of the graph, unless the moments exceed `shared_layers.MEMORY`. Raises `ModelError` if the graphs are not of
     the same model.
     """
-    real, quantized = SamplesRun(reference, samples), SamplesRun(converted, samples)
+    batches = batches_of(samples, form)
     reference_nodes = {node.name: node for node in reference.graph.nodes}
     alone, shared = layers_by_weight(converted)
     layers = {layer.node: layer for layer in alone}
     order = {node: index for index, node in enumerate(converted.graph.nodes)}
-    batches = look_aheads(shared, order) if pool is not None else {}
-    with progress_bar("Recovering layers", len(layers) + sum(map(len, batches.values())), progress) as advance:
+    ahead = look_aheads(shared, order) if pool is not None else {}
+    real, quantized = (SamplesRun(module, batches, overwrites=not ahead) for module in (reference, converted))
+    with progress_bar("Recovering layers", len(layers) + sum(map(len, ahead.values())), progress) as advance:
         for node in converted.graph.nodes:
-            if node in batches and pool is not None:
-                _look_ahead(real.fork(), quantized.fork(), reference_nodes, {it: pool(it) for it in batches[node]})
-                advance(len(batches[node]))
+            if node in ahead and pool is not None:
+                _look_ahead(real.fork(), quantized.fork(), reference_nodes, {it: pool(it) for it in ahead[node]})
+                advance(len(ahead[node]))
             if node in layers:
                 reference_node = _reference_node(reference_nodes, node)
                 real.run_until(reference_node)
-                visit(layers[node], _collect_layer_io(real, quantized, layers[node], reference_node))
+                outputs = visit(layers[node], _collect_layer_io(real, quantized, layers[node], reference_node))
+                if outputs is not None:
+                    quantized.values[node] = outputs
                 advance(1)
             quantized.advance()
     return real.run(), quantized.run()
@@ -187,7 +225,7 @@ def _look_ahead(
             layer, pool = uses.pop(node)
             reference_node = _reference_node(reference_nodes, node)
             real.run_until(reference_node)
-            pool.add(layer, _collect_layer_io(real, quantized, layer, reference_node))
+            pool.add(layer, _collect_layer_io(real, quantized, layer, reference_node).of_samples(real.batches))
         quantized.advance()
     for pool in pools.values():
         pool.apply()
@@ -208,4 +246,4 @@ def _reference_node(reference_nodes: Mapping[str, Node], node: Node) -> Node:
 def _collect_layer_io(real: SamplesRun, quantized: SamplesRun, layer: WeightedLayer, reference_node: Node) -> LayerIO:
     args, own = arguments(reference_node), arguments(layer.node)["input"]
     weight = value_of(real.module, args["weight"])
-    return LayerIO(weight, quantized.of_samples(own), real.of_samples(args["input"]), real.of_samples(reference_node))
+    return LayerIO(weight, quantized.of_batches(own), real.of_batches(args["input"]), real.of_batches(reference_node))

@@ -106,6 +106,15 @@ class WeightedLayer:
         assert isinstance(result, torch.Tensor)
         return result
 
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of the output's channels."""
+        return -1 if self.is_linear else 1
+
+    def along_channels(self, bias: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Returns `bias` [outputs] in a shape that broadcasts to `output`."""
+        return bias.reshape([-1 if dim == self.channel_dim % output.dim() else 1 for dim in range(output.dim())])
+
     def by_output(self, values: torch.Tensor) -> torch.Tensor:
         """Reshapes an output of the operator to [positions, outputs]."""
         return values.flatten(0, -2) if self.is_linear else values.movedim(1, -1).flatten(0, -2)
