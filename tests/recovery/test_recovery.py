@@ -32,7 +32,7 @@ from openneutron.recovery import (
     round_weights_by_gptq,
     zero_inactive_channels,
 )
-from openneutron.recovery.gptq_rounding import ALIKE, PULL, _least_squares_weights, _Moments, input_rows
+from openneutron.recovery.gptq_rounding import ALIKE, PULL, InputRows, _least_squares_weights, _Moments
 from openneutron.recovery.layerwise import run_layerwise, samples_within_memory
 from openneutron.recovery.weighted_layers import layers_of
 
@@ -169,7 +169,7 @@ def test_rows_of_inputs_times_the_weight_are_the_layer(layer: nn.Module, shape: 
     reference = exported(nn.Sequential(layer), shape)
     (found,) = layers_of(converted(reference, samples))
     weight = found.real_weight
-    rows = input_rows(found, samples[0][0], weight, 10**9)
+    rows = InputRows(found, weight, 1)(samples[0][0])
     products = rows @ weight.reshape(found.groups, len(weight) // found.groups, -1).transpose(1, 2)
     expected = found.by_output(found.run(samples[0][0], weight, None))
     torch.testing.assert_close(products.movedim(0, 1).flatten(1), expected, rtol=1e-4, atol=1e-5)
@@ -182,7 +182,7 @@ def test_layers_too_large_for_all_candidates_at_once_are_rounded_as_others(
     module, samples = exported(network()), images(8)
     usual, bounded = converted(module, samples), converted(module, samples)
     round_weights_by_gptq(usual, module, samples)
-    monkeypatch.setattr(sys.modules[input_rows.__module__], "WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(sys.modules[InputRows.__module__], "WEIGHTS_AT_ONCE", at_once)
     round_weights_by_gptq(bounded, module, samples)
     pairs = list(zip(layers_of(usual), layers_of(bounded), strict=True))
     assert len(pairs) == 5

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -27,7 +26,7 @@ from openneutron.recovery.layerwise import LayerIO, Pool, Samples, run_layerwise
 from openneutron.recovery.shared_layers import SharedLayer
 from openneutron.recovery.weighted_layers import WeightedLayer, shrink
 
-__all__ = ["MOST_INPUTS", "gptq_codes", "input_rows", "round_weights_by_gptq"]
+__all__ = ["MOST_INPUTS", "InputRows", "gptq_codes", "round_weights_by_gptq"]
 
 # H is estimated from max(POSITIONS, POSITIONS_PER_INPUT x inputs of a group) positions of the layer's inputs, or from
 # all positions if there are fewer.
@@ -52,8 +51,6 @@ SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
 # Share of the mean square of the inputs that is always added to the diagonal of H. It is the accuracy of sums of
 # products in float32, and keeps H positive definite for inputs that hardly vary.
 FLOAT_ROUNDING = 1e-5
-# Larger inputs are multiplied in float64, because sums of their squares overflow in float32.
-LARGEST_SINGLE = 2.0**32
 # GPTQ rounds only layers with at most this number of inputs per group; other layers are rounded to nearest. The memory
 # for H is quadratic and the time is cubic in this number.
 MOST_INPUTS = 4608
@@ -143,12 +140,12 @@ class _PooledRounding:
     def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
         """Adds the inputs of `layer` at evenly spread positions, and its mean error."""
         self._weight = layer_io.weight
-        most = positions_per_input(self._weight, len(layer_io.real) * len(self._shared.uses))
+        rows = InputRows(layer, self._weight, len(layer_io.real) * len(self._shared.uses))
         share = self._moment_weight(layer_io)
         holds_out = len(layer_io.real) >= FEWEST_SAMPLES
         for index, values in enumerate(zip(layer_io.quantized, layer_io.real, strict=True)):
             sums = self._held_out if holds_out and index % STRIDE == STRIDE - 1 else self._sums
-            sums.add(*(input_rows(layer, value, self._weight, most) for value in values))
+            sums.add(*map(rows, values))
             if sums.pending_rows >= ROWS_AT_ONCE:
                 sums.accumulate(share)
         self._sums.accumulate(share)
@@ -265,18 +262,11 @@ def gptq_codes(
 
 def _estimate_moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
     """Estimates the moments from evenly spread positions."""
-    weight = layer_io.weight
-    most = positions_per_input(weight, len(layer_io.wanted))
-    sums = _MomentSums(layer)
+    rows, sums = InputRows(layer, layer_io.weight, len(layer_io.wanted)), _MomentSums(layer)
     for values in zip(layer_io.quantized, layer_io.real, strict=True):
-        sums.add(*(input_rows(layer, value, weight, most) for value in values))
+        sums.add(*map(rows, values))
         sums.accumulate()
     return sums.moments()
-
-
-def positions_per_input(weight: torch.Tensor, parts: int) -> int:
-    """Returns the number of positions to read from each input, for `parts` inputs of the layers that share `weight`."""
-    return max(POSITIONS, POSITIONS_PER_INPUT * weight[0].numel()) // parts + 1
 
 
 class _MomentSums:
@@ -314,10 +304,11 @@ class _MomentSums:
         pending_rows = zip(*self._waiting, strict=True)
         inputs, real_inputs = (torch.cat(rows, 1) if len(rows) > 1 else rows[0] for rows in pending_rows)
         self._waiting = []
-        if max(float(rows.abs().amax()) for rows in (inputs, real_inputs)) > LARGEST_SINGLE:
-            inputs, real_inputs = inputs.double(), real_inputs.double()
-        self._own += weight * (inputs.transpose(1, 2) @ inputs)
-        self._cross += weight * (real_inputs.transpose(1, 2) @ inputs)
+        own, cross = _products(inputs, real_inputs)
+        if not (own.sum() + cross.sum()).isfinite():  # sums of the squares of large values overflow in float32
+            own, cross = _products(inputs.double(), real_inputs.double())
+        self._own.add_(own, alpha=weight)
+        self._cross.add_(cross, alpha=weight)
         self._mean += weight * inputs.sum(1)
         self._real_mean += weight * real_inputs.sum(1)
         self.count += inputs.shape[1]
@@ -343,22 +334,63 @@ class _MomentSums:
         return _Moments(own - _batched_outer(mean, mean) + rounding, cross - _batched_outer(real_mean, mean), trust)
 
 
+def _products(inputs: torch.Tensor, real_inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return inputs.transpose(1, 2) @ inputs, real_inputs.transpose(1, 2) @ inputs
+
+
 def _batched_outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first[:, :, None] * second[:, None]
 
 
-def input_rows(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor, wanted: int) -> torch.Tensor:
-    """Returns the inputs that `layer` multiplies with its weight, at no more than `wanted` positions.
+class InputRows:
+    """Reads the inputs that `layer` multiplies with its weight, at evenly spread positions of each tensor.
 
-    The shape is [groups, positions, weights per output channel].
+    The layers that share `weight` read `parts` tensors in all, which determines the number of positions. The positions
+    are computed once for each shape. A call returns [groups, positions, weights per output channel].
     """
-    if layer.is_linear:
-        rows = values.flatten(0, -2)
-        return rows[positions(len(rows), wanted).sort().values][None]
-    axes = _convolution_axes(layer, values.shape[2:], weight)
+
+    def __init__(self, layer: WeightedLayer, weight: torch.Tensor, parts: int) -> None:
+        self._layer, self._weight = layer, weight
+        self._most = max(POSITIONS, POSITIONS_PER_INPUT * weight[0].numel()) // parts + 1
+        self._places: dict[torch.Size, _Places] = {}
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the inputs in `values`, a tensor that the layer reads."""
+        if self._layer.is_linear:
+            rows = values.flatten(0, -2)
+            return rows[positions(len(rows), self._most).sort().values][None]
+        if values.shape not in self._places:
+            self._places[values.shape] = _places(self._layer, values.shape, self._weight, self._most)
+        places = self._places[values.shape]
+        found = _channels_at(values, places.index)
+        found.flatten(0, -2).index_fill_(0, places.outside, 0)
+        groups, count = self._layer.groups, len(found)
+        # Matrix products of other orders take several times as long.
+        if groups == 1:
+            return found.movedim(-1, 1).reshape(1, count, -1)
+        by_tap = found.reshape(count, -1).t().contiguous()
+        by_group = by_tap.reshape(-1, groups, values.shape[1] // groups, count).permute(1, 2, 0, 3)
+        return by_group.reshape(groups, -1, count).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The places of the inputs of a convolution's outputs: an index of each dimension except channels.
+
+    Their shapes broadcast to [positions, taps, ... taps]. `outside` are the places in the padding, in the flattened
+    shape; their indices are those of the nearest input.
+    """
+
+    index: tuple[torch.Tensor, ...]
+    outside: torch.Tensor
+
+
+def _places(layer: WeightedLayer, shape: torch.Size, weight: torch.Tensor, wanted: int) -> _Places:
+    """Returns the places at no more than `wanted` positions of the outputs for an input of `shape`."""
+    axes = _convolution_axes(layer, shape[2:], weight)
     outputs = [axis.outputs for axis in axes]
     area = math.prod(outputs)
-    chosen = positions(len(values) * area, wanted).sort().values
+    chosen = positions(shape[0] * area, wanted).sort().values
     sample, places = chosen // area, torch.unravel_index(chosen % area, outputs)
     # [positions, taps] of each axis, broadcast to [positions, taps, ... taps].
     taps = [
@@ -368,13 +400,22 @@ def input_rows(layer: WeightedLayer, values: torch.Tensor, weight: torch.Tensor,
     inside = torch.ones((), dtype=torch.bool)
     for axis, inputs in zip(axes, taps, strict=True):
         inside = inside & axis.holds(inputs)
-    clamped = [inputs.clamp(0, axis.size - 1) for axis, inputs in zip(axes, taps, strict=True)]
-    index: tuple[Any, ...] = (sample.reshape(-1, *[1] * len(axes)), slice(None), *clamped)
-    found = values[index]
-    # Contiguous as [positions, channels, taps, ... taps], because matrix products of other orders take several times
-    # as long.
-    patches = torch.where(inside[..., None], found, 0).movedim(-1, 1).contiguous()
-    return patches.reshape(len(chosen), layer.groups, -1).movedim(1, 0)
+    clamped = (inputs.clamp(0, axis.size - 1) for axis, inputs in zip(axes, taps, strict=True))
+    return _Places((sample.reshape(-1, *[1] * len(axes)), *clamped), (~inside).flatten().nonzero()[:, 0])
+
+
+def _channels_at(values: torch.Tensor, index: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the channels of `values` [samples, channels, ...] at places, with channels in the last dimension.
+
+    `index` has a tensor for each other dimension, which broadcast to the shape of the places.
+    """
+    last = values.movedim(1, -1)
+    if not last.is_contiguous():
+        return last[tuple(index)]
+    place = index[0]
+    for size, more in zip(last.shape[1:-1], index[1:], strict=True):
+        place = place * size + more
+    return last.flatten(0, -2).index_select(0, place.flatten()).reshape(*place.shape, -1)
 
 
 @dataclass(frozen=True, eq=False)
