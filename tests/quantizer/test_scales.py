@@ -191,7 +191,7 @@ class TestFaults:
     def test_the_limit(self, name: str) -> None:
         kind = KINDS[name]
         assert kind.accumulator is not None
-        limit = kind.accumulator.largest_factor
+        limit = kind.accumulator.limit(terms=4)
         assert not scale_fault(operator(kind, 1.0, 1.01 / limit))
         assert "the ratio must be below" in scale_fault(operator(kind, 1.0, 0.99 / limit))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 
 __all__ = [
@@ -55,6 +56,21 @@ class Accumulator:
     """The factor must be below this number."""
     is_sum: bool = False
     """Whether it accumulates inputs, in steps proportional to their largest scale, instead of products."""
+    is_shifted: bool = False
+    """Whether the kernel shifts the accumulator left, in 32 bits, before it multiplies by the rest of the factor."""
+
+    def limit(self, terms: int) -> float:
+        """Returns the number that the factor must be below if the accumulator adds `terms` products.
+
+        A shifted accumulator must stay below 2^31. For a factor f, it is shifted by floor(log2(f)) + 1 bits.
+        """
+        if not self.is_shifted:
+            return self.largest_factor
+        return min(self.largest_factor, 2.0 ** math.floor(31 - math.log2(max(terms, 1) * _LARGEST_PRODUCT)))
+
+
+_LARGEST_PRODUCT = 255**2
+"""The largest product of two int8 values minus their zero points."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +106,10 @@ class Kind:
 
 # The largest factors were found by trying scales from 2^-80 to 2^80 at the inputs and the output of each operator, and
 # comparing the outputs with the arithmetic of torch. With a larger factor, LiteRT rejects the model or ends the
-# process; ADD, MUL and BATCH_MATMUL return codes of the wrong sign.
+# process; ADD, MUL and BATCH_MATMUL return codes of the wrong sign. BATCH_MATMUL does so exactly from the factor on for
+# which its shifted accumulator may exceed 32 bits: 2^15 for one product, 2^9 for 64, 2^3 for 4096.
 _PRODUCTS = Accumulator(2.0**8)
-_BATCHED_PRODUCTS = Accumulator(2.0)
+_BATCHED_PRODUCTS = Accumulator(2.0**15, is_shifted=True)
 REJECTED_FACTOR_OF_SUMS = 2.0**19
 """From this factor on, LiteRT rejects an ADD or SUB, or ends the process.
 

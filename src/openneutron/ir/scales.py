@@ -18,8 +18,10 @@ __all__ = [
     "may_break_scale_limits", "scale_fault",
 ]  # fmt: skip
 
+# The most products that an accumulator of 32 bits adds without overflow, whatever the values are.
+_MOST_TERMS = 1 << 15
 _LEAST_LIMIT_OF_PRODUCTS, _LEAST_LIMIT_OF_SUMS = (
-    min(kind.accumulator.largest_factor for kind in KINDS.values()
+    min(kind.accumulator.limit(_MOST_TERMS) for kind in KINDS.values()
         if kind.accumulator and kind.accumulator.is_sum is is_sum)
     for is_sum in (False, True)
 )  # fmt: skip
@@ -53,14 +55,15 @@ def scale_fault(op: Op) -> str:
     if op.kind.accumulator is None:
         return ""
     accumulator, output = op.kind.accumulator, op.output.qparams.scale[0]
-    operands = op.inputs[:2]
+    operands, terms = op.inputs[:2], op.inputs[0].shape[-1] if accumulator.is_shifted else 1
     if accumulator.is_sum and len(operands) == 2 and any(map(_is_zero, operands)):
         # Zeros add nothing, so their scale must not end the process, but may be too large for other values.
         largest = max(max(tensor.qparams.scale) for tensor in operands)
         if largest >= REJECTED_FACTOR_OF_SUMS * output:
-            return factor_fault(accumulator, [largest], output)
+            return factor_fault(accumulator, [largest], output, terms)
         operands = tuple(tensor for tensor in operands if not _is_zero(tensor))
-    return factor_fault(accumulator, [max(tensor.qparams.scale) for tensor in operands], output) if operands else ""
+    scales = [max(tensor.qparams.scale) for tensor in operands]
+    return factor_fault(accumulator, scales, output, terms) if operands else ""
 
 
 def _is_zero(tensor: Tensor) -> bool:
@@ -71,14 +74,17 @@ def _is_zero(tensor: Tensor) -> bool:
     return tensor.qparams == ZEROS
 
 
-def factor_fault(accumulator: Accumulator, inputs: Sequence[float], output: float) -> str:
-    """Returns the fault of the scales of the accumulated inputs and of the output; "" for none."""
-    accumulated = max(inputs) if accumulator.is_sum else math.prod(inputs)
-    if accumulated < accumulator.largest_factor * output:
+def factor_fault(accumulator: Accumulator, inputs: Sequence[float], output: float, terms: int) -> str:
+    """Returns the fault of the scales of the accumulated inputs and of the output; "" for none.
+
+    `terms` is the number of products that a shifted accumulator adds; it has no effect on others.
+    """
+    accumulated, limit = max(inputs) if accumulator.is_sum else math.prod(inputs), accumulator.limit(terms)
+    if accumulated < limit * output:
         return ""
     return (
         f"accumulates in steps of {accumulated:.3g} and has an output scale of {output:.3g}; the ratio must be below "
-        f"{accumulator.largest_factor:.0f}"
+        f"{limit:.0f}"
     )
 
 

@@ -1,0 +1,52 @@
+"""The limit of the scales of a batched product, against LiteRT's kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from tests.net import INT8
+
+from openneutron.errors import FormatError
+from openneutron.formats.tflite.check import check
+from openneutron.formats.tflite.write import write
+from openneutron.ir.graph import Graph, Op, QParams, Tensor
+from openneutron.ir.kinds import BATCH_MATMUL
+from openneutron.ir.scales import scale_fault
+
+HIGHEST = 127
+
+
+def product(terms: int, factor: float) -> Op:
+    """Returns the product of two vectors of `terms` values with scale 1, whose output scale is 1 / factor."""
+    operands = [Tensor(shape, INT8, QParams.per_tensor(1.0, -128)) for shape in ((1, terms), (terms, 1))]
+    output = Tensor((1, 1), INT8, QParams.per_tensor(1 / factor, 0))
+    return Op(BATCH_MATMUL, tuple(operands), output, {"adj_x": False, "adj_y": False})
+
+
+def written(op: Op) -> bytes:
+    return write(Graph(op.inputs, (op.output,), (op,)))
+
+
+def code_of_largest_values(op: Op) -> int:
+    """Returns the code that LiteRT computes if all codes of the operands are the highest."""
+    interpreter = Interpreter(model_content=written(op))
+    interpreter.allocate_tensors()
+    for details in interpreter.get_input_details():
+        interpreter.set_tensor(details["index"], np.full(details["shape"], HIGHEST, np.int8))
+    interpreter.invoke()
+    return int(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).item())
+
+
+@pytest.mark.parametrize(
+    ("terms", "limit"), [(1, 2**15), (3, 2**13), (64, 2**9), (100, 2**8), (1024, 2**5), (4096, 2**3), (30000, 1)]
+)
+def test_the_limit_of_a_product_is_that_of_the_kernel(terms: int, limit: int) -> None:
+    inside, outside = product(terms, 0.99 * limit), product(terms, 1.01 * limit)
+    assert not scale_fault(inside)
+    check(written(inside))
+    assert code_of_largest_values(inside) == HIGHEST
+    assert f"the ratio must be below {limit}" in scale_fault(outside)
+    with pytest.raises(FormatError, match="scales of BATCH_MATMUL"):
+        check(written(outside))
+    assert code_of_largest_values(outside) < HIGHEST
