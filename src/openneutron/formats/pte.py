@@ -127,6 +127,8 @@ class Slot:
 
     rank: int | None = None
     """None for a value that is not a tensor."""
+    sizes: tuple[int, ...] = ()
+    """The shape of a tensor."""
     dtype: str = ""
     bytes: int = 0
     is_planned: bool = False
@@ -136,6 +138,8 @@ class Slot:
     """ "tensor", "text", "ints", "doubles", "bools", "tensors" or "optional tensors"; empty for any other value."""
     items: int = 0
     """The length of a list."""
+    members: tuple[int, ...] = ()
+    """The indices of the tensors of a list, -1 for none."""
     is_resizable: bool = False
     """Whether the shape of a tensor is dynamic; `bytes` is then the upper bound."""
     is_external: bool = False
@@ -324,11 +328,13 @@ def _read_slot(table: Table) -> Slot:
         return Slot(constant=value.number(0, _SCALARS[kind][1]))
     if value is None or kind != ValueKind.TENSOR:
         items = value.count(0, _ITEM_DTYPES.get(kind, np.int32)) if value is not None and kind in _LISTS else 0
-        return Slot(kind="text" if kind == ValueKind.STRING else _LISTS.get(kind, ""), items=items)
+        members = value.integers(0) if value is not None and kind in _LISTS_OF_TENSORS else ()
+        return Slot(kind="text" if kind == ValueKind.STRING else _LISTS.get(kind, ""), items=items, members=members)
     sizes, is_planned, extra = value.integers(2), value.table(6) is not None, value.table(9)
     dtype = SCALAR_TYPES.get(value.integer(0, "b"), "")
     return Slot(
         rank=len(sizes),
+        sizes=sizes,
         dtype=dtype,
         bytes=math.prod(sizes) * ITEM_BYTES.get(dtype, 1),
         is_planned=is_planned,

@@ -34,6 +34,7 @@ from openneutron.model.arguments import (
     paths_from_tree,
 )
 from openneutron.runtime.child import ChildSession
+from openneutron.runtime.index_faults import index_fault
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.session import METHOD, Session
 
@@ -215,9 +216,20 @@ class HostProgram:
         Raises InputError if an input has another shape or dtype than the program's, and HostError if the program fails.
         """
         tensors = self._checked_inputs(inputs, named)
-        with self._lock:
-            outputs = self._session.call(tensors)
+        try:
+            with self._lock:
+                outputs = self._session.call(tensors)
+        except HostError as error:
+            fault = self._index_fault(error, tensors)
+            if fault:
+                raise HostError(f"{error}. {fault}") from error
+            raise
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _index_fault(self, error: HostError, tensors: Sequence[Any]) -> str:
+        """Returns a sentence about the input whose indices made a run fail; "" if there is none."""
+        method = next(method for method in pte.read(self._data, self._name).methods if method.name == METHOD)
+        return index_fault(method, str(error), self._names(), tensors)
 
     def seconds(self, inputs: Sequence[Any], named: Mapping[str, Any], repeat: int) -> list[float]:
         """Returns the seconds of each of `repeat` runs, after one run that does not count. Raises the errors of `run`.
@@ -280,12 +292,15 @@ class HostProgram:
             values[index] = info.value
         return values
 
+    def _names(self) -> list[str]:
+        """Returns the name of each input, or "input 0" for an input without a name."""
+        return [leaf.name for leaf in self._leaves or ()] or [f"input {i}" for i in range(len(self.inputs))]
+
     def _describe_inputs(self) -> str:
         """Returns the names, dtypes and shapes of the inputs, as part of an error message."""
-        names = [leaf.name for leaf in self._leaves or ()] or [f"input {i}" for i in range(len(self.inputs))]
         words = (
             f"{name}: {info.dtype} {info.shape}" if isinstance(info, TensorInfo) else f"{name}: {info.value!r}"
-            for name, info in zip(names, self.inputs, strict=True)
+            for name, info in zip(self._names(), self.inputs, strict=True)
         )
         return f"it takes ({', '.join(words)})"
 

@@ -152,7 +152,7 @@ class Rule:
         accumulator = accumulators.get(call.name)
         if accumulator is not None:
             scales = [call.inputs[at].largest_scale for at in self.accumulated if at < len(call.inputs)]
-            # The options of BATCH_MATMUL, the kind with a shifted accumulator, say first whether its left matrix is transposed.
+            # BATCH_MATMUL has a shifted accumulator. Its first option says whether the left matrix is transposed.
             inner = -2 if accumulator.is_shifted and call.option(0, "?", False) else -1
             terms = call.inputs[0].shape[inner] if accumulator.is_shifted else 1
             fault = factor_fault(accumulator, scales, call.output.smallest_scale, terms)
