@@ -9,7 +9,7 @@ shows the SQNR to the float network in dB, with these values in int8 and all oth
 - only the values that are returned, directly or after operators that move them;
 - all values but these.
 
-"Centred" SQNRs leave out the mean of each element over the samples, which a network knows without looking at its input.
+"Centred" SQNRs leave out the mean of each element over the samples, which does not depend on the input.
 With `--train MINUTES`, the last row shows all values in int8 after training towards the outputs of the float network.
 """
 

@@ -56,7 +56,7 @@ def test_network_is_alive(member: Member) -> None:
 
 class TestWalk:
     def test_it_names_the_layer_that_loses_most(self) -> None:
-        """Two values of very different size in one tensor: a sum with 300 leaves few codes for the rest."""
+        """One channel has 300 added to it, so the other channels of the same tensor have few int8 codes."""
 
         def forward(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tensor:
             wide = first(x) + torch.tensor([300.0, 0.0, 0.0]).view(1, 3, 1, 1)

@@ -377,7 +377,7 @@ def test_the_float_graph_computes_what_the_model_does(healthy: QuantizedModel) -
     assert not any(is_quantize(node) or is_dequantize(node) for node in healthy.reference.graph.nodes)
 
 
-def test_labels_behind_the_inputs_are_ignored(healthy: QuantizedModel) -> None:
+def test_labels_after_the_inputs_are_ignored(healthy: QuantizedModel) -> None:
     data = images(2)
     plain = analyze(None, healthy, data).layers
     assert analyze(None, healthy, [(x, torch.tensor([3])) for x in data]).layers == plain

@@ -106,7 +106,7 @@ class TestBuild:
         assert "Cannot write 'net.py': it is an input of this command." in result.err
 
     @pytest.mark.slow
-    def test_an_interruption_leaves_nothing_behind(self, work: Path, tmp_path: Path) -> None:
+    def test_an_interruption_leaves_no_files(self, work: Path, tmp_path: Path) -> None:
         (work / "slow.py").write_text(
             "import os, signal\ndef data():\n    os.kill(os.getpid(), signal.SIGINT)\n    yield 1\n"
         )

@@ -282,7 +282,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert program("int8").package(tmp_path / "firmware").files
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = 0
     write = os.write
 

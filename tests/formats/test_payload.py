@@ -92,7 +92,7 @@ def test_every_truncation_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [pack_portable(HEADER, TFLITE), pack_device(HEADER, *device_blocks(HEADER))])
 @given(extra=st.binary(min_size=1, max_size=64))
-def test_bytes_behind_the_end_are_refused(data: bytes, extra: bytes) -> None:
+def test_bytes_after_the_end_are_refused(data: bytes, extra: bytes) -> None:
     with pytest.raises(PayloadError):
         parse(data + extra)
 

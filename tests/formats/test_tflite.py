@@ -194,7 +194,7 @@ def test_every_code_also_stands_in_the_older_field(files: dict[str, tuple[Graph,
         assert all(code.deprecatedBuiltinCode == min(code.builtinCode, 127) for code in read(data).operatorCodes)
 
 
-def test_operands_stand_behind_the_first_tensor() -> None:
+def test_operands_follow_the_first_tensor() -> None:
     x, value = Tensor((2,), INT8, Q), Tensor((1,), INT8, Q, np.array([7], np.int8))
     output = Tensor((5,), INT8, Q)
     op = Op(PADV2, (x, value), output, {"paddings": ((1, 2),)})

@@ -85,7 +85,7 @@ class TestOptimize:
             output %2
         """)
 
-    def test_views_are_not_sunk_behind_what_makes_values_larger(self) -> None:
+    def test_views_do_not_move_after_operators_that_enlarge_values(self) -> None:
         net = Net()
         x = net.transpose(net.input(2, 3), 1, 0)
         twice = net.op(CONCATENATION, [x, x], (6, 2), axis=0, **NO_ACTIVATION)

@@ -78,7 +78,7 @@ def test_roundings_are_one_delegate_in_both_flows(name: str) -> None:
 
 
 @pytest.mark.parametrize("recover", [None, "fast"])
-def test_a_mask_behind_a_softmax(recover: str | None) -> None:
+def test_a_mask_after_a_softmax(recover: str | None) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()

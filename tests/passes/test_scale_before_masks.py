@@ -53,7 +53,7 @@ def order(module: GraphModule) -> list[str]:
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_scaling_moves_in_front_of(name: str) -> None:
+def test_scaling_moves_before_masks(name: str) -> None:
     module, inputs = exported(MOVED[name])
     expected, before = module(*inputs), order(module)
     assert scale_before_masks(module)
@@ -78,7 +78,7 @@ def test_scales_of_float_operators_are_not_moved() -> None:
     assert not scale_before_masks(module, lambda node: op_name(node).startswith("aten.mul"))
 
 
-def test_a_factor_may_be_defined_behind_the_mask() -> None:
+def test_a_factor_may_be_defined_after_the_mask() -> None:
     module, inputs = exported(lambda s, m: (s.masked_fill(~m, -1e4) / torch.sqrt(SLOPE.abs().sum())).softmax(-1))
     expected = module(*inputs)
     fold_constants(module)

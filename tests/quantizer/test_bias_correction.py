@@ -294,7 +294,7 @@ class TestMeans:
         exact = torch.cat(stream).double().mean((0, 2, 3))
         assert (whole.mean - exact).abs().max() <= 1e-6 * max(1.0, 2.0**exponent)
 
-    def test_it_knows_nothing_of_what_never_came(self) -> None:
+    def test_means_without_samples_are_unknown(self) -> None:
         found = ChannelMeans(-1, 3)
         found(torch.empty(0, 3))
         assert found.mean is None

@@ -190,7 +190,7 @@ class TestSample:
         assert torch.equal(values[-6:], state.extremes.flatten())
         assert torch.equal(weights[-6:], votes.repeat_interleave(2))
 
-    def test_silence_does_not_decide(self) -> None:
+    def test_zeros_do_not_decide(self) -> None:
         sample = Sample()
         for factor in (1.0, 0.0, 1e-6, 1e-30):
             sample.add(torch.full((8,), factor))
@@ -273,7 +273,7 @@ class TestDistributionObserver:
         assert whole.calculate_qparams() == first.calculate_qparams()
 
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, "state_dict"], ids=["copied", "state_dict"])
-    def test_a_copy_knows_what_it_knew(self, duplicate: Callable[..., Any] | str) -> None:
+    def test_a_copy_has_the_same_state(self, duplicate: Callable[..., Any] | str) -> None:
         observer = observed(torch.cat([random(1999), torch.tensor([50.0])]), range_by="percentile", percentile=99.0)
         if callable(duplicate):
             other = duplicate(observer)
@@ -389,7 +389,7 @@ class TestDistributionObserver:
         with pytest.raises(OptionError, match=r"one range for a tensor, which .*per_channel_affine cannot use"):
             observed(qscheme=torch.per_channel_affine)
 
-    def test_it_works_behind_a_mask(self) -> None:
+    def test_it_works_after_a_mask(self) -> None:
         masked = MaskedObserver(DistributionObserver, **INT8_AFFINE)
         values = random(2, 3000)
         masked(values)

@@ -149,7 +149,7 @@ class TestFusedActivations:
         assert output_spec(nodes["conv2d"]) is not None
         assert len(input_specs(nodes["relu"])) == 1
 
-    def test_not_behind_what_fuses_nothing(self) -> None:
+    def test_not_after_operators_without_fusion(self) -> None:
         nodes = annotate(Model(lambda _, x: F.relu(F.max_pool2d(x, 2))))
         assert output_spec(nodes["max_pool2d"]) is not None
         assert output_spec(nodes["relu"]) is not None

@@ -140,7 +140,7 @@ class TestRanges:
         assert found <= 1.02 * min(candidates) + 1e-4
 
     @pytest.mark.parametrize("rule", ["mse", "kl", "minmax"])
-    def test_zeros_behind_a_relu_do_not_narrow_the_range(self, rule: str) -> None:
+    def test_zeros_after_a_relu_do_not_narrow_the_range(self, rule: str) -> None:
         values = random(60000).relu()
         signal, noise = values.square().mean(), error(values, *range_by(rule, seen(values), INT8), INT8)
         assert 10 * math.log10(signal / noise) > 40

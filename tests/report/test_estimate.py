@@ -232,7 +232,7 @@ class TestRuntimeMemory:
         assert int8.int8_io_saves == 0
 
     @pytest.mark.parametrize("name", ["a large image", "an image out", "transposed on the CPU"])
-    def test_channels_last_saves_what_it_is_said_to_save(self, name: str) -> None:
+    def test_channels_last_saves_the_reported_bytes(self, name: str) -> None:
         estimate, other = self.program(name).estimate(), self.program(name, channels_last=True).estimate()
         assert estimate.memory is not None
         assert other.memory is not None
@@ -242,7 +242,7 @@ class TestRuntimeMemory:
         assert estimate.channels_last_saves > 0
         assert other.channels_last_saves == 0
 
-    def test_nothing_is_promised_where_it_would_save_nothing(self) -> None:
+    def test_no_saving_is_reported_if_there_is_none(self) -> None:
         for name in ("a vector", "a part on the CPU"):
             assert self.program(name).estimate().channels_last_saves == 0
 
@@ -252,7 +252,7 @@ class TestRuntimeMemory:
         assert estimate.fit.needed_bytes > 5 * 224 * 224 * 3
         assert self.program("a large image", int8_io=True).estimate().fit.verdict == "fits"
 
-    def test_the_text_says_so(self) -> None:
+    def test_the_text_has_these_numbers(self) -> None:
         report = inspect_bytes(self.program("a large image").buffer, "the program")
         memory, console = report.estimate.memory, Console(file=io.StringIO(), width=200)
         assert memory is not None

@@ -249,7 +249,7 @@ class TestBoard:
         (straight,) = programs["one delegate"].memory.delegates
         assert (transposed.transposed_bytes, straight.transposed_bytes) == (3 * 12 * 12, 0)
 
-    def test_sizes_that_only_the_converter_knows_are_unknown(self) -> None:
+    def test_sizes_that_only_the_converter_computes_are_unknown(self) -> None:
         torch.manual_seed(0)
         x = torch.randn(1, 8)
         quantized = quantize(nn.Linear(8, 8).eval(), (x,), [(x,)], "mcxn94x", recover=None)

@@ -66,7 +66,7 @@ def log_of(model: bytes) -> str:
     return sdk.convert(Conversion(model, "imxrt700", flags), sdk.choose_converter(None)).log
 
 
-def test_every_kernel_knows_what_it_computes_and_where_that_was_written(quantized: QuantizedModel) -> None:
+def test_each_kernel_has_its_operators_and_their_source_lines(quantized: QuantizedModel) -> None:
     program = lower(quantized, use_profiling=True, payload="device")
     (kernels,) = program.kernels
     lines = {row.node: row.source for row in program.placement}

@@ -127,7 +127,7 @@ class TestConvert:
         converted = sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose_converter(None))
         assert converted.kernel_selection == f"// kernels of {len(model())} bytes\n"
 
-    def test_leaves_nothing_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_leaves_no_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr("tempfile.tempdir", None)
         monkeypatch.chdir(tmp_path)

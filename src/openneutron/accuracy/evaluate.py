@@ -268,7 +268,8 @@ def _scores(calls: Sequence[Any], metric: NamedMetric, sample: LabelledSample, i
 def _in_form(outputs: Any, form: TreeSpec) -> Any:
     """Returns a value or a flat tuple in the structure `form`, if that has as many values; else `outputs`.
 
-    A program returns its outputs so. The first run of `evaluate_side_by_side` gives the structure.
+    A program returns a value or a flat tuple. `form` is the structure of the outputs of the first run of
+    `evaluate_side_by_side`.
     """
     leaves = tree_leaves(outputs)
     flat = tuple(leaves) if type(outputs) is tuple else leaves[0] if leaves else None

@@ -1,4 +1,4 @@
-"""Verbs that read programs and show what OpenNeutron knows."""
+"""Verbs for the files of programs, for operators, for the converter and for new settings."""
 
 from __future__ import annotations
 

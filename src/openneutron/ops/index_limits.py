@@ -110,7 +110,10 @@ def _flattened(args: dict[str, Any]) -> Reads:
 
 
 def _by_tensors(args: dict[str, Any]) -> Reads:
-    """A mask (bool or uint8) selects from as many dimensions as it has; another tensor indexes one dimension."""
+    """Returns the reads of an index by a list of tensors, for each tensor of integers.
+
+    Each of them indexes one dimension. A mask (bool or uint8) selects from as many dimensions as it has.
+    """
     shape, dim = shape_of(args["self"]), 0
     for index in args["indices"]:
         if dtype_of(index) in (torch.bool, torch.uint8):

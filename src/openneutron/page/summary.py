@@ -78,7 +78,7 @@ def summarize(
     source_root: str | os.PathLike[str] | None = None,
     on_board: BoardFit | None = None,
 ) -> Summary:
-    """Returns all that is known of a program.
+    """Returns the summary of a program, with the results that are given.
 
     - `model`: the name of the model.
     - `program`: the result of `lower`, or a `.pte` as bytes or by its path. Of a bare `.pte`, the operators have no

@@ -1,4 +1,4 @@
-"""Observers that know the node they observe, so that errors about calibration name the node and its source line."""
+"""Observers with a reference to the observed node, so that errors of calibration name the node and its source line."""
 
 from __future__ import annotations
 

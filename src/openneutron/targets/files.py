@@ -1,4 +1,4 @@
-"""Reads and writes board files, including those of the boards that OpenNeutron knows.
+"""Reads and writes board files, including those of the boards in the package.
 
 A board file is TOML. docs/howto/board-file.md describes it for users.
 """
@@ -39,7 +39,7 @@ def is_board_file(target: object) -> bool:
 
 @functools.cache
 def boards() -> Mapping[str, Board]:
-    """Returns the boards that OpenNeutron knows, by name."""
+    """Returns the boards whose files are in the package, by name."""
     files = sorted((Path(__file__).parent / "boards").glob(f"*{SUFFIX}"))
     return MappingProxyType({file.stem: read_board(file) for file in files})
 

@@ -65,7 +65,7 @@ def example_inputs_from(settings: Settings) -> Any:
 
 
 def _examples(settings: Settings, model: nn.Module | ExportedProgram) -> Any:
-    """Returns the example inputs of the settings, else those that the model itself knows."""
+    """Returns the example inputs of the settings, else one image of the size that a model of timm states."""
     examples = example_inputs_from(settings)
     if examples is not None or isinstance(model, ExportedProgram):
         return examples
