@@ -1,8 +1,8 @@
 """Finds the unrolled steps of recurrent layers, which cause the error of a recurrent network together.
 
 A recurrent layer is found by its weights: an operator with a weight depends on an earlier operator with an equal float
-weight in the same module. Weights that depend on each other in this way belong to one layer, whatever class of module
-or loop of Python computes it.
+weight in the same module. Weights that depend on each other in this way belong to one layer, whether
+a module of torch or a loop of Python computes it.
 """
 
 from __future__ import annotations

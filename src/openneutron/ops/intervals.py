@@ -169,7 +169,10 @@ class AddendNeeds:
 
 @dataclass(frozen=True)
 class NeededBySum:
-    """The rule for self + sign * alpha * other. As a rule, it needs everything if neither is a constant."""
+    """The rule for self + sign * alpha * other. A call returns `EVERYTHING` if neither operand is a constant.
+
+    The quantizer limits computed operands by `needs_of`, when it has the range of the other operand.
+    """
 
     sign: int
 

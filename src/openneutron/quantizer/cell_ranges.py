@@ -246,9 +246,9 @@ class _Quantized:
 def select_cell_ranges_at_conversion(model: GraphModule, observers: Mapping[Any, Any]) -> None:
     """Inserts the calls by which conversion selects the ranges of cell states. Linear in nodes.
 
-    `observers` maps nodes and edges (producer, consumer) to the observers that torchao will insert. Leaves out layers
-    whose ranges a recipe selected, whose cell states have no limit because the model reads them, or are not all
-    quantized.
+    `observers` maps nodes and edges (producer, consumer) to the observers that torchao will insert. Leaves out a
+    layer if a recipe selected its ranges, if its cell states have no limit because the model reads them, or if one of
+    them is not quantized.
     """
     order = {node: number for number, node in enumerate(model.graph.nodes)}
     nodes = _NodesByName()
