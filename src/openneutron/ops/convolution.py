@@ -25,7 +25,16 @@ from openneutron.ops.spec import OpSpec, constraint, legacy_constraint
 from openneutron.ops.windows import of_each_dim, pad_spatial
 from openneutron.targets import Generation, NeutronTarget
 
-__all__ = ["CONVOLUTIONS", "DECOMPOSED", "SPECS", "Filters", "convolution_windows", "convolve", "kernel_size"]
+__all__ = [
+    "CONVOLUTIONS",
+    "CONVOLUTION_SPEC",
+    "DECOMPOSED",
+    "SPECS",
+    "Filters",
+    "convolution_windows",
+    "convolve",
+    "kernel_size",
+]
 
 aten = torch.ops.aten
 
@@ -269,35 +278,35 @@ def _merge_filters(lowering: Lowering, filters: Filters) -> tuple[Tensor, Tensor
     return lowering.constant(data, filters.qparams), filters.bias
 
 
-SPECS = (
-    OpSpec(
-        name="convolution",
-        targets=(
-            "aten.conv1d.default",
-            "aten.conv1d.padding",
-            "aten.conv2d.default",
-            "aten.conv2d.padding",
-        ),
-        edge_targets=("aten.convolution.default",),
-        inputs=("input",),
-        weight="weight",
-        weight_axis=0,
-        bias="bias",
-        fuses_activation=True,
-        constraints=(
-            has_a_batch,
-            has_supported_geometry,
-            fits_accumulation,
-            has_stackable_batch,
-            has_supported_groups,
-        ),
-        lower=lower_convolution,
-        macs=macs,
-        facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
-        becomes="CONV_2D or DEPTHWISE_CONV_2D; for other groups SLICE, CONV_2D and CONCATENATION, with as many groups "
-        "in one CONV_2D as costs the fewest cycles",
+CONVOLUTION_SPEC = OpSpec(
+    name="convolution",
+    targets=(
+        "aten.conv1d.default",
+        "aten.conv1d.padding",
+        "aten.conv2d.default",
+        "aten.conv2d.padding",
     ),
+    edge_targets=("aten.convolution.default",),
+    inputs=("input",),
+    weight="weight",
+    weight_axis=0,
+    bias="bias",
+    fuses_activation=True,
+    constraints=(
+        has_a_batch,
+        has_supported_geometry,
+        fits_accumulation,
+        has_stackable_batch,
+        has_supported_groups,
+    ),
+    lower=lower_convolution,
+    macs=macs,
+    facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
+    becomes="CONV_2D or DEPTHWISE_CONV_2D; for other groups SLICE, CONV_2D and CONCATENATION, with as many groups "
+    "in one CONV_2D as costs the fewest cycles",
 )
+
+SPECS = (CONVOLUTION_SPEC,)
 
 
 def _conv_tbc(rewriting: Rewriting) -> Node:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from openneutron.ir.graph import Array, Tensor
 from openneutron.ir.kinds import PAD
 from openneutron.ir.limits import MAX_DILATION, MAX_KERNEL, MAX_STRIDE, MAX_WEIGHTS_OF_ONE_OUTPUT
 from openneutron.ir.windows import Window
 from openneutron.ops.convolution import (
+    CONVOLUTION_SPEC,
     Filters,
     convolution_windows,
     convolve,
     has_a_batch,
-    macs,
 )
-from openneutron.ops.facts import Facts, LayerKind
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.rearranging import is_of_the_modern_generation
 from openneutron.ops.slices_and_concats import concat, slice_dim
-from openneutron.ops.spec import OpSpec, constraint
+from openneutron.ops.spec import constraint
 from openneutron.ops.windows import of_each_dim
 
 __all__ = ["SPECS"]
@@ -124,15 +124,10 @@ def _move_taps_to_channels(lowering: Lowering, frames: Sequence[Tensor], weight:
 
 
 SPECS = (
-    OpSpec(
+    replace(
+        CONVOLUTION_SPEC,
         name="convolution of volumes",
         targets=("aten.conv3d.default", "aten.conv3d.padding"),
-        edge_targets=("aten.convolution.default",),
-        inputs=("input",),
-        weight="weight",
-        weight_axis=0,
-        bias="bias",
-        fuses_activation=True,
         constraints=(
             has_a_batch,
             has_supported_volume_geometry,
@@ -140,8 +135,6 @@ SPECS = (
             is_of_the_modern_generation,
         ),
         lower=lower_volume_convolution,
-        macs=macs,
-        facts=Facts(layer=LayerKind.CONVOLUTION, is_continuous=True),
         becomes="CONV_2D or DEPTHWISE_CONV_2D: over depth for a kernel of (k, 1, 1), else over height and width, with "
         "the frames that a kernel reads as channels (SLICE, CONCATENATION)",
         notes="ExecuTorch has no CPU kernel for it.",
