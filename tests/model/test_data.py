@@ -176,6 +176,8 @@ def test_inputs_of_an_exported_module() -> None:
             r"Item 0 of the data is \(torch.float32 \(2, 3, 8, 8\)\); the model takes \(torch.float32 \(1",
         ),
         ([images(), images().double()], r"Item 1 of the data is .*\. Convert them to float32"),
+        ([images().to(torch.uint8)], r"Scale bytes as for the training.*tensor\.float\(\) / 255"),
+        ([images().to(torch.complex64)], r"takes real numbers: give tensor\.real or tensor\.abs"),
         ([images().numpy().astype(">f4")], "A numpy array of the inputs cannot be converted to a tensor"),
         ([images(), "three"], r"Item 1 of the data is \('three'\)"),
         ([images() / 0], "Item 0 of the data holds NaN or infinite"),

@@ -450,8 +450,17 @@ def _size_advice(value: Any, form: InputForm) -> str:
     if not isinstance(value, Tensor):
         return ""
     if value.dtype != form.dtype and form.dtype == torch.float32 and form.accepts_sizes(value.shape):
-        return " Convert them to float32: array.astype('float32') or tensor.float()."
+        return _dtype_advice(value.dtype)
     return size_advice(value.shape, form.sizes) if value.dtype == form.dtype else ""
+
+
+def _dtype_advice(given: torch.dtype) -> str:
+    """Returns how to convert values of another dtype to float32."""
+    if given.is_complex:
+        return " The model takes real numbers: give tensor.real or tensor.abs()."
+    if given == torch.uint8:
+        return " Scale bytes as for the training of the model, for images usually to 0..1: tensor.float() / 255."
+    return " Convert them to float32: array.astype('float32') or tensor.float()."
 
 
 def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
