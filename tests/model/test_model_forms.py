@@ -12,6 +12,7 @@ import pytest
 import torch
 from executorch.exir._serialize._program import deserialize_pte_binary
 from tests.model.test_forms import sqnr
+from tests.oracle import Function
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -331,6 +332,11 @@ class Densified(nn.Module):
         return nn.functional.linear(x, self.linear.weight * self.mask.to_dense())
 
 
+def ctc_loss(x: Tensor) -> Tensor:
+    log_probabilities = x.reshape(4, 1, 2).log_softmax(-1)
+    return nn.functional.ctc_loss(log_probabilities, torch.tensor([[1]]), torch.tensor([4]), torch.tensor([1]))
+
+
 VECTOR = (torch.ones(1, 8),)
 
 
@@ -344,6 +350,11 @@ VECTOR = (torch.ones(1, 8),)
         (lambda: nn.LazyLinear(4), VECTOR, "'weight' has no shape yet.*Call the model once"),
         (lambda: nn.Sequential(nn.Linear(8, 8), nn.LazyBatchNorm1d()), VECTOR, "'1.weight' has no shape yet"),
         (sparse_linear, VECTOR, "'weight' is sparse.*to_dense"),
+        (lambda: Function(torch.cov), VECTOR, "torch.cov and torch.corrcoef call it.*Write the comparison"),
+        (lambda: Function(torch.corrcoef), VECTOR, "calls equal on tensors.*Write the comparison"),
+        (lambda: Function(lambda x: x * torch.allclose(x, x)), VECTOR, "calls allclose on tensors.*torch.isclose"),
+        (lambda: Function(lambda x: torch.combinations(x[0])), VECTOR, "torch.combinations.*Select values with"),
+        (lambda: Function(ctc_loss), VECTOR, "does not support the operator aten._ctc_loss.Tensor.*outside of the"),
     ],
 )
 @pytest.mark.parametrize("recover", [None, "auto"])

@@ -41,7 +41,29 @@ _OUTPUT = (
     "The model returns a {0}, which torch.export does not support. Return tensors, also in tuples, lists, dicts, named "
     "tuples or dataclasses."
 )
+_TRUTH_VALUE = (
+    "The model calls {0} on tensors, whose result depends on their values (torch.cov and torch.corrcoef call it "
+    "inside), but a program runs the same operators for all inputs. Write the comparison with torch.isclose, "
+    "and the covariance with products: x = x - x.mean(1, keepdim=True); x @ x.T / (x.shape[1] - 1)."
+)
+_RESULT = (
+    "torch.export does not support the operator {0}, because its result depends on the values of a tensor. Compute it "
+    "outside of the model; a program needs no losses and metrics."
+)
+_SHAPE = (
+    "A shape in the model depends on the values of a tensor (torch.combinations, a mask as index, nonzero, unique), "
+    "and the NPU runs static shapes only. Select values with constant indices, such as those of torch.triu_indices, or "
+    "compute with torch.where over the whole tensor."
+)
+_SPARSE = (
+    "torch.export does not support sparse tensors in this model. Compute with dense tensors: call to_dense() before "
+    "the export."
+)
 _CAUSES = (
+    (re.compile(r"\Aaten\.(equal|allclose)\.\w+\s*(?:\n|\Z)"), _TRUTH_VALUE),
+    (re.compile(r"\A(aten\.\w+\.\w+)\s*(?:\n|\Z)"), _RESULT),
+    (re.compile(r"Pending unbacked symbols"), _SHAPE),
+    (re.compile(r"Sparse \w+ tensors do not have strides"), _SPARSE),
     (_SCAN_ON_CPU, _SCAN),
     (re.compile(r"copy__default\w* of type call_function is missing nn_module_stack"), _KEPT_INPUT),
     (re.compile(r"\.numpy\(\) is not supported"), _NUMPY),
