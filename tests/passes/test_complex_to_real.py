@@ -84,6 +84,9 @@ EXACT: dict[str, tuple[Call, tuple[int, ...]]] = {
     "rfft2": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x, dim=(0, 1)), s=(3, 4), dim=(0, 1)), IMAGES),
     "irfft of half a spectrum": (lambda x: torch.fft.irfft(torch.fft.rfft(x)[:, :5], n=16), ROW),
     "irfft of odd sizes": (lambda x: torch.fft.irfft(torch.fft.rfft(x), n=15, norm="ortho"), ROW),
+    "irfft of real numbers": (torch.fft.irfft, ROW),
+    "irfft2 of real numbers": (lambda x: torch.fft.irfft2(x, s=(3, 4)) * 2, IMAGES),
+    "irfftn of real numbers": (lambda x: torch.fft.irfftn(x, norm="forward"), IMAGES),
     "irfft of real values": (lambda x: torch.fft.irfft(x.to(torch.complex64)), ROW),
     "stft": (lambda x: real_of(torch.stft(x, 8, 2, window=torch.hann_window(8), return_complex=True)), (1, 32)),
     "stft without batch": (lambda x: torch.stft(

@@ -21,7 +21,9 @@ from openneutron.core.boundary import error_at
 from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import is_operator, modules_of, note, note_of, op_name, place_of
 from openneutron.cpu.registry import RUNTIME, cause_in, kernel_names, missing_kernels, native_log
-from openneutron.errors import ModelError
+from openneutron.cpu.signatures import signature_of
+from openneutron.errors import FormatError, ModelError
+from openneutron.formats import pte_check
 from openneutron.ops import OPERATORS
 
 __all__ = ["check_cpu_kernels"]
@@ -182,6 +184,10 @@ class _Trial:
             return f"ExecuTorch cannot lower it: {_first_sentence(str(error))}."
         if missing := missing_kernels(buffer):
             return f"ExecuTorch has no kernel {', '.join(missing)}."
+        try:
+            pte_check.check(buffer, signature_of, "its program")
+        except FormatError as error:  # such as complex numbers between real inputs and outputs
+            return f"The host does not load it: {error}."
         return self._run_failure(buffer, inputs) if self._element_count() <= LARGEST_TRIAL else None
 
     def _run_failure(self, buffer: bytes, inputs: tuple[torch.Tensor, ...]) -> str | None:

@@ -18,11 +18,11 @@ from openneutron.core.fx import dtype_of, iterate_nodes, op_name, shape_of
 from openneutron.ops.complex_functions import FUNCTION_RULES
 from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule, product, rules, squared_length
 from openneutron.ops.declared import facts_of
-from openneutron.ops.fourier import FOURIER_RULES
+from openneutron.ops.fourier import COMPLEX_INSIDE, FOURIER_RULES
 from openneutron.ops.graph_builder import Operand, convert, reshape, transpose, unsqueeze
 from openneutron.ops.short_time import SHORT_TIME_RULES
 
-__all__ = ["complex_rule"]
+__all__ = ["complex_rule", "computes_complex"]
 
 aten = torch.ops.aten
 
@@ -299,6 +299,11 @@ _RULES: dict[str, Rule] = {
     **FOURIER_RULES,
     **SHORT_TIME_RULES,
 }
+
+
+def computes_complex(node: Node) -> bool:
+    """Returns whether the operator computes with complex numbers between real inputs and a real output."""
+    return op_name(node) in COMPLEX_INSIDE
 
 
 def complex_rule(node: Node) -> Rule | None:

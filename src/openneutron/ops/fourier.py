@@ -20,7 +20,7 @@ from openneutron.ops.complex_numbers import ComplexRewriting, Pair, Rule
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.indexing import multiply_along
 
-__all__ = ["DECOMPOSED", "FOURIER_RULES", "MAX_TRANSFORMED", "Transform", "check_size"]
+__all__ = ["COMPLEX_INSIDE", "DECOMPOSED", "FOURIER_RULES", "MAX_TRANSFORMED", "Transform", "check_size"]
 
 aten = torch.ops.aten
 
@@ -160,3 +160,6 @@ FOURIER_RULES: dict[str, Rule] = {
     **{f"aten.fft_{name}.default": _fourier for name in _NAMES.split()},
 }
 """Rules by the name of the operator."""
+
+COMPLEX_INSIDE = frozenset(f"aten.fft_{name}.default" for name in ("irfft", "irfft2", "irfftn"))
+"""Transforms that return real numbers, and compute with complex numbers even if they read real numbers."""

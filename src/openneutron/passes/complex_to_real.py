@@ -11,7 +11,7 @@ from openneutron.core.constants import constant_of
 from openneutron.core.fx import is_state_write, output_node
 from openneutron.errors import ModelError
 from openneutron.ops.complex_numbers import ComplexRewriting, Pair
-from openneutron.ops.complex_rules import complex_rule
+from openneutron.ops.complex_rules import complex_rule, computes_complex
 from openneutron.ops.decomposition import Rewriting
 from openneutron.ops.op_instance import OpInstance
 from openneutron.targets import NeutronTarget
@@ -20,19 +20,21 @@ __all__ = ["complex_to_real"]
 
 
 def complex_to_real(module: GraphModule, target: NeutronTarget) -> bool:
-    """Rule, linear in nodes: an operator that reads or returns complex numbers is replaced by operators on their real
-    and imaginary parts.
+    """Rule, linear in nodes: an operator that reads, returns or computes with complex numbers is replaced by operators
+    on their real and imaginary parts.
 
     Raises `ModelError` for an operator without a rule, and for complex inputs and outputs of the model.
     """
     pairs: dict[Node, Pair] = {}
+    changed = False
     for node in list(module.graph.nodes):
-        if _is_complex(node) or any(source in pairs for source in node.all_input_nodes):
+        if _is_complex(node) or computes_complex(node) or any(source in pairs for source in node.all_input_nodes):
             _rewrite(module, node, target, pairs)
-    if pairs:
+            changed = True
+    if changed:
         module.graph.eliminate_dead_code()
         module.recompile()
-    return bool(pairs)
+    return changed
 
 
 def _rewrite(module: GraphModule, node: Node, target: NeutronTarget, pairs: dict[Node, Pair]) -> Pair | Node:
