@@ -7,9 +7,12 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from openneutron.accuracy.board_package import is_package
+from openneutron.core.driver import Driver
 from openneutron.core.files import (
     check_new_folder,
     check_output,
@@ -24,7 +27,8 @@ from openneutron.core.files import (
     write_files,
     write_folder,
 )  # fmt: skip
-from openneutron.errors import InputError, OutputError
+from openneutron.errors import InputError, OpenNeutronError, OutputError
+from openneutron.workflow.profiles import profiled_summary
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
@@ -252,3 +256,27 @@ def test_paths_that_resemble_a_missing_one(tmp_path: Path) -> None:
     assert "folder" in similar_path(tmp_path / "no" / "photos")
     if os.sep == "/":
         assert similar_path(f"{tmp_path}\\net.py") == f" Did you mean '{tmp_path}/net.py'?"
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda folder: Driver[str]("prepare", str, lambda *_: None, folder),
+        is_package,
+        lambda folder: profiled_summary(folder / "board.log", folder),
+    ],
+    ids=["intermediates_dir", "package", "profile"],
+)
+def test_a_path_that_the_system_cannot_look_up_is_an_error_with_the_reason(
+    look: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = os.stat
+
+    def refused(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return look_up(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(OpenNeutronError, match="Permission denied"):
+        look(tmp_path)

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-LONG = ("QuantizedModel.save", "compile_program, cache", "write_build")
+WHOLE = ("NeutronProgram.save", "QuantizedModel.save", "dumps of a driver")
+"""The writers whose operations all fail in a test."""
+LONG = ("compile_program, cache", "write_build")
 """Some of the writers that take long."""
 
 
@@ -27,6 +29,7 @@ def walked(*options: str) -> list[dict[str, object]]:
     "options",
     [
         pytest.param(("--quick", "--errors", "1", "--kill", "--limit", "8"), id="quick"),
+        pytest.param((*WHOLE, "--errors", "1"), id="whole", marks=pytest.mark.slow),
         pytest.param((*LONG, "--errors", "1", "--kill", "--limit", "2"), id="long", marks=pytest.mark.slow),
     ],
 )

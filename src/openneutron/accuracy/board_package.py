@@ -13,7 +13,7 @@ from openneutron.accuracy.board_dump import Array, BoardTensor
 from openneutron.accuracy.board_outputs import Vectors
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.board_transforms import as_type
-from openneutron.core.files import read_file
+from openneutron.core.files import is_file, read_file
 from openneutron.errors import FormatError, InputError
 from openneutron.runtime.program import HostProgram, load
 
@@ -37,7 +37,7 @@ class BoardPackage:
 
 def is_package(folder: Path) -> bool:
     """Whether a folder holds a package."""
-    return (folder / MANIFEST).is_file() and (folder / VECTORS).is_file()
+    return is_file(folder / MANIFEST) and is_file(folder / VECTORS)
 
 
 def program_of_package(folder: Path) -> Path:
@@ -50,7 +50,7 @@ def program_of_package(folder: Path) -> Path:
     if not isinstance(name, str) or not _NAME.fullmatch(name):  # it must not lead to another folder
         raise FormatError(f"{folder / MANIFEST} has no identifier as the name of the program. Write the package again.")
     portable = folder / f"{name}_portable.pte"
-    return portable if portable.is_file() else folder / f"{name}.pte"
+    return portable if is_file(portable) else folder / f"{name}.pte"
 
 
 def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from openneutron.core.files import reason_of, write_file
+from openneutron.core.files import is_folder, reason_of, write_file
 from openneutron.errors import OutputError
 
 __all__ = ["DUMP_VARIABLE", "Driver", "PassRun"]
@@ -47,7 +47,8 @@ class Driver(Generic[G]):
     Each driver has a folder of its own, with the next free number: "003_prepare" in the folder of the variable,
     "passes/003_prepare" in `intermediates_dir`, which must exist. That folder holds the graph before and after each
     pass ("09_functionalize_before.txt", "07_functionalize_after.txt") and, once `finish` was called, "passes.txt" with
-    the seconds of each. Without a folder, nothing is written. Raises `OutputError` if a file cannot be written.
+    the seconds of each. Without a folder, nothing is written. Raises `OutputError` if a file cannot be written,
+    and `InputError` if the system cannot look up `intermediates_dir`.
     """
 
     pipeline: str
@@ -62,7 +63,7 @@ class Driver(Generic[G]):
         self.folders = [_new_folder(Path(given), self.pipeline)] if given else []
         if self.intermediates_dir is not None:
             folder = Path(self.intermediates_dir)
-            if not os.path.isdir(folder):
+            if not is_folder(folder):
                 raise OutputError(f"intermediates_dir is '{folder}', which is not a folder. Give one that exists.")
             self.folders.append(_new_folder(folder / _PASSES, self.pipeline))
 

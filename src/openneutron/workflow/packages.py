@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openneutron.core.files import read_file
+from openneutron.core.files import is_file, read_file
 from openneutron.data import inputs_of_files
 from openneutron.firmware import Package, package
 from openneutron.formats import pte
@@ -66,4 +66,4 @@ def _samples(program: bytes, files: Sequence[str | os.PathLike[str]], settings: 
 
 
 def _bytes(path: Path) -> bytes | None:
-    return read_file(path) if path.is_file() else None
+    return read_file(path) if is_file(path) else None

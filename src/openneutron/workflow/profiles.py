@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from openneutron.accuracy.board_package import is_package, program_of_package
-from openneutron.core.files import check_output, write_file
+from openneutron.core.files import check_output, is_folder, write_file
 from openneutron.errors import OptionError
 from openneutron.page import Summary, summarize
 from openneutron.profiling import CostFit, fit_costs, read_profile, with_profile
@@ -23,7 +23,7 @@ def profiled_summary(recorded: Path, program: Path, target: Target | None = None
 
 
 def _summary(program: Path) -> Summary:
-    if program.is_dir() and is_package(program):
+    if is_folder(program) and is_package(program):
         file = program_of_package(program)
         return summarize(file.stem, file)
     return BuildFolder.of(program).summary()
