@@ -2,9 +2,10 @@
 
 The other backend runs through upstream_flow.py with a stub of its SDK. OPENNEUTRON_BENCH names the folder of that file
 (by default, ../shared/bench relative to the repository); without the file, that column stays empty. Each measurement
-runs in a separate process, and the processes of both backends alternate. The table has medians. Models have random
-weights, so accuracy is not measured. `--quick` measures each row once and prints it at once. When
-the command has run for 280 s, it stops the process of the other backend.
+runs in a separate process, and the processes of both backends alternate. The table has medians of processor seconds,
+of all threads: set OMP_NUM_THREADS=1 to compare one thread. Models have random weights, so accuracy is not measured.
+`--quick` measures each row once and prints it at once. When the command has run for 280 s, it stops the process of the
+other backend.
 """
 
 from __future__ import annotations
@@ -204,9 +205,9 @@ def _bytes_row(run: Figures, other: Figures | None) -> Row:
 def _seconds_row(what: str, runs: Sequence[Figures], other: Sequence[Figures], most: float) -> Row:
     seconds, theirs = _median_seconds(runs), _median_seconds(other) if other else None
     met = None if theirs is None else seconds <= most * theirs
-    text = f"{seconds:.2f} ({_stages(runs[-1])})"
+    text, title = f"{seconds:.2f} ({_stages(runs[-1])})", f"processor seconds from export to .pte, {what}"
     return Row(
-        f"seconds from export to .pte, {what}", text, "-" if theirs is None else f"{theirs:.2f} ({_stages(other[-1])})",
+        title, text, "-" if theirs is None else f"{theirs:.2f} ({_stages(other[-1])})",
         _ratio(seconds, theirs), f"<= {most:.0%} of theirs", met,
     )  # fmt: skip
 
