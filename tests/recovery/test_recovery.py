@@ -21,6 +21,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import openneutron.recovery
 from openneutron import NeutronQuantizer, quantize
+from openneutron.calibration.bare_graph import Batches
 from openneutron.core.fx import arguments, op_name
 from openneutron.errors import ModelError
 from openneutron.recovery import (
@@ -173,6 +174,26 @@ def test_rows_of_inputs_times_the_weight_are_the_layer(layer: nn.Module, shape: 
     products = rows @ weight.reshape(found.groups, len(weight) // found.groups, -1).transpose(1, 2)
     expected = found.by_output(found.run(samples[0][0], weight, None))
     torch.testing.assert_close(products.movedim(0, 1).flatten(1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1), (1, 4, 9, 7)),
+        (nn.Conv2d(4, 8, 3, groups=4, padding="same"), (1, 4, 5, 6)),
+        (nn.Conv1d(4, 6, 3, padding=2, dilation=2, groups=2), (2, 4, 11)),
+        (nn.Linear(7, 3), (2, 5, 7)),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_batch_has_the_rows_of_its_samples(layer: nn.Module, shape: tuple[int, ...], channels_last: bool) -> None:
+    samples = images(3, shape)
+    (found,) = layers_of(converted(exported(nn.Sequential(layer), shape), samples[:1]))
+    rows = InputRows(found, found.real_weight, 3000)  # at 11 positions
+    (batch,) = Batches(3, channels_last).concatenate(samples)
+    wanted = torch.cat([rows(value) for (value,) in samples], 1)
+    assert wanted.shape[1] == 3 * min(11, len(found.by_output(found.run(samples[0][0], found.real_weight, None))))
+    assert torch.equal(rows(batch, 3), wanted)
 
 
 @pytest.mark.parametrize("at_once", [1, 2**9])

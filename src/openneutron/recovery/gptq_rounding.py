@@ -262,9 +262,9 @@ def gptq_codes(
 
 def _estimate_moments(layer: WeightedLayer, layer_io: LayerIO) -> _Moments:
     """Estimates the moments from evenly spread positions."""
-    rows, sums = InputRows(layer, layer_io.weight, len(layer_io.wanted)), _MomentSums(layer)
-    for values in zip(layer_io.quantized, layer_io.real, strict=True):
-        sums.add(*map(rows, values))
+    rows, sums = InputRows(layer, layer_io.weight, sum(layer_io.counts)), _MomentSums(layer)
+    for quantized, real, count in zip(layer_io.quantized, layer_io.real, layer_io.counts, strict=True):
+        sums.add(rows(quantized, count), rows(real, count))
         sums.accumulate()
     return sums.moments()
 
@@ -343,24 +343,24 @@ def _batched_outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 class InputRows:
-    """Reads the inputs that `layer` multiplies with its weight, at evenly spread positions of each tensor.
+    """Reads the inputs that `layer` multiplies with its weight, at evenly spread positions of each sample.
 
-    The layers that share `weight` read `parts` tensors in all, which determines the number of positions. The positions
-    are computed once for each shape. A call returns [groups, positions, weights per output channel].
+    The layers that share `weight` read `samples` samples in all, which determines the number of positions. The
+    positions are computed once for each shape. A call returns [groups, positions, weights per output channel].
     """
 
-    def __init__(self, layer: WeightedLayer, weight: torch.Tensor, parts: int) -> None:
+    def __init__(self, layer: WeightedLayer, weight: torch.Tensor, samples: int) -> None:
         self._layer, self._weight = layer, weight
-        self._most = max(POSITIONS, POSITIONS_PER_INPUT * weight[0].numel()) // parts + 1
+        self._most = max(POSITIONS, POSITIONS_PER_INPUT * weight[0].numel()) // samples + 1
         self._places: dict[torch.Size, _Places] = {}
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns the inputs in `values`, a tensor that the layer reads."""
+    def __call__(self, values: torch.Tensor, count: int = 1) -> torch.Tensor:
+        """Returns the inputs in `values`, a tensor of `count` samples that the layer reads."""
         if self._layer.is_linear:
             rows = values.flatten(0, -2)
-            return rows[positions(len(rows), self._most).sort().values][None]
+            return rows[_positions_of_samples(len(rows), count, self._most)][None]
         if values.shape not in self._places:
-            self._places[values.shape] = _places(self._layer, values.shape, self._weight, self._most)
+            self._places[values.shape] = _places(self._layer, values.shape, self._weight, count, self._most)
         places = self._places[values.shape]
         found = _channels_at(values, places.index)
         found.flatten(0, -2).index_fill_(0, places.outside, 0)
@@ -385,12 +385,19 @@ class _Places:
     outside: torch.Tensor
 
 
-def _places(layer: WeightedLayer, shape: torch.Size, weight: torch.Tensor, wanted: int) -> _Places:
-    """Returns the places at no more than `wanted` positions of the outputs for an input of `shape`."""
+def _positions_of_samples(size: int, count: int, wanted: int) -> torch.Tensor:
+    """Returns at most `wanted` positions in each of `count` equal parts of `size` values, in order."""
+    part = size // count
+    chosen = positions(part, wanted).sort().values
+    return (part * torch.arange(count)[:, None] + chosen).flatten()
+
+
+def _places(layer: WeightedLayer, shape: torch.Size, weight: torch.Tensor, count: int, wanted: int) -> _Places:
+    """Returns the places at no more than `wanted` positions of each sample's outputs for `count` inputs of `shape`."""
     axes = _convolution_axes(layer, shape[2:], weight)
     outputs = [axis.outputs for axis in axes]
     area = math.prod(outputs)
-    chosen = positions(shape[0] * area, wanted).sort().values
+    chosen = _positions_of_samples(shape[0] * area, count, wanted)
     sample, places = chosen // area, torch.unravel_index(chosen % area, outputs)
     # [positions, taps] of each axis, broadcast to [positions, taps, ... taps].
     taps = [

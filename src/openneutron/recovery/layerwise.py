@@ -50,20 +50,23 @@ class LayerIO:
     """Inputs and wanted outputs of a layer, one tensor for each batch, and its float weight.
 
     `quantized` are its inputs in the converted module (dequantized), `real` are its inputs in the float graph, and
-    `wanted` are its outputs in the float graph, before a fused activation.
+    `wanted` are its outputs in the float graph, before a fused activation. `counts` are the samples of each batch.
     """
 
     weight: torch.Tensor
     quantized: list[torch.Tensor]
     real: list[torch.Tensor]
     wanted: list[torch.Tensor]
+    counts: list[int]
 
     def of_samples(self, batches: Sequence[Batch]) -> LayerIO:
         """Returns the same values, one tensor for each sample."""
-        lists = (self.quantized, self.real, self.wanted)
-        split = ([one for batch, value in zip(batches, values, strict=True) for one in batch.samples_in(value)]
-                 for values in lists)  # fmt: skip
-        return LayerIO(self.weight, *split)
+
+        def split(values: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [one for batch, value in zip(batches, values, strict=True) for one in batch.samples_in(value)]
+
+        counts = [1] * sum(self.counts)
+        return LayerIO(self.weight, split(self.quantized), split(self.real), split(self.wanted), counts)
 
 
 class Pool(Protocol):
@@ -246,4 +249,6 @@ def _reference_node(reference_nodes: Mapping[str, Node], node: Node) -> Node:
 def _collect_layer_io(real: SamplesRun, quantized: SamplesRun, layer: WeightedLayer, reference_node: Node) -> LayerIO:
     args, own = arguments(reference_node), arguments(layer.node)["input"]
     weight = value_of(real.module, args["weight"])
-    return LayerIO(weight, quantized.of_batches(own), real.of_batches(args["input"]), real.of_batches(reference_node))
+    counts = [batch.count for batch in real.batches]
+    wanted = real.of_batches(reference_node)
+    return LayerIO(weight, quantized.of_batches(own), real.of_batches(args["input"]), wanted, counts)
