@@ -120,3 +120,16 @@ def test_roundings_are_those_of_torch(zero_point: int, overwrites: bool) -> None
     (found,) = layerwise.fake_quantized(node, [given := values.clone()], overwrites=overwrites)
     assert torch.equal(found, wanted)
     assert torch.equal(given, found if overwrites else values)
+
+
+def test_the_float_graph_of_a_result_stores_no_second_copy_of_the_weights() -> None:
+    """A layer that stays in float reads one tensor in the converted module and in the float graph, and its own copy."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    samples = [(torch.randn(1, 64),) for _ in range(2)]
+    found = quantize(model, samples[0], samples, recover=None, progress=False, layers={"2": "float"}, equalize=False)
+    assert found.reference is not None
+    graphs = ({value.data_ptr() for value in module.state_dict().values() if value.numel() == 64 * 64}
+              for module in (found.module, found.reference, model))  # fmt: skip
+    converted, reference, own = graphs
+    assert converted & reference
+    assert not reference & own

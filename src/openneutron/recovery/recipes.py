@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.core.fx import arguments, set_argument
 from openneutron.errors import OptionError
+from openneutron.model.state import states_of, store_of
 from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, NeutronQuantizer
@@ -111,7 +112,7 @@ def quantize_by_recipe(
     module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
-    reference = copy.deepcopy(module)  # a copy accepts inputs by name, which torch.export's module refuses
+    reference = _copy_that_shares_constants(module)  # it accepts inputs by name, which torch.export's module refuses
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
     prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
@@ -121,6 +122,16 @@ def quantize_by_recipe(
     if recipe is not None:
         recover_converted(converted, reference, samples, recipe, progress=running.progress)
     return converted, reference
+
+
+def _copy_that_shares_constants(module: GraphModule) -> GraphModule:
+    """Returns a copy of a float graph whose constants are the tensors of `module`, except those that store states.
+
+    No pass writes to a constant: it replaces the constant by another one. Runs write to states.
+    """
+    stores = {str(store_of(state).target) for state in states_of(module.graph)}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for name, tensor in tensors if name not in stores})
 
 
 def recover_exported(
