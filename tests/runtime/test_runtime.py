@@ -15,6 +15,7 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from executorch.exir import to_edge
+from tests.oracle import Function
 from tests.runtime_calls import (
     SHAPE,
     Shape,
@@ -27,6 +28,7 @@ from tests.runtime_calls import (
 )
 from tests.runtime_models import Call, add_sub_model, double_model, litert, pte, straight_header
 
+from openneutron import lower, quantize
 from openneutron.errors import HostError, InputError
 from openneutron.formats.payload import PayloadHeader, pack_portable
 from openneutron.runtime import HostProgram, TensorInfo, _host, load
@@ -382,3 +384,14 @@ print(method.execute([torch.full((1, 4, 6, 8), 21, dtype=torch.int8)])[0].unique
             file,
         )
         assert output.splitlines() == ["True", "[42]"]
+
+
+@pytest.mark.parametrize("strides", [(1, 3), (1, 1), (5, 7)])
+def test_inputs_without_elements_of_any_strides(strides: tuple[int, int]) -> None:
+    """The runtime ends the process for strides that do not follow from the sizes."""
+    inputs = (torch.ones(1, 4), torch.empty(0, 3))
+    model = Function(lambda x, empty: (x * 2, empty.sum(0))).eval()
+    program = lower(quantize(model, inputs, [inputs], recover=None, progress=False))
+    doubled, total = program.run(inputs[0], torch.empty_strided((0, 3), strides))
+    torch.testing.assert_close(doubled, inputs[0] * 2, atol=0.02, rtol=0.0)
+    assert torch.equal(total, torch.zeros(3))

@@ -421,8 +421,11 @@ def _to_tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
 def _to_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> torch.Tensor:
     """Returns `tensor` in the memory format of the program's input. The runtime does not check memory formats.
 
-    `dim_order` lists the dimensions from the outermost to the innermost; None stands for the default order.
+    `dim_order` lists the dimensions from the outermost to the innermost; None stands for the default order. A tensor
+    without elements is contiguous for torch whatever its strides are; the runtime ends the process for most strides.
     """
+    if not tensor.numel():
+        tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
     if dim_order is None:
         return tensor if tensor.is_contiguous() else tensor.contiguous()
     packed = tensor.permute(dim_order).contiguous()
