@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from tests.oracle import Function, agreement, lowered, quantized
 from torch import Tensor
 
+from openneutron import lower, quantize
+
 SHAPE = (1, 3, 4)
 CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": lambda x: -x.mean(),
@@ -43,3 +45,33 @@ def test_a_value_without_dimensions(name: str) -> None:
     program = lowered(model)
     assert any(row.where == "npu" for row in program.placement)
     assert agreement(program, model).worst <= 1
+
+
+ALONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(0),
+    "log_softmax": lambda x: F.log_softmax(x, -1) + x,
+    "sum": lambda x: x.sum(0),
+    "mean, kept": lambda x: x.mean(-1, keepdim=True),
+    "amax": lambda x: x.amax(0),
+    "max": lambda x: x.max(0)[0],
+    "min": lambda x: x.min(-1).values,
+    "logsumexp": lambda x: x.logsumexp(0),
+    "norm": lambda x: x.norm(dim=0),
+    "norm of another order": lambda x: torch.linalg.vector_norm(x, 3, dim=-1),
+    "var": lambda x: x.var(0, correction=0) + x,
+    "std": lambda x: x.std(-1, correction=0) + x,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ALONG)
+@pytest.mark.parametrize("is_input", [True, False])
+def test_an_operator_along_a_dimension_of_a_value_without_dimensions(name: str, is_input: bool) -> None:
+    function = ALONG[name]
+    inputs = (torch.tensor(0.7) if is_input else torch.linspace(0.2, 1, 12).reshape(SHAPE),)
+    model = Function(function if is_input else lambda x: function(x.mean() * 2) * 1.5).eval()
+    made = quantize(model, inputs, [inputs], recover=None, progress=False)
+    wanted, found = model(*inputs), lower(made).run(*inputs)
+    assert isinstance(found, Tensor)
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0.03)

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.driver import Driver, PassRun
 from openneutron.passes.add_batch_dimension import add_batch_dimension
+from openneutron.passes.add_dimension_to_scalars import add_dimension_to_scalars
 from openneutron.passes.add_input_guards import add_input_guards
 from openneutron.passes.checks import (
     check_is_static_eval,
@@ -138,6 +139,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(check_writes_nothing, "refuse writes in place that are left"),
     Pass(write_canonical_operators, "write operators that have several names under one"),
     Pass(eliminate_dead_code, "remove operators that nothing reads, and checks of shapes"),
+    Pass(add_dimension_to_scalars, "give values without dimensions one if an operator reads along dimension 0"),
     Pass(remove_stride_dependence, "write operators that depend on strides as operators that do not"),
     Pass(remove_empties, "remove tensors without elements"),
     Pass(fold_constants, "compute values that do not depend on inputs"),
