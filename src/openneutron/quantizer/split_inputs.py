@@ -7,10 +7,13 @@ from torch.fx import Node
 from openneutron.core.fx import note, note_of
 from openneutron.ir.graph import QParams
 
-__all__ = ["coarse_input", "given_qparams", "is_refined_sum", "note_coarse", "note_qparams", "note_refined_sum"]
+__all__ = [
+    "coarse_input", "given_qparams", "is_refined_sum", "note_coarse", "note_qparams", "note_refined_sum",
+    "note_scaled", "scaled_input",
+]  # fmt: skip
 
 _QPARAMS, _REFINED_SUM = "openneutron.given_qparams", "openneutron.refined_sum"
-_COARSE = "openneutron.coarse_input"
+_COARSE, _SCALED = "openneutron.coarse_input", "openneutron.scaled_input"
 
 
 def note_qparams(node: Node, qparams: QParams) -> None:
@@ -32,6 +35,17 @@ def note_coarse(node: Node, name: str) -> None:
 def coarse_input(node: Node) -> str | None:
     """Returns the name of the input whose coarse tensor `node` is; None for another node."""
     name: str | None = note_of(node, _COARSE)
+    return name
+
+
+def note_scaled(node: Node, name: str) -> None:
+    """Notes on the product of an input and the factors of its channels the name of the input."""
+    note(node, _SCALED, name)
+
+
+def scaled_input(node: Node) -> str | None:
+    """Returns the name of the input whose product with its factors `node` is; None for another node."""
+    name: str | None = note_of(node, _SCALED)
     return name
 
 

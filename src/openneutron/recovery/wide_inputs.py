@@ -36,7 +36,15 @@ from openneutron.ops.graph_builder import NodeBuilder, add, mul, round_, sub
 from openneutron.ops.layers import ConstantLayer, constant_layer
 from openneutron.quantizer.layer_options import leave_in_float
 from openneutron.quantizer.ranges import SMALLEST_SCALE
-from openneutron.quantizer.split_inputs import coarse_input, given_qparams, note_coarse, note_qparams, note_refined_sum
+from openneutron.quantizer.split_inputs import (
+    coarse_input,
+    given_qparams,
+    note_coarse,
+    note_qparams,
+    note_refined_sum,
+    note_scaled,
+    scaled_input,
+)
 from openneutron.recovery.layerwise import Samples, evenly_spaced
 
 __all__ = ["MOST_PRICE", "inputs_to_widen", "layers_of_inputs", "widen_as_converted", "widen_inputs"]
@@ -139,22 +147,14 @@ def widen_as_converted(reference: GraphModule, converted: GraphModule) -> None:
 
     Linear in nodes and weights.
     """
-    found = {name: node for node in converted.graph.nodes if (name := coarse_input(node)) is not None}
+    coarse = {name: node for node in converted.graph.nodes if (name := coarse_input(node)) is not None}
+    scaled = {name: node for node in converted.graph.nodes if (name := scaled_input(node)) is not None}
     for name, (_, node) in _inputs(reference).items():
         layers = layers_of_inputs(reference).get(name)
-        qparams = given_qparams(found[name]) if name in found else None
+        qparams = given_qparams(coarse[name]) if name in coarse else None
         if layers and qparams is not None:
-            whole = _whole(found[name])
-            factors = None if whole.op == "placeholder" else constant_of(converted, arguments(whole)["other"])
+            factors = constant_of(converted, arguments(scaled[name])["other"]) if name in scaled else None
             _widen(reference, node, layers, _Split(factors, qparams))
-
-
-def _whole(coarse: Node) -> Node:
-    """Returns the value that `_two_tensors` rounded to `coarse`: the input, or the input times its factors."""
-    value = coarse
-    for _ in ("product with the scale", "rounding", "division by the scale"):
-        value = value.all_input_nodes[0]
-    return value
 
 
 def _inputs(module: GraphModule) -> dict[str, tuple[int, Node]]:
@@ -266,6 +266,7 @@ def _two_tensors(module: GraphModule, node: Node, split: _Split) -> tuple[Node, 
     if split.factors is not None:
         whole = mul(builder, node, insert_constant(module, following, split.factors, "factors"))
         whole._rename(f"{node.name}_scaled")
+        note_scaled(whole, str(node.target))
     in_steps = mul(builder, whole, 1 / scale)
     steps = round_(builder, in_steps)
     coarse = mul(builder, steps, scale)
