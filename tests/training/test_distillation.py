@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,13 @@ def error(model: nn.Module, module: Any, values: Tensor) -> float:
         return float((found - model(values)[0]).square().sum())
 
 
-def test_training_reduces_the_error() -> None:
+@pytest.mark.parametrize("caller", [torch.enable_grad, torch.no_grad])
+def test_training_reduces_the_error(caller: Callable[[], AbstractContextManager[None]]) -> None:
     model, module = prepared(weight_bits=4)
     tests = inputs(64, seed=2)
     before = error(model, module, tests)
-    found = distill(module, inputs(256, seed=1), steps=60, rate=0.05)
+    with caller():
+        found = distill(module, inputs(256, seed=1), steps=60, rate=0.05)
     assert found.steps == 60
     assert found.sqnr_after_db > found.sqnr_before_db + 0.4
     assert error(model, finish_training(module), tests) < before

@@ -144,7 +144,8 @@ def train_towards(
     trained = sorted(set(range(len(samples))) - set(held_out))
     with torch.no_grad():
         wanted = [_floats(teacher(sample)) for sample in samples]
-    _check_outputs(_floats(student(_stacked(samples, [0]))), wanted[0])
+    with torch.enable_grad():  # the caller may have disabled it
+        _check_outputs(_floats(student(_stacked(samples, [0]))), wanted[0])
 
     def loss_of(chosen: Sequence[int]) -> Tensor:
         found = _floats(student(_stacked(samples, chosen)))
