@@ -245,6 +245,37 @@ def test_analysis_of_a_converted_module() -> None:
     assert new.output_sqnr_db == pytest.approx(kept.output_sqnr_db, abs=0.1)
 
 
+class IgnoresOne(nn.Linear):
+    """A linear that multiplies the first feature by zero."""
+
+    def __init__(self) -> None:
+        super().__init__(BANDS, UNITS)
+        self.weight.detach()[:, 0] = 0
+
+
+ADVISED: dict[str, tuple[Callable[[], nn.Module], str, bool]] = {
+    "a layer reads the input": (lambda: Reads(lambda layer, x: layer(x), IgnoresOne()), 'wide=["x"]', True),
+    "no layer reads the input": (
+        lambda: Reads(lambda _, x: torch.sigmoid(x) - 0.7, nn.Identity()),
+        "",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADVISED)
+def test_advice(name: str) -> None:
+    """`analyze` advises the option for an input that loses the accuracy, if a layer reads it."""
+    build, code, is_measured = ADVISED[name]
+    model, values = seeded(build).eval(), torch.rand(COUNT, 1, BANDS, generator=torch.Generator().manual_seed(0))
+    values[..., 0] += 1000
+    samples = [(value,) for value in values]
+    narrow = quantize(model, samples[0], samples, recover=None, progress=False)
+    (advice,) = (one for one in analyze(model, narrow, samples).advice if one.node == "x")
+    assert advice.code == code
+    assert ((advice.error_reduction or 0) > 0.5) == is_measured
+
+
 def test_training() -> None:
     """Training starts from a module with two tensors, and keeps them."""
     model, samples = seeded(MODELS["linear"][0]).eval(), samples_of("linear")

@@ -11,7 +11,7 @@ from openneutron.accuracy.result import LayerAccuracy, RecurrentAccuracy
 from openneutron.page.verdict import LOW_SQNR_DB
 
 __all__ = [
-    "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "Case", "Finding", "OutputSqnr", "Rule",
+    "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "WIDE_INPUT", "Case", "Finding", "OutputSqnr", "Rule",
     "code_of", "finding_of", "layers_to_treat", "verdict",
 ]  # fmt: skip
 
@@ -36,6 +36,7 @@ SMALLEST_GAIN_DB = 0.5
 
 OR_ROUND = '; or use learned rounding for its weights (recover="auto")'
 PER_CHANNEL, FLOAT, OBSERVER, RECOVER, INPUT_RANGE = "per channel", "float", "observer", "recovery", "input"
+WIDE_INPUT = "wide input"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Case:
     """Share of the error that per-channel weight scales remove; None for a layer that does not support them."""
     learned_rounding: bool = False
     """Whether learned rounding has been applied to the weights already."""
+    wide_name: str | None = None
+    """The name by which the option `wide` takes the layer; None for a layer that is no such input of the model."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Finding:
     @property
     def error_reduction(self) -> float | None:
         """The share of the error that the remedy removes; None if the remedy was not tried."""
-        tried = {PER_CHANNEL: self.case.per_channel, FLOAT: self.layer.error_share}
+        tried = {PER_CHANNEL: self.case.per_channel, **dict.fromkeys((FLOAT, WIDE_INPUT), self.layer.error_share)}
         return tried.get(self.rule.remedy)
 
 
@@ -124,6 +127,13 @@ def _has_lost_channels(case: Case) -> bool:
 
 
 RULES = (
+    Rule(
+        WIDE_INPUT,
+        lambda case: case.wide_name is not None and not _is_clipped(case.layer),
+        "Rounding the model's input to int8 loses the accuracy: a step is 1/255 of {int8_range[0]:.4g} to "
+        "{int8_range[1]:.4g}.",
+        "Write the input as two int8 tensors (an option of quantize()), or take its logarithm before the model.",
+    ),
     Rule(
         INPUT_RANGE,
         lambda case: case.layer.op == INPUT,
@@ -235,6 +245,8 @@ def code_of(finding: Finding, layers: Sequence[LayerAccuracy]) -> str:
     if finding.rule.remedy in (PER_CHANNEL, FLOAT):
         setting = "per_channel" if finding.rule.remedy == PER_CHANNEL else "float"
         return f'layers={{"{key_of(finding.layer, layers)}": "{setting}"}}'
+    if finding.rule.remedy == WIDE_INPUT:
+        return f'wide=["{finding.case.wide_name}"]'
     return {OBSERVER: "observer=RangeObserver", RECOVER: 'recover="fast"', INPUT_RANGE: ""}[finding.rule.remedy]
 
 

@@ -22,7 +22,7 @@ from openneutron.accuracy.replay import record
 from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
-from openneutron.core.fx import modules_of, op_name, output_node, source_of
+from openneutron.core.fx import modules_of, op_name, output_node, placeholders, source_of
 from openneutron.core.locks import traces_alone
 from openneutron.errors import ModelError, OptionError
 from openneutron.ir.graph import QParams
@@ -36,7 +36,7 @@ from openneutron.passes.equalize import was_equalized
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.quantizer.cell_scales import scale_as_converted
-from openneutron.recovery.wide_inputs import widen_as_converted
+from openneutron.recovery.wide_inputs import layers_of_inputs, widen_as_converted
 from openneutron.runtime.native import native_module
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]
@@ -264,7 +264,9 @@ def _advice(
     tried = [row.node for row in treated if row.can_be_per_channel]
     treatments: list[tuple[QuantizedLayer, Treatment]] = [(layer_of[node], weight_per_channel) for node in tried]
     shares = dict(zip(tried, shares_of(found, treatments, samples), strict=True)) if tried else {}
-    findings = [rules.finding_of(rules.Case(row, shares.get(row.node), learned_rounding)) for row in treated]
+    names = _names_of_wide_inputs(found)
+    cases = [rules.Case(row, shares.get(row.node), learned_rounding, names.get(row.node)) for row in treated]
+    findings = [rules.finding_of(case) for case in cases]
     return tuple(
         Advice(
             node=one.layer.node,
@@ -276,6 +278,12 @@ def _advice(
         )
         for one in findings
     )
+
+
+def _names_of_wide_inputs(found: QuantizedLayers) -> dict[str, str]:
+    """Returns the names of the inputs that may be two int8 tensors, by the names of their nodes. Linear in nodes."""
+    names = layers_of_inputs(found.reference)
+    return {node.name: name for node in placeholders(found.module.graph) if (name := str(node.target)) in names}
 
 
 def _layer_accuracy(position: int, one: Statistics, share: float | None) -> LayerAccuracy:
