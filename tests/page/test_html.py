@@ -23,7 +23,7 @@ from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_pag
 from openneutron.page.charts import histogram_chart
 from openneutron.page.content import Histogram, Memory, PlacementRow
 from openneutron.page.differences import differences_of
-from openneutron.page.headings import differences_heading
+from openneutron.page.headings import differences_heading, layers_heading
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
 from openneutron.page.summary import summarize
 
@@ -135,6 +135,45 @@ def test_layers_have_the_cycles_of_the_summary(page: Element, summary: Summary) 
         assert cells[8:] == [count(layer.macs), count(layer.weight_bytes)]
     top = table(page, "cycles")[1:]
     assert [row[0] for row in top] == [str(number) for number in range(11, 1, -1)]
+
+
+def test_cycles_are_summed_by_operator(summary: Summary) -> None:
+    layers = tuple(
+        replace(layer, operator="TANH" if number % 3 else "FULLY_CONNECTED", cycles=100, macs=number)
+        for number, layer in enumerate(summary.layers)
+    )
+    mixed = parsed(page_of(replace(summary, layers=layers, cycles=1_200)))
+    assert table(mixed, "cycles")[1:] == [
+        ["TANH", "8", "800", "66.7 %", "48"], ["FULLY_CONNECTED", "4", "400", "33.3 %", "18"],
+    ]  # fmt: skip
+    few = parsed(page_of(replace(summary, layers=layers[:10])))
+    assert table(few, "cycles")[0][0] == "position"
+
+
+def test_samples_change_sides_only_by_metrics_of_right_and_wrong(summary: Summary) -> None:
+    rows = [replace(row, metric="error", unit="", changed=()) for row in summary.accuracy]
+    page = parsed(page_of(replace(summary, accuracy=tuple(rows))))
+    assert "lost, gained" not in table(page, "accuracy")[0]
+    assert not list(page.all("section", id="samples"))
+    assert "Intervals are those of the mean" in page.text
+
+
+@pytest.mark.parametrize(
+    ("shares", "heading"),
+    [
+        ((0.419, 0.3, None), "The largest share of the error, 41.9 %, is that of conv2d_0 (block0.conv_0)."),
+        ((-0.1, 0.003, None), "The largest share of the error, 0.3 %, is that of conv2d_1 (block1.conv_1)."),
+        ((None, -0.2, None), "No layer needs treatment."),
+    ],
+)
+def test_the_heading_of_the_layers_names_the_largest_share(
+    summary: Summary, shares: tuple[float | None, ...], heading: str
+) -> None:
+    assert summary.analysis is not None
+    layers = [replace(one, error_share=share) for one, share in zip(summary.analysis.layers, shares, strict=False)]
+    found = layers_heading(replace(summary.analysis, advice=(), layers=tuple(layers)))
+    assert found.endswith(heading)
+    assert found.startswith("No layer needs treatment.")
 
 
 def test_layers_have_the_accuracy_of_the_summary(page: Element, summary: Summary) -> None:

@@ -89,6 +89,11 @@ class AccuracyRow:
     higher_is_better: bool = True
 
     @property
+    def counts_sides(self) -> bool:
+        """Whether the metric calls each sample right or wrong, so that samples can change sides."""
+        return self.unit == "%"
+
+    @property
     def lost(self) -> int:
         """Number of samples that are right in the first row and wrong in this one."""
         return sum(one.is_lost for one in self.changed)

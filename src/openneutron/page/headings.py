@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from openneutron.page.content import AnalysisRows, Memory, ProfileRows, Summary
-from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
+from openneutron.page.units import bytes_text, count_of, decibels_text, number_text, percent_text
 from openneutron.report.regions import BoardFit
 
 __all__ = [
     "accuracy_heading", "analysis_heading", "board_heading", "changed_heading", "cycles_heading", "differences_heading",
-    "memory_heading", "placement_heading", "profile_heading", "resident_label", "validation_heading",
+    "layers_heading", "memory_heading", "placement_heading", "profile_heading", "resident_label", "validation_heading",
 ]  # fmt: skip
 
 
@@ -117,6 +117,18 @@ def analysis_heading(analysis: AnalysisRows) -> str:
         return "The outputs of the int8 model equal those of the float model."
     sqnr, count = decibels_text(analysis.output_sqnr_db), count_of(analysis.samples, "sample")
     return f"The outputs of the int8 model have an SQNR of {sqnr} against the float model, on {count}."
+
+
+def layers_heading(analysis: AnalysisRows) -> str:
+    """Returns the layers that need treatment, or the layer with the largest share of the error."""
+    if analysis.advice:
+        return f"{'This layer loses' if len(analysis.advice) == 1 else 'These layers lose'} most of the accuracy."
+    shares = [(layer.error_share, layer) for layer in analysis.layers if (layer.error_share or 0) > 0]
+    if not shares:
+        return "No layer needs treatment."
+    share, layer = max(shares, key=lambda one: one[0] or 0)
+    name = f"{layer.node} ({layer.module})" if layer.module else layer.node
+    return f"No layer needs treatment. The largest share of the error, {percent_text(share)}, is that of {name}."
 
 
 def changed_heading(summary: Summary) -> str:

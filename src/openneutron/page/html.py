@@ -46,6 +46,16 @@ class _Group:
     reasons: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """The operators of one kind on the NPU: their number, and the sums of their estimates."""
+
+    operator: str
+    times: int
+    cycles: int
+    macs: int
+
+
 def write_page(
     path: str | os.PathLike[str],
     summary: Summary,
@@ -95,6 +105,8 @@ def _page(
         placement=_cpu_first(summary.placement),
         cpu_share=cpu_share(summary),
         top=_most_cycles(summary.layers),
+        kinds=_kinds(summary.layers),
+        counts_sides=len(summary.accuracy) > 1 and summary.accuracy[0].counts_sides,
         charts=drawn,
         shows_sram=charts.shows_sram(summary),
         pictures=_pictures(changed),
@@ -168,6 +180,22 @@ def _cpu_first(rows: Sequence[PlacementRow]) -> list[tuple[int, PlacementRow]]:
 
 def _most_cycles(layers: Sequence[LayerRow]) -> list[tuple[int, LayerRow]]:
     return sorted(enumerate(layers), key=lambda item: -item[1].cycles)[:TOP_LAYERS]
+
+
+def _kinds(layers: Sequence[LayerRow]) -> list[_Kind]:
+    """Returns the sums of each kind of operator, those with most cycles first.
+
+    Returns none if there is one kind, or if the table of the layers with most cycles has all layers.
+    """
+    times = Counter(layer.operator for layer in layers)
+    if len(layers) <= TOP_LAYERS or len(times) == 1:
+        return []
+    cycles, macs = Counter[str](), Counter[str]()
+    for layer in layers:
+        cycles[layer.operator] += layer.cycles
+        macs[layer.operator] += layer.macs
+    order = sorted(times, key=lambda name: (-cycles[name], name))
+    return [_Kind(name, times[name], cycles[name], macs[name]) for name in order]
 
 
 def _measured(summary: Summary) -> list[ProfileRow]:
