@@ -24,7 +24,7 @@ from openneutron.formats.arena import Lifetime, lifetimes, plan
 from openneutron.ir.cost import OPERATOR_CYCLES
 from openneutron.report.estimate import Fit, LayerEstimate, fit_of
 from openneutron.report.inspect import Report, inspect_bytes
-from openneutron.report.text import render
+from openneutron.report.text import blocks_of_report
 from openneutron.targets import TARGETS
 
 FOLDERS = {"imxrt700": "imxrt700", "mcxn94x": "mcxn947"}
@@ -256,7 +256,7 @@ class TestRuntimeMemory:
         report = inspect_bytes(self.program("a large image").buffer, "the program")
         memory, console = report.estimate.memory, Console(file=io.StringIO(), width=200)
         assert memory is not None
-        render(report, console)
+        console.print(blocks_of_report(report))
         text = console.file.getvalue()  # type: ignore[attr-defined]
         for expected in (
             f"planned {memory.planned_bytes:,} (with inputs and outputs)",

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from openneutron.cli.fitting_table import FittingTable
+from openneutron.cli.terminal import command_line
 from openneutron.core.messages import as_argument
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def table_of_summary(summary: Summary, folder: Path) -> Group:
 
 def _blocks(summary: Summary, folder: Path) -> Iterator[RenderableType]:
     yield Text(summary.verdict.sentence, style="bold")
-    yield from (Text(f"  - {reason}") for reason in summary.verdict.reasons)
+    if len(summary.verdict.reasons) > 1:  # the sentence contains a single reason
+        yield from (Text(f"  - {reason}") for reason in summary.verdict.reasons)
     if summary.accuracy:
         yield table_of_accuracy(summary.accuracy)
     elif summary.validation:
@@ -46,18 +48,24 @@ def _blocks(summary: Summary, folder: Path) -> Iterator[RenderableType]:
         if len(summary.on_cpu) > _SHOWN:
             yield Text(f"  and {len(summary.on_cpu) - _SHOWN} more; see report.html")
     yield Text("next:")
-    yield from (Text(f"  {line}") for line in _next_steps(summary, folder))
+    yield from (command_line(f"  {line}") for line in _next_steps(summary, folder))
 
 
 def table_of_accuracy(rows: Sequence[AccuracyRow]) -> Group:
     """Returns a table of the accuracy of each model, and the first samples that changed sides."""
-    table = FittingTable("model", rows[0].metric, "95 % interval", "samples", "lost", "gained")
+    of_classes = ("lost", "gained") if rows[0].counts_sides else ()
+    table = FittingTable("model", rows[0].metric, "95 % interval", "samples", *of_classes)
     for row in rows:
-        value = "unknown" if row.value is None else f"{row.value:.2f} {row.unit}".rstrip()
-        interval = "" if row.interval is None else f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"
+        value = "unknown" if row.value is None else f"{_metric(row.value, row)} {row.unit}".rstrip()
+        interval = "" if row.interval is None else " to ".join(_metric(end, row) for end in row.interval)
         changed = ("", "") if row is rows[0] else (str(row.lost), str(row.gained))
-        table.add_row(row.name, value, interval, str(row.samples), *changed)
+        table.add_row(row.name, value, interval, str(row.samples), *changed[: len(of_classes)])
     return Group(table, *_changed_samples(rows))
+
+
+def _metric(value: float, row: AccuracyRow) -> str:
+    """Returns percentages with two digits after the point, and values of other metrics with four digits."""
+    return f"{value:.2f}" if row.unit == "%" else f"{value + 0.0:.4g}"
 
 
 def _changed_samples(rows: Sequence[AccuracyRow]) -> Iterator[Text]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,14 +13,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, Group
+from rich.text import Text
 
 from openneutron.cli.interrupts import Interrupts
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.core.progress import shown_step
 
-__all__ = ["Terminal", "print_error"]
+__all__ = ["Terminal", "command_line", "print_error"]
 
 WIDTH = 160
 """The width of output that goes to a file or another program."""
@@ -33,7 +34,43 @@ def _console(*, stderr: bool) -> Console:
 
 def print_error(message: str) -> None:
     """Prints "error: message" to stderr."""
-    _console(stderr=True).print("[bold red]error[/]:", escape(message))
+    _print_with_label("error", "bold red", message, _console(stderr=True))
+
+
+def _print_with_label(label: str, style: str, message: str, console: Console) -> None:
+    text = Text(f"{label}: {message}")
+    text.stylize(style, 0, len(label))
+    console.print(_wrapped(text, console))
+
+
+def command_line(text: str) -> Text:
+    """Returns a text in one line, which a user can copy from a terminal."""
+    return Text(text, no_wrap=True)
+
+
+def _wrapped(content: Any, console: Console) -> Any:
+    """Returns texts whose lines end between words if `console` is a terminal; other results unchanged.
+
+    A word that is longer than a line, such as a path, is not broken, and the rows of a table of text stay lines.
+    """
+    if not console.is_terminal:
+        return content
+    if isinstance(content, Group):
+        return Group(*(_wrapped(one, console) for one in content.renderables))
+    text = Text(content) if isinstance(content, str) else content
+    if not isinstance(text, Text) or text.no_wrap:
+        return content
+    found = text.copy()
+    found.plain = "\n".join(_wrapped_line(line, console.width) for line in text.plain.split("\n"))
+    return found
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    if "  " in line.strip() or len(indent) >= width // 2:
+        return line
+    options: Any = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(line, width, subsequent_indent=indent, **options)
 
 
 @dataclass(frozen=True)
@@ -59,17 +96,17 @@ class Terminal:
         if self.json:
             self.stdout.write(json.dumps(without_infinite_numbers(data), indent=2, allow_nan=False) + "\n")
         else:
-            self.out.print(result, markup=False)
+            self.out.print(_wrapped(result, self.out), markup=False)
 
     def note(self, text: str) -> None:
         """Prints a line about the progress, such as the name of a file that was written."""
         if not self.quiet:
-            self.err.print(escape(text))
+            self.err.print(_wrapped(text, self.err), markup=False)
 
     @property
     def shows_progress(self) -> bool:
-        """Whether bars and spinners are shown."""
-        return not self.quiet and self.err.is_terminal
+        """Whether bars and spinners are shown. A terminal with TERM=dumb cannot move its cursor."""
+        return not self.quiet and self.err.is_terminal and not self.err.is_dumb_terminal
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
@@ -108,4 +145,4 @@ class Terminal:
 
     def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any) -> None:
         if category.__module__.startswith("openneutron") or self.verbose:
-            self.err.print("[bold yellow]warning[/]:", escape(str(message)))
+            _print_with_label("warning", "bold yellow", str(message), self.err)

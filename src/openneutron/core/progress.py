@@ -37,7 +37,7 @@ def shown_step(title: str, console: Console) -> Iterator[None]:
 def progress_bar(title: str, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
     """Shows a progress bar of `total` steps, and yields a function that advances it by a number of steps.
 
-    `shown` is True, False, or None, which shows the bar if stderr is a terminal.
+    `shown` is True, False, or None, which shows the bar if stderr is a terminal that can move its cursor.
     """
     completed = 0
 
@@ -85,8 +85,9 @@ def counting_bar(title: str, shown: bool | None) -> Iterator[Callable[[int, int]
         return
     from rich.console import Console
 
-    is_shown = sys.stderr.isatty() if shown is None else shown
-    with _display(Console(stderr=True), is_shown=is_shown, is_transient=False) as progress:
+    console = Console(stderr=True)
+    is_shown = sys.stderr.isatty() and not console.is_dumb_terminal if shown is None else shown
+    with _display(console, is_shown=is_shown, is_transient=False) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openneutron.report.inspect import Delegate, Report, TensorSummary
     from openneutron.report.regions import BoardFit
 
-__all__ = ["as_json", "estimate_table", "render", "text_of_estimate", "text_of_report"]
+__all__ = ["as_json", "blocks_of_report", "estimate_table", "text_of_estimate", "text_of_report"]
 
 _SHORT_HEADINGS = ("operator", "output", "MACs", "cycles", "of all", "array used", "weights", "live")
 _HEADINGS = (*_SHORT_HEADINGS[:-2], "weight bytes", "live bytes")
@@ -33,13 +33,13 @@ def as_json(report: Report) -> str:
     return json.dumps({**asdict(report), **sums}, indent=2)
 
 
-def render(report: Report, console: Console, *, layers: bool = False) -> None:
-    """Prints the report. `layers` adds a table with a row for each operator on the NPU."""
-    console.print(Group(*_report_blocks(report, layers=layers)))
+def blocks_of_report(report: Report, *, layers: bool = False) -> Group:
+    """Returns a report as texts and tables. `layers` adds a table with a row for each operator on the NPU."""
+    return Group(*_report_blocks(report, layers=layers))
 
 
 def text_of_report(report: Report) -> str:
-    """Returns the text that `render` prints."""
+    """Returns a report as text."""
     return _text(_report_blocks(report, layers=False))
 
 
