@@ -16,6 +16,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from tests.firmware.test_documented_code import STRICT
 from tests.firmware.test_profile_tracer import DEFINITIONS, POOLS, compiled
 from tests.firmware_models import PROGRAMS, program
+from tests.runtime.test_memory_sizes import preprocessed
 from torch import nn
 
 from openneutron.firmware import package
@@ -57,6 +58,19 @@ def test_sources_have_no_warnings(name: str, tmp_path: Path) -> None:
     if shutil.which("cc") is not None:
         command = ["cc", "-std=c11", *STRICT, "-fsyntax-only", "net.c", "test_vectors.c"]
         made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stderr
+
+
+ARM = ("arm-none-eabi-g++", "-mcpu=cortex-m33", "-mthumb", "-fno-exceptions", "-fno-rtti")
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_the_test_program_compiles_for_cortex_m33(name: str, tmp_path: Path) -> None:
+    if shutil.which(ARM[0]) is None or preprocessed(list(ARM), "#include <optional>\n") is None:
+        pytest.skip("needs arm-none-eabi-g++ with C++ headers (Debian: libstdc++-arm-none-eabi-newlib)")
+    folder = program(name).package(tmp_path / "firmware", name="net", array="c").folder
+    for options in ((), ("-DNET_PRINT_PROFILE=1", DEFINITIONS[1]), ("-DNET_PRINT_OUTPUTS=0",)):
+        made = compiled(folder, *CHECK, *options, compiler=ARM)
         assert made.returncode == 0, made.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import executorch
@@ -37,8 +38,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program("delegates").package(folder, name="net").folder
 
 
-def compiled(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["c++", "-std=c++17", *INCLUDES, *WARNINGS, "-I", str(folder), *arguments]
+def compiled(folder: Path, *arguments: str, compiler: Sequence[str] = ("c++",)) -> subprocess.CompletedProcess[str]:
+    command = [*compiler, "-std=c++17", *INCLUDES, *WARNINGS, "-I", str(folder), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
 
 
