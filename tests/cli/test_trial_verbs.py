@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def test_inspect_tries_the_changes_of_a_build(here: Here, built: Path, board_fil
     assert how[INT8] == "tried"
     text = here("inspect", built, "--target", board_file, "--try-changes")
     assert "bytes of RAM (tried)" in text.out
+
+
+def test_inspect_reads_the_board_of_a_build(here: Here, built: Path, board_file: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(built, moved)
+    settings = moved / "openneutron.toml"
+    text = re.sub(r"(?m)^target = .*\n", "", settings.read_text())
+    settings.write_text(text.replace("[build]\n", f'[build]\ntarget = "{board_file}"\n'))
+    of_chip, of_board = here("inspect", built, "--json").json, here("inspect", moved, "--json").json
+    assert of_chip["estimate"]["on_board"] is None
+    assert of_board["estimate"]["on_board"]["board"] == "small"
+    assert here("inspect", moved, "--target", "imxrt700", "--json").json["estimate"]["on_board"] is None
+    assert here("inspect", moved / "model.pte", "--json").json["estimate"]["on_board"] is None
 
 
 def test_a_bare_program_needs_its_quantized_model(here: Here, built: Path, board_file: Path, tmp_path: Path) -> None:

@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
+from rich.text import Text
 
-from openneutron.cli.paths import existing, existing_file, existing_program, known_flavor, known_target
-from openneutron.cli.terminal import Terminal
+from openneutron.cli.paths import (
+    existing,
+    existing_file,
+    existing_program,
+    known_flavor,
+    known_target,
+    known_vectors,
+    quantized_file,
+)
+from openneutron.cli.terminal import Terminal, command_line
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_new_folder, check_output
 from openneutron.core.messages import as_argument
@@ -31,7 +41,7 @@ TryChanges = Annotated[
 ]
 Quantized = Annotated[
     Path | None,
-    typer.Option(callback=existing_file, help="The quantized model (.pt2) of the program, for --try-changes."),
+    typer.Option(callback=quantized_file, help="The quantized model (.pt2) of the program, for --try-changes."),
 ]
 ImageSizes = Annotated[
     list[str] | None,
@@ -77,6 +87,8 @@ def inspect(
     image_sizes: ImageSizes = None,
 ) -> None:
     """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
+    if quantized is not None and not try_changes:
+        raise OptionError("--quantized is for --try-changes. Give both, or leave it out.")
     from openneutron.report import text
     from openneutron.report.inspect import inspect as read
     from openneutron.workflow.folders import BuildFolder
@@ -94,11 +106,9 @@ def inspect(
             of_model = {"image_sizes": sizes, **float_model_of(folder)} if sizes else {}
             report, _ = report_with_changes(folder.program, quantized or folder.quantized, target, **of_model)
     else:
-        report = read(folder.program, target)
-    if terminal.json:
-        terminal.show(None, json_format.loads(text.as_json(report)))
-    else:
-        text.render(report, terminal.out, layers=layers)
+        report = read(folder.program, target or folder.target)
+    data = json_format.loads(text.as_json(report)) if terminal.json else None
+    terminal.show(text.blocks_of_report(report, layers=layers), data)
 
 
 def compile(
@@ -152,7 +162,11 @@ def package(
         typer.Option(help="A file or folder of inputs for the test vectors, or name=file. Repeatable.", metavar="FILE"),
     ] = None,
     vectors: Annotated[
-        str, typer.Option(help="The number of random test vectors, or a .npz file with their inputs and outputs.")
+        str,
+        typer.Option(
+            callback=known_vectors,
+            help="The number of random test vectors, or a .npz file with their inputs and outputs.",
+        ),
     ] = "3",
     portable: Annotated[
         Path | None,
@@ -172,9 +186,10 @@ def package(
     written = package_files(
         program, output, settings, samples or (), vectors=count, portable=portable, isolated=not in_process
     )
+    what = f"{output}: {len(written.files)} files, {written.vectors} test vectors, payload: {written.kind}"
+    test = f"Test it: cd {as_argument(output)} && cmake -B build && cmake --build build && ctest --test-dir build"
     terminal.show(
-        f"{output}: {len(written.files)} files, {written.vectors} test vectors, payload: {written.kind}\n"
-        f"Test it: cd {as_argument(output)} && cmake -B build && cmake --build build && ctest --test-dir build",
+        Group(Text(what), command_line(test)),
         {"folder": str(output), "files": written.files, "payload": written.kind, "vectors": written.vectors},
     )
 
@@ -188,10 +203,15 @@ def extract(
     ] = False,
     quantized: Annotated[
         Path | None,
-        typer.Option(callback=existing_file, help="The quantized model (.pt2), for the graph of ATen operators."),
+        typer.Option(
+            callback=quantized_file,
+            help="The quantized model (.pt2), for --model-explorer: its graph of ATen operators.",
+        ),
     ] = None,
 ) -> None:
     """Write the TFLite model of each delegate of a portable .pte, for Netron and other viewers."""
+    if quantized is not None and not model_explorer:
+        raise OptionError("--quantized is for --model-explorer. Give both, or leave it out.")
     from openneutron.report.extract import extract as extract_models
     from openneutron.workflow.folders import BuildFolder
 

@@ -9,10 +9,11 @@ from openneutron.core.files import is_file, is_folder, read_file
 from openneutron.page import Summary, summarize, with_board_fit
 from openneutron.report.inspect import Report
 from openneutron.settings.build_files import QUANTIZED, SUMMARY, program_in
-from openneutron.settings.toml import FILE_NAME
+from openneutron.settings.toml import FILE_NAME, read_settings
 from openneutron.targets import NeutronTargetSpec, Target
 
 __all__ = ["BuildFolder", "comparable_summaries"]
+
 
 @dataclass(frozen=True)
 class BuildFolder:
@@ -31,6 +32,14 @@ class BuildFolder:
         program = program_in(path)
         others = (path / name for name in (QUANTIZED, SUMMARY, FILE_NAME))
         return cls(program, *(one if is_file(one) else None for one in others))
+
+    @property
+    def target(self) -> str | None:
+        """The target of the build, which may be a board or a board file; None for a bare program.
+
+        Raises the errors of `read_settings`.
+        """
+        return None if self.settings is None else read_settings(self.settings).build.target
 
     def summary(self, target: Target | None = None) -> Summary:
         """Returns the summary in the folder, or what is known of a bare program.
