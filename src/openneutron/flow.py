@@ -318,6 +318,7 @@ def lower(
     spec = NeutronTargetSpec(target or own_target)
     board = spec if spec.board else None
     options = CompileOptions(spec.name, blocked, **compile_options)
+    converter = converter_for(options.payload, options.neutron_converter_flavor)
     with phase_bar("Lowering", LOWERING_SHARES) as end_phase, typed_errors("Lowering the model"):
         lifted = lifted_program(module, examples)
         exported = lifted or export(module, examples)
@@ -333,7 +334,6 @@ def lower(
         origins = origins_of(placed)
     if not any(row.where == "npu" for row in rows):
         warnings.warn(cpu_message(rows), CpuWarning, stacklevel=3)
-    converter = converter_for(options.payload, options.neutron_converter_flavor)
     if converter is None or not any(row.where == "npu" for row in rows):
         return NeutronProgram(
             portable, rows, options.target, leaves=leaves, origins=origins, board=board, etrecord=etrecord

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,12 @@ from torch import nn
 
 from openneutron import NeutronProgram, QuantizedModel, build, lower, quantize
 from openneutron.accuracy import validate
+from openneutron.accuracy.board_outputs import validate_board
+from openneutron.accuracy.compare_programs import compare_outputs
 from openneutron.accuracy.validate import Difference
-from openneutron.errors import InputError, ModelError, OptionError
+from openneutron.errors import ConverterError, InputError, ModelError, OptionError
+from openneutron.partition import placing
+from openneutron.workflow import building
 
 
 class Net(nn.Module):
@@ -198,3 +203,30 @@ def test_build_takes_a_generator_and_names_missing_packages(
         build(case.model, (case.data[0],), case.data, tmp_path, recover=None)
     with pytest.raises(OptionError, match=r"has no option 'recovr'\. Did you mean 'recover'"):
         build(case.model, (case.data[0],), case.data, recovr=None)
+
+
+def test_random_inputs_that_need_too_much_memory_are_refused(case: Case) -> None:
+    program = lower(case.quantized).buffer
+    for call in (
+        lambda: validate(program, case.model, samples=10**12),
+        lambda: compare_outputs(program, program, samples=10**12),
+        lambda: validate_board(program, b"", samples=10**12),
+    ):
+        with pytest.raises(OptionError, match=r"1,000,000,000,000 random samples have .* Give at most [\d,]+\."):
+            call()
+
+
+def test_a_missing_converter_is_reported_before_the_quantization(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def not_yet(*_: Any, **__: Any) -> None:
+        raise AssertionError("a long step began")
+
+    monkeypatch.setattr(building, "quantize", not_yet)
+    monkeypatch.setattr(placing, "place", not_yet)
+    missing: Any = {"payload": "device", "neutron_converter_flavor": "SDK_24_01"}
+    with pytest.raises(ConverterError, match="no converter for neutron_converter_flavor='SDK_24_01'"):
+        build(case.model, case.data[0], case.data, tmp_path / "out", **missing)
+    with pytest.raises(ConverterError, match="no converter for neutron_converter_flavor='SDK_24_01'"):
+        lower(case.quantized, payload="device", neutron_converter_flavor="SDK_24_01")
+    assert not (tmp_path / "out").exists()

@@ -25,8 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (found / "sub dir" / "net.py").write_text(SOURCE)
     (found / "net.py").write_text(SOURCE)
     in_folders = ("photos/a.png", "photos/out.npy", "built/model.pte", "built/quantized.pt2")
+    (found / "text.pt2").write_text("no archive")
     for name in ("model.pte", "board.log", "openneutron.toml", "q.pt2", "a.npy", *in_folders):
-        (found / name).write_bytes(b"")
+        (found / name).write_bytes(b"PK" if name.endswith(".pt2") else b"")
     return found
 
 
@@ -49,6 +50,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("build", "net.py:Net", "--calibrate", "no/photos"), "The folder 'no' does not exist."),
         (("build", "nett.py:Net", "--calibrate", "photos"), "'nett.py', which does not exist. Did you mean 'net.py'?"),
         (("build", "C:\\models\\net.py:Net", "--calibrate", "photos"), "'C:\\models\\net.py', which does not exist."),
+        (("analyze", "--quantized", "model.pte"), "'model.pte' is no quantized model (.pt2). Give the file that"),
+        (("evaluate", "model.pte", "--quantized", "a.npy"), "'a.npy' is no quantized model (.pt2)."),
+        (("validate", "model.pte", "--quantized", "text.pt2"), "'text.pt2' is no quantized model (.pt2)."),
+        (("inspect", "model.pte", "--try-changes", "--quantized", "a.npy"), "'a.npy' is no quantized model (.pt2)."),
+        (("report", "model.pte", "--try-changes", "--quantized", "a.npy"), "'a.npy' is no quantized model (.pt2)."),
+        (("extract", "model.pte", "-o", "x", "--quantized", "a.npy"), "'a.npy' is no quantized model (.pt2)."),
+        (("lower", "text.pt2"), "'text.pt2' is no quantized model (.pt2)."),
+        (("inspect", "model.pte", "--quantized", "q.pt2"), "--quantized is for --try-changes. Give both,"),
+        (("report", "model.pte", "--quantized", "q.pt2"), "--quantized is for --try-changes. Give both,"),
+        (("extract", "model.pte", "-o", "x", "--quantized", "q.pt2"), "--quantized is for --model-explorer. Give both"),
+        (("package", "model.pte", "--vectors", "0"), "vectors: 0 is no number of test vectors. Give 1 or more,"),
+        (("package", "model.pte", "--vectors", "-3"), "vectors: -3 is no number of test vectors. Give 1 or more,"),
+        (("package", "model.pte", "--vectors", "b.npy"), "vectors: 'b.npy' does not exist. Did you mean 'a.npy'?"),
+        (("package", "model.pte", "--vectors", "photos"), "vectors: 'photos' is a folder. Give a file."),
+        (("fit-costs", "board.log", "--program", "model.pte", "-o", "b.txt"), "'b.txt' is no name of a board file."),
+        (("fit-costs", "board.log", "--program", "model.pte", "-o", "no/b.toml"), "the folder 'no' does not exist."),
+        (("lower", "q.pt2", "--payload", "device", "--flavor", "SDK_24_01"), "no converter for neutron_converter_flav"),
+        (
+            ("build", "net.py:Net", "--calibrate", "photos", "--payload", "device", "--flavor", "SDK_24_01"),
+            "no converter for neutron_converter_flavor='SDK_24_01'",
+        ),
         (("analyze", "--quantized", "photos"), "quantized: 'photos' is a folder. Give a file."),
         (("analyze", "--quantized", "modl.pte"), "quantized: 'modl.pte' does not exist. Did you mean 'model.pte'?"),
         (("run", "photos", "photos/a.png"), "The folder 'photos' has no model.pte. Give the folder of a build, or a"),
@@ -58,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("inspect", "photos"), "The folder 'photos' has no model.pte."),
         (("report", "model.pte", "-o", "model.pte"), "Cannot write 'model.pte': it is an input of this command."),
         (("compile", "model.pte", "-o", "photos/../model.pte"), "it is an input of this command. Give another path."),
-        (("lower", "model.pte", "-o", "model.pte"), "it is an input of this command. Give another path."),
+        (("lower", "q.pt2", "-o", "q.pt2"), "it is an input of this command. Give another path."),
         (("quantize", "q.pt2", "--calibrate", "photos", "-o", "q.pt2"), "it is an input of this command."),
         (("profile", "board.log", "--program", "model.pte", "-o", "board.log"), "it is an input of this command."),
         (("compile", "built", "-o", "built/model.pte"), "it is an input of this command. Give another path."),

@@ -255,6 +255,7 @@ def test_files_that_hold_no_vectors_are_refused(tmp_path: Path, data: bytes) -> 
         ({"section": "a\0b"}, r"Give printable ASCII characters without quotes and backslashes"),
         ({"section": "größe"}, "name of a section"),
         ({"vectors": 1.5}, "positive number of test vectors"),
+        ({"vectors": 10**12}, r"1,000,000,000,000 test vectors have .* bytes, more than .*Give at most \d"),
         ({"samples": 5}, "'samples' is a list of inputs of the program, not int"),
         ({"array": "hex"}, "one of auto, c, incbin"),
         ({"vector": 1}, r"package\(\) has no option 'vector'\. Did you mean 'vectors'"),

@@ -16,7 +16,7 @@ from openneutron.accuracy.board_input_mistakes import Normalization, Simulation,
 from openneutron.accuracy.board_output_mistakes import Diagnosis, output_diagnoses, vector_diagnoses
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.board_transforms import as_type
-from openneutron.accuracy.validate import load_program, program_forms, random_inputs
+from openneutron.accuracy.validate import load_program, program_forms, random_samples
 from openneutron.core.boundary import typed_errors
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.errors import InputError, OptionError
@@ -183,7 +183,7 @@ def vectors_of_data(
     """
     forms = program_forms(host)
     if data is None:
-        streams = [[random_inputs(forms, seed)] for seed in range(samples)]
+        streams = [[one] for one in random_samples(forms, samples)]
         if host.has_state:
             streams = [[steps[0] for steps in streams]]
     else:

@@ -12,7 +12,7 @@ from openneutron.accuracy.validate import (
     dequantized_outputs,
     load_program,
     program_forms,
-    random_inputs,
+    random_samples,
     run_program,
 )
 from openneutron.core.progress import phase_bar
@@ -53,7 +53,7 @@ def compare_outputs(
             f"The programs have outputs of different shapes: {list(programs[0].output_shapes)} and "
             f"{list(programs[1].output_shapes)}. Compare programs of one model."
         )
-    given: Sequence[Any] = inputs or [random_inputs(forms[0], seed) for seed in range(samples)]
+    given: Sequence[Any] = inputs or random_samples(forms[0], samples)
     scales = [getattr(info, "scale", None) for info in programs[0].outputs if hasattr(info, "shape")]
     found = [Difference(REFERENCE, index, scale) for index, scale in enumerate(scales)]
     with phase_bar("Comparing outputs", [1] * len(given)) as end_phase:

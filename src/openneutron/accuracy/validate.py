@@ -20,6 +20,7 @@ from openneutron.accuracy.statistics import Noise
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import is_dequantize, output_node
 from openneutron.core.locks import traces_alone
+from openneutron.core.options import check_size_of_random
 from openneutron.core.progress import phase_bar
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.model.arguments import Leaf
@@ -34,7 +35,7 @@ from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo, l
 
 __all__ = [
     "Difference", "OutputDifference", "Validation", "dequantized_outputs", "load_program", "program_forms",
-    "random_inputs", "run_program", "validate",
+    "random_samples", "run_program", "validate",
 ]  # fmt: skip
 
 FLOAT, CONVERTED = "float", "int8"
@@ -191,7 +192,7 @@ def _references(
     converted = converted.module if isinstance(converted, QuantizedModel) else converted
     forms = program_forms(host) if converted is None else forms_of(converted)
     if data is None:
-        streams = [[random_inputs(forms, seed) for seed in range(samples)]]
+        streams = [random_samples(forms, samples)]
     else:
         with typed_errors("Reading the data", InputError):
             streams = first_steps(streams_in(data, forms, transform=transform), samples)
@@ -221,6 +222,13 @@ def _form(leaf: Leaf, info: TensorInfo | ConstantInfo) -> InputForm:
     if isinstance(info, ConstantInfo):
         return InputForm(leaf.name, (), None, leaf.path, info.value)
     return InputForm(leaf.name, info.shape, info.dtype if info.scale is None else torch.float32, leaf.path)
+
+
+def random_samples(forms: Sequence[InputForm], count: int) -> list[Inputs]:
+    """Returns random inputs with the seeds 0, 1, ... Raises `OptionError` if they need too much memory."""
+    sizes = [form.dtype.itemsize * math.prod(size or 1 for size in form.sizes) for form in forms if form.dtype]
+    check_size_of_random(count, max(1, sum(sizes)), "random samples")
+    return [random_inputs(forms, seed) for seed in range(count)]
 
 
 def random_inputs(forms: Sequence[InputForm], seed: int) -> Inputs:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from openneutron.cli.paths import existing_file, existing_quantized, known_target
+from openneutron.cli.paths import check_converter, existing_quantized, known_target, quantized_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_output, check_output_folder
@@ -20,7 +20,7 @@ from openneutron.settings.checks import check_settings
 __all__ = ["add_verbs"]
 
 ALL = tuple(section for section in SECTIONS if section != "package")
-Quantized = Annotated[Path | None, typer.Option(callback=existing_file, help="The file of a quantized model (.pt2).")]
+Quantized = Annotated[Path | None, typer.Option(callback=quantized_file, help="The file of a quantized model (.pt2).")]
 
 
 def add_verbs() -> None:
@@ -46,6 +46,7 @@ def build(
     """
     check_settings(settings, "model", "calibrate")
     check_output_folder(output)
+    check_converter(settings)
     from openneutron.workflow.from_settings import build_from_settings
 
     built = build_from_settings(settings, output, progress=terminal.shows_progress, step=terminal.step)
@@ -95,6 +96,7 @@ def lower(
     With the folder of a build, the settings are those of its openneutron.toml.
     """
     check_output(output)
+    check_converter(settings)
     from openneutron.workflow.from_settings import lower_from_settings
 
     with terminal.step("lower"):

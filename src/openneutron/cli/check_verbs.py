@@ -10,7 +10,7 @@ import typer
 
 from openneutron.cli.file_verbs import InProcess, TryChanges
 from openneutron.cli.file_verbs import Quantized as OfTrial
-from openneutron.cli.paths import existing, existing_file, existing_program, known_target
+from openneutron.cli.paths import existing, existing_file, existing_program, known_target, quantized_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
 from openneutron.core.files import check_output
@@ -26,7 +26,7 @@ OF_MODEL = ("model", "weights")
 Program = Annotated[Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build.")]
 Quantized = Annotated[
     Path | None,
-    typer.Option(callback=existing_file, help="The quantized model (.pt2). By default, that of the folder."),
+    typer.Option(callback=quantized_file, help="The quantized model (.pt2). By default, that of the folder."),
 ]
 
 
@@ -207,6 +207,8 @@ def report(
 ) -> None:
     """Write the report page of a program, of a build, or of two builds beside each other."""
     check_output(output)
+    if quantized is not None and not try_changes:
+        raise OptionError("--quantized is for --try-changes. Give both, or leave it out.")
     from openneutron.page import write_page
     from openneutron.workflow.folders import BuildFolder, comparable_summaries
 

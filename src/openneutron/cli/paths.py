@@ -1,4 +1,4 @@
-"""Paths and targets among the arguments of verbs, which are checked before anything is imported."""
+"""Paths, targets and names among the arguments of verbs, which are checked before anything is imported."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TypeVar
 import typer
 
 from openneutron.core.files import exists, is_file, is_folder, similar_path
-from openneutron.errors import InputError, OutputError
-from openneutron.settings.build_files import PROGRAM, QUANTIZED, program_in, quantized_in
-from openneutron.targets import NeutronTargetSpec, generation_of_flavor
+from openneutron.errors import InputError, OptionError, OutputError
+from openneutron.settings import Settings
+from openneutron.settings.build_files import PROGRAM, QUANTIZED, check_quantized, program_in, quantized_in
+from openneutron.targets import NeutronTargetSpec, check_board_name, generation_of_flavor
 
 __all__ = [
-    "check_no_input", "existing", "existing_file", "existing_program", "existing_quantized",
-    "file_reader", "known_flavor", "known_target",
+    "board_file_name", "check_converter", "check_no_input", "existing", "existing_file", "existing_program",
+    "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors", "quantized_file",
 ]  # fmt: skip
 
 Paths = TypeVar("Paths", Path, "Sequence[Path]", None)
@@ -46,10 +47,43 @@ def existing_program(parameter: typer.CallbackParam, value: Paths) -> Paths:
 
 
 def existing_quantized(parameter: typer.CallbackParam, value: Paths) -> Paths:
-    """Raises `InputError` if a path does not exist, or is a folder without a quantized model. A callback of typer."""
+    """Raises `InputError` if a path is neither a quantized model nor a folder with one. A callback of typer."""
     for path in _paths(existing(parameter, value)):
-        quantized_in(path)
+        check_quantized(quantized_in(path))
     return value
+
+
+def quantized_file(parameter: typer.CallbackParam, value: Paths) -> Paths:
+    """Raises `InputError` if a path is not the file of a quantized model. A callback of typer."""
+    for path in _paths(existing_file(parameter, value)):
+        check_quantized(path)
+    return value
+
+
+def known_vectors(parameter: typer.CallbackParam, value: str) -> str:
+    """Raises `OptionError` for a number of test vectors below 1, and `InputError` for a file that does not exist.
+
+    A callback of typer.
+    """
+    if not value.lstrip("+-").isdigit():
+        existing_file(parameter, Path(value))
+    elif int(value) < 1:
+        raise OptionError(f"{_name(parameter)}: {value} is no number of test vectors. Give 1 or more, or a .npz file.")
+    return value
+
+
+def board_file_name(value: Path) -> Path:
+    """Raises `OptionError` if a path has no name of a board file. A callback of typer."""
+    check_board_name(value)
+    return value
+
+
+def check_converter(settings: Settings) -> None:
+    """Raises `ConverterError` if the settings ask for microcode, and this Python has no converter that writes it."""
+    from openneutron.vendor.sdk import choose_converter
+
+    if settings.lower.payload == "device":
+        choose_converter(settings.lower.neutron_converter_flavor)
 
 
 def known_target(value: str | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openneutron.cli.paths import existing, existing_file, known_target
+from openneutron.cli.paths import board_file_name, existing, existing_file, known_target
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_output
@@ -73,11 +73,14 @@ def fit_costs(
             callback=existing, help="The program of each profile, in the same order, as for `profile`. Repeatable."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The board file (.toml) to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", callback=board_file_name, help="The board file (.toml) to write.")
+    ],
     *,
     target: Target = None,
 ) -> None:
     """Fit the cost model to profiles of a board, and write a board file that --target takes."""
+    check_output(output)
     from dataclasses import asdict
 
     from openneutron.workflow.profiles import fitted_board

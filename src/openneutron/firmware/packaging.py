@@ -26,7 +26,14 @@ from openneutron.firmware.options import PackageOptions, with_defaults
 from openneutron.firmware.pools import pools_of
 from openneutron.firmware.ports import Port, input_ports, output_ports
 from openneutron.firmware.templates import filled
-from openneutron.firmware.vectors import Vectors, computed_vectors, largest_rank, read_vectors, vectors_header
+from openneutron.firmware.vectors import (
+    Vectors,
+    check_number_of_vectors,
+    computed_vectors,
+    largest_rank,
+    read_vectors,
+    vectors_header,
+)
 from openneutron.formats import pte
 from openneutron.formats.delegate_outputs import BACKEND, check_delegate_outputs
 from openneutron.formats.kernel_selection import kernel_selection_text
@@ -93,6 +100,8 @@ def package(
     host = HostProgram(runnable, "The program", leaves=leaves, loads=is_runnable, isolated=isolated)
     inputs, outputs = input_ports(host, method), output_ports(host, method)
     if isinstance(vectors, int):
+        if given["samples"] is None:
+            check_number_of_vectors(vectors, inputs, outputs)
         found = computed_vectors(host, given["samples"], vectors)
     else:
         found = read_vectors(vectors, inputs, outputs)

@@ -14,6 +14,7 @@ import torch
 from numpy.lib.npyio import NpzFile
 
 from openneutron.core.archives import check_expansion
+from openneutron.core.options import check_size_of_random
 from openneutron.data.arrays import DAMAGED, damage_of
 from openneutron.errors import InputError
 from openneutron.firmware.config import c_float
@@ -22,7 +23,12 @@ from openneutron.firmware.templates import filled
 from openneutron.formats.bundled import BundledTensor, bundle
 from openneutron.runtime import HostProgram, TensorInfo
 
-__all__ = ["Vectors", "computed_vectors", "largest_rank", "read_vectors", "vectors_header"]
+__all__ = [
+    "Vectors", "check_number_of_vectors", "computed_vectors", "largest_rank", "read_vectors", "vectors_header",
+]  # fmt: skip
+
+LARGEST_ARRAY = 1 << 26
+"""The largest size of the array of random test vectors, in bytes. It is more than the memory of all known boards."""
 
 ALIGNMENT = 16
 _LARGEST_ERROR_OF_CODES = 255  # steps of an int8 tensor over the range of a float output of unknown scale
@@ -70,6 +76,11 @@ def _bundled(value: Any, port: Port) -> Any:
     if port.dtype is None:
         return value
     return BundledTensor(port.code, port.shape, port.dim_order, bytes_of(value, port))
+
+
+def check_number_of_vectors(count: int, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+    """Raises `OptionError` if the array of `count` random test vectors is too large."""
+    check_size_of_random(count, max(1, _offsets([*inputs, *outputs])[-1]), "test vectors", LARGEST_ARRAY)
 
 
 def computed_vectors(program: HostProgram, samples: Iterable[Any] | None, count: int) -> Vectors:

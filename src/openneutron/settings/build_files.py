@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from openneutron.core.files import is_file, is_folder
+from openneutron.core.files import is_file, is_folder, reason_of
 from openneutron.errors import InputError
 
-__all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "program_in", "quantized_in"]
+__all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_quantized", "program_in", "quantized_in"]
 
 PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
 """The names of the files of a build."""
+_ARCHIVE = b"PK"
+"""The first bytes of a .pt2, which is a zip archive."""
 
 
 def program_in(path: Path) -> Path:
@@ -21,6 +23,20 @@ def program_in(path: Path) -> Path:
 def quantized_in(path: Path) -> Path:
     """Returns the quantized model of a folder, or `path` itself. Raises `InputError` for a folder without one."""
     return _file_in(path, QUANTIZED, "a quantized model (.pt2)")
+
+
+def check_quantized(path: Path) -> None:
+    """Raises `InputError` for a file whose name or first bytes are not those of a quantized model (.pt2)."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_ARCHIVE))
+    except OSError as error:
+        raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
+    if path.suffix != ".pt2" or begin != _ARCHIVE:
+        raise InputError(
+            f"'{path}' is no quantized model (.pt2). Give the file that `openneutron quantize` writes, or "
+            f"{QUANTIZED} in the folder of a build."
+        )
 
 
 def _file_in(path: Path, name: str, kind: str) -> Path:

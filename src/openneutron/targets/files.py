@@ -18,7 +18,7 @@ from typing import Any
 
 from openneutron.core.files import read_file
 from openneutron.core.messages import did_you_mean
-from openneutron.errors import TargetError
+from openneutron.errors import OptionError, TargetError
 from openneutron.targets.board import KINDS, ROLES, Board, Clocks, Placement, Region
 from openneutron.targets.chips import TARGETS
 from openneutron.targets.costs import COMPUTE_KINDS, Costs
@@ -35,6 +35,12 @@ _LARGEST_SIZE, _LARGEST_CLOCK = 2**48, 10**11
 def is_board_file(target: object) -> bool:
     """Whether `target` is the path of a board file: a path object, or a text that ends in .toml."""
     return isinstance(target, os.PathLike) or (isinstance(target, str) and target.lower().endswith(SUFFIX))
+
+
+def check_board_name(path: Path) -> None:
+    """Raises `OptionError` if the path of a file to write has no name of a board file."""
+    if not is_board_file(path.name):
+        raise OptionError(f"'{path}' is no name of a board file. Give a name that ends in .toml.")
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from openneutron.quantizer import NeutronQuantizer
 from openneutron.runtime.native import is_installed
 from openneutron.settings.build_files import PAGE, PROGRAM, QUANTIZED, SUMMARY
 from openneutron.targets import Target
+from openneutron.vendor.sdk import choose_converter
 from openneutron.workflow.trying import try_changes
 
 __all__ = [
@@ -122,6 +123,8 @@ def build(
         if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
             calibration = list(calibration)
         of_quantize, of_lower = _split(options)
+        if of_lower.get("payload") == "device":  # a missing converter is reported before the quantization
+            choose_converter(of_lower.get("neutron_converter_flavor"))
         if evaluation is not None:
             check_classes(model, example_inputs, evaluation, metric)
         with run("quantize"):

@@ -11,7 +11,7 @@ from openneutron.core.files import check_output, is_folder, write_file
 from openneutron.errors import OptionError
 from openneutron.page import Summary, summarize
 from openneutron.profiling import CostFit, fit_costs, read_profile, with_profile
-from openneutron.targets import Board, NeutronTargetSpec, Target, is_board_file, text_of_board
+from openneutron.targets import Board, NeutronTargetSpec, Target, check_board_name, text_of_board
 from openneutron.workflow.folders import BuildFolder
 
 __all__ = ["fitted_board", "profiled_summary"]
@@ -44,8 +44,7 @@ def fitted_board(
         raise OptionError(
             f"There are {len(recorded)} profiles and {len(programs)} programs. Give --program once for each profile."
         )
-    if not is_board_file(output.name):
-        raise OptionError(f"'{output}' is no name of a board file. Give a name that ends in .toml.")
+    check_board_name(output)
     check_output(output)
     pairs = zip(recorded, list(programs) * (len(recorded) if len(programs) == 1 else 1), strict=True)
     summaries = [profiled_summary(one, program) for one, program in pairs]
