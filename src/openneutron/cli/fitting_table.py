@@ -11,7 +11,7 @@ from rich.text import Text
 
 __all__ = ["FittingTable"]
 
-_WORD_WIDTH = 16
+_WORD_WIDTH = 12
 """The width of a cell from which its words may be broken, such as a path."""
 _FRAME_WIDTH = 3
 """The width of the spaces of a column and its frame. The table has one more line at its left."""

@@ -12,6 +12,7 @@ from rich.text import Text
 from openneutron.cli.fitting_table import FittingTable
 from openneutron.cli.terminal import command_line
 from openneutron.core.messages import as_argument
+from openneutron.page.units import count_of
 
 if TYPE_CHECKING:
     from openneutron.accuracy.validate import OutputDifference
@@ -162,9 +163,9 @@ def blocks_of_profile(profile: ProfileRows) -> Group:
 
 
 def _profile_blocks(profile: ProfileRows) -> Iterator[RenderableType]:
+    runs = count_of(profile.runs, "run")
     yield Text(
-        f"{profile.cycles:,} cycles measured on the NPU (median of {profile.runs} runs), {profile.estimated:,} "
-        "estimated",
+        f"{profile.cycles:,} cycles measured on the NPU (median of {runs}), {profile.estimated:,} estimated",
         style="bold",
     )
     if profile.rows:
@@ -182,7 +183,7 @@ def _profile_blocks(profile: ProfileRows) -> Iterator[RenderableType]:
 
 
 def _profile_table(rows: Sequence[ProfileRow], profile: ProfileRows) -> FittingTable:
-    table = FittingTable("operator", "node", "source", "cycles", "of all", "estimated", "measured/estimated")
+    table = FittingTable("operator", "node", "source", "cycles", "of all", "estimated", "ratio")
     for row in rows[:_SHOWN_OPERATORS]:
         share = f"{100 * row.cycles / max(1, profile.cycles):.1f} %"
         ratio = f"{row.cycles / row.estimated:.2f}" if row.estimated else "-"
