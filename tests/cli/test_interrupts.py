@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.cli.builds import Here
 
+from openneutron.cli import interrupts as interrupts_module
 from openneutron.cli.interrupts import Interrupts, restored_signals
 from openneutron.cli.terminal import Terminal
 from openneutron.core import files
@@ -85,6 +87,33 @@ def test_a_verb_ends_with_130_whatever_becomes_of_the_interrupt(
         assert "interrupted." in ended.err
         assert "Traceback" not in ended.err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows has no pthread_kill")
+@pytest.mark.parametrize(("wait", "ends"), [(60.0, True), (0.2, False)])
+def test_an_interrupt_waits_for_the_end_of_an_import(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wait: float, ends: bool
+) -> None:
+    """Not longer than the limit, because a module of the user may load data for minutes."""
+    name, seconds = f"imported_{ends}", 0.5 if ends else 60
+    (tmp_path / f"{name}.py").write_text(
+        f"import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep({seconds})\nhas_ended = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(interrupts_module, "LONGEST_WAIT", wait)
+    imported = []
+
+    def imports() -> None:
+        imported.append(importlib.import_module(name).has_ended)
+        time.sleep(60)
+
+    begin = time.monotonic()
+    with restored_signals(), Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        imports()
+    assert interrupts.number == signal.SIGINT
+    assert imported == [True] * ends
+    assert time.monotonic() - begin < 30
+    sys.modules.pop(name, None)
 
 
 IMPORT = """

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["Interrupts", "restored_signals"]
+__all__ = ["LONGEST_WAIT", "Interrupts", "restored_signals"]
+
+LONGEST_WAIT = 3.0
+"""The seconds that a signal waits for the end of an import."""
+_RETRY_SECONDS = 0.05
+_IMPORT = "<frozen importlib._bootstrap>"
 
 _ENDING = ("SIGTERM", "SIGHUP")
 """The signals that end a process: of `kill`, and of a terminal that is closed. Windows has only the first."""
@@ -42,6 +48,9 @@ class Interrupts:
     end. Python ignores it in callbacks of weak references and in destructors, and NumPy and torch turn it into other
     errors while they are imported.
 
+    While a module is imported, the exception waits for the end of the import, at most `LONGEST_WAIT` seconds: native
+    modules of torch abort the process if Python raises an exception in their initialization.
+
     Only the main thread can handle signals. If the process ignores one, or has a handler of its own, that is kept.
     After a signal, further ones are ignored when the context has ended (see `restored_signals`).
     """
@@ -50,6 +59,8 @@ class Interrupts:
         self.number: int | None = None
         """The number of the first signal; None if there was none."""
         self._before: dict[int, Any] = {}
+        self._since = 0.0
+        self._retry: threading.Timer | None = None
 
     @property
     def seen(self) -> bool:
@@ -65,6 +76,8 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
         for number, handler in self._before.items():
             # After a signal, the process ends, and a second one would interrupt its end.
             signal.signal(number, signal.SIG_IGN if self.seen else handler)
@@ -77,4 +90,20 @@ class Interrupts:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
             self.number = number
-        signal.default_int_handler(number, frame)
+            self._since = time.monotonic()
+        main = threading.main_thread().ident
+        waits = _is_importing(frame) and time.monotonic() - self._since < LONGEST_WAIT
+        if main is None or not waits or not hasattr(signal, "pthread_kill"):  # Windows has no pthread_kill
+            signal.default_int_handler(number, frame)
+        self._retry = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, (main, number))
+        self._retry.daemon = True
+        self._retry.start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is imported in `frame` or in one of its callers."""
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False
