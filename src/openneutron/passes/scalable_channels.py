@@ -61,7 +61,8 @@ class ScalableLayer:
         """Returns the weight for inputs and outputs that are divided by `factors` [numbers]."""
         groups, inputs = self.input_numbers.shape
         output_numbers = factors[self.output_numbers].reshape(groups, -1, 1, 1)
-        rows = self.rows(weight) * factors[self.input_numbers].reshape(groups, 1, inputs, 1) / output_numbers
+        rows = self.rows(weight) * factors[self.input_numbers].reshape(groups, 1, inputs, 1)
+        rows /= output_numbers
         return (rows.transpose(1, 2) if self.constants.is_transposed else rows).reshape(weight.shape)
 
 
