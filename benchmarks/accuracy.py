@@ -149,15 +149,15 @@ ROWS: dict[str, Row] = {
 
 
 def quantized(network: Network, way: Way) -> tuple[QuantizedModel | GraphModule, float]:
-    """Quantize `network` with its calibration data. Returns the quantized model and the seconds."""
+    """Quantize `network` with its calibration data. Returns the quantized model and the processor seconds."""
     torch.manual_seed(SEED)
     model, examples = network.build(), network.example_inputs()
-    start = time.perf_counter()
+    start = time.process_time()
     if way.short:
         found: QuantizedModel | GraphModule = quantize(model, examples, network.calibration(), **way.options)
     else:
         found = documented_flow(model, network, **way.options)
-    return found, time.perf_counter() - start
+    return found, time.process_time() - start
 
 
 @torch.no_grad()
