@@ -17,6 +17,7 @@ from openneutron.cli.paths import (
     known_flavor,
     known_target,
     known_vectors,
+    number_of_vectors,
     quantized_file,
 )
 from openneutron.cli.terminal import Terminal, command_line
@@ -182,9 +183,10 @@ def package(
     check_new_folder(output)
     from openneutron.workflow.packages import package_files
 
-    count = int(vectors) if vectors.lstrip("+-").isdigit() else vectors
+    number = number_of_vectors(vectors)
+    chosen = vectors if number is None else number
     written = package_files(
-        program, output, settings, samples or (), vectors=count, portable=portable, isolated=not in_process
+        program, output, settings, samples or (), vectors=chosen, portable=portable, isolated=not in_process
     )
     what = f"{output}: {len(written.files)} files, {written.vectors} test vectors, payload: {written.kind}"
     test = f"Test it: cd {as_argument(output)} && cmake -B build && cmake --build build && ctest --test-dir build"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +18,12 @@ from openneutron.targets import NeutronTargetSpec, check_board_name, generation_
 
 __all__ = [
     "board_file_name", "check_converter", "check_no_input", "existing", "existing_file", "existing_program",
-    "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors", "quantized_file",
+    "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors", "number_of_vectors",
+    "quantized_file",
 ]  # fmt: skip
 
 Paths = TypeVar("Paths", Path, "Sequence[Path]", None)
+_NUMBER = re.compile("[+-]?[0-9]{1,18}")
 
 
 def existing(parameter: typer.CallbackParam, value: Paths) -> Paths:
@@ -65,11 +68,17 @@ def known_vectors(parameter: typer.CallbackParam, value: str) -> str:
 
     A callback of typer.
     """
-    if not value.lstrip("+-").isdigit():
+    number = number_of_vectors(value)
+    if number is None:
         existing_file(parameter, Path(value))
-    elif int(value) < 1:
+    elif number < 1:
         raise OptionError(f"{_name(parameter)}: {value} is no number of test vectors. Give 1 or more, or a .npz file.")
     return value
+
+
+def number_of_vectors(text: str) -> int | None:
+    """Returns the number that a text gives in ASCII digits; None for any other text, which names a file."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def board_file_name(value: Path) -> Path:
