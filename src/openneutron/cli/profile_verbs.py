@@ -9,7 +9,7 @@ import typer
 
 from openneutron.cli.paths import board_file_name, existing, existing_file, known_target
 from openneutron.cli.terminal import Terminal
-from openneutron.cli.verbs import add_verb
+from openneutron.cli.verbs import FAILED, add_verb
 from openneutron.core.files import check_output
 
 __all__ = ["add_verbs"]
@@ -79,7 +79,10 @@ def fit_costs(
     *,
     target: Target = None,
 ) -> None:
-    """Fit the cost model to profiles of a board, and write a board file that --target takes."""
+    """Fit the cost model to profiles of a board, and write a board file that --target takes.
+
+    The exit code is 1 if the fit makes the estimates of the profiles worse. The file then has the old coefficients.
+    """
     check_output(output)
     from dataclasses import asdict
 
@@ -87,3 +90,5 @@ def fit_costs(
 
     found = fitted_board(recorded, program, output, target)
     terminal.show(f"{output}: {found}", {"file": str(output), **asdict(found)})
+    if found.kept:
+        raise typer.Exit(FAILED)

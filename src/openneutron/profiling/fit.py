@@ -4,12 +4,14 @@ The cost model is linear in its coefficients: the cycles to start an operator, t
 for each kind of computation. Where transfers and computations overlap (Neutron-S), each operator is assigned to the
 longer of the two, and the assignment is repeated with the fitted coefficients. The fit minimizes relative errors under
 the condition that no coefficient is negative. Huber weights limit the influence of outliers. Coefficients that the
-profiles do not determine stay near those of the target.
+profiles do not determine stay near those of the target. If the median relative error of the fitted coefficients on the
+profiles is larger than that of the target's coefficients, the target's coefficients stay.
 """
 
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +23,7 @@ from openneutron.page.content import LayerRow, Summary
 from openneutron.profiling.join import layer_cycles
 from openneutron.targets import COMPUTE_KINDS, Costs
 
-__all__ = ["LEAST_ROWS", "CostFit", "fit_costs"]
+__all__ = ["LEAST_ROWS", "CostFit", "FitWarning", "fit_costs"]
 
 LEAST_ROWS = 8
 """The least number of rows of profiles for a fit."""
@@ -41,6 +43,10 @@ _LEAST_FACTOR = 0.01
 Numbers = npt.NDArray[np.float64]
 
 
+class FitWarning(UserWarning):
+    """Fitted coefficients make the estimates of the profiles worse, so the coefficients of the target are kept."""
+
+
 @dataclass(frozen=True)
 class CostFit:
     """Coefficients that were fitted to profiles."""
@@ -54,12 +60,14 @@ class CostFit:
     """The median relative error of the estimated cycles of a row with the target's coefficients."""
     error_after: float
     """The same with the fitted coefficients."""
+    kept: bool = False
+    """Whether `costs` are the target's coefficients, because those of the fit have a larger error."""
 
     def __str__(self) -> str:
         factors = ", ".join(f"{kind} {factor:.3g}" for kind, factor in self.costs.compute)
         return (
             f"{self.rows} rows; median relative error of the estimates {100 * self.error_before:.1f} % before, "
-            f"{100 * self.error_after:.1f} % after\n"
+            f"{100 * self.error_after:.1f} % after{'; the coefficients of the target are kept' * self.kept}\n"
             f"  start of an operator: {self.costs.operator_cycles:.4g} cycles\n"
             f"  bytes per cycle: {self.costs.bytes_per_cycle:.4g}\n"
             f"  factors of computation: {factors or 'none'}"
@@ -74,6 +82,8 @@ class _Row:
 
 def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> CostFit:
     """Fits the coefficients to summaries with profiles. The fit begins with `base`, the coefficients of the target.
+
+    If the fit increases the median relative error, returns `base` with a `FitWarning`.
 
     Raises `InputError` for profiles of boards with different NPUs, and for fewer than `LEAST_ROWS` rows whose operators
     are known.
@@ -94,9 +104,17 @@ def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> Co
     kinds = _kinds_with_rows(rows)
     single = _fitted(rows, kinds, base, moves=moves) if kinds and len(rows) >= LEAST_ROWS + len(kinds) else common
     chosen, own = (single, kinds) if _error(rows, single, moves) < 0.95 * _error(rows, common, moves) else (common, ())
-    return CostFit(
-        replace(chosen, source=source), len(rows), own, _error(rows, base, moves), _error(rows, chosen, moves)
-    )
+    before, after = _error(rows, base, moves), _error(rows, chosen, moves)
+    if after > before:
+        warnings.warn(
+            f"The fit increases the median relative error of the estimates from {100 * before:.3g} % to "
+            f"{100 * after:.3g} %, so the coefficients of the target are kept. Give profiles of more operators, and "
+            "check that each profile belongs to its program.",
+            FitWarning,
+            stacklevel=2,
+        )
+        return CostFit(base, len(rows), (), before, after, kept=True)
+    return CostFit(replace(chosen, source=source), len(rows), own, before, after)
 
 
 def _rows(summary: Summary) -> list[_Row]:
