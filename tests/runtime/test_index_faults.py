@@ -88,6 +88,90 @@ def test_an_index_out_of_range(name: str) -> None:
         assert (run(*inputs) - quantized(*inputs)).abs().max() < 0.1
 
 
+class TwoTables(nn.Module):
+    """Reads a table of 9 rows at reshaped indices, and one of 200 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large = nn.Embedding(9, 8), nn.Embedding(200, 8)
+
+    def forward(self, times: Tensor, ids: Tensor) -> Tensor:
+        found: Tensor = self.small(ids.reshape(3, 1)).sum(1) + self.large(times.reshape(1, 3)).sum(0)
+        return found
+
+
+class Kept(nn.Module):
+    """Reads a table of 5 rows at the indices of the last run, and one of 200 rows at those of this run."""
+
+    at: Tensor
+
+    def __init__(self, reshapes: bool) -> None:
+        super().__init__()
+        self.small, self.large, self.reshapes = nn.Embedding(5, 8), nn.Embedding(200, 8), reshapes
+        self.register_buffer("at", torch.tensor([0, 1, 2]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        at = self.at.reshape(3, 1) if self.reshapes else self.at
+        found: Tensor = self.small(at).reshape(3, 8) + self.large(ids)
+        self.at.copy_(ids)
+        return found
+
+
+class Counter(nn.Module):
+    """Reads a table of 2 rows at the number of the run."""
+
+    runs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(2, 8)
+        self.register_buffer("runs", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.table(self.runs * 1) + x
+        self.runs += 1
+        return found
+
+
+OF_STATE = r"from the state of shape \(3,\) and dtype int64\. Call reset\(\) .* from 0 to 4"
+RUNS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], list[list[list[int]]], str]] = {
+    "another input of the same size": (
+        TwoTables, (IDS, IDS), [[[199, 10, 3], [0, 99, 1]]], r"'ids' holds the index 99\. Give indices from 0 to 8",
+    ),
+    "the input of the second kernel": (
+        TwoTables, (IDS, IDS), [[[0, 300, 3], [0, 8, 1]]], r"'times' holds the index 300\. Give indices from 0 to 199",
+    ),
+    "a state": (lambda: Kept(False), (IDS,), [[[0, 99, 1]], [[0, 100, 1]]], OF_STATE),
+    "a state, and an input with a fault": (lambda: Kept(False), (IDS,), [[[0, 99, 1]], [[0, 250, 1]]], OF_STATE),
+    "a reshaped state": (lambda: Kept(True), (IDS,), [[[0, 99, 1]], [[0, 100, 1]]], OF_STATE),
+    "an input beside a state": (
+        lambda: Kept(False), (IDS,), [[[0, 4, 1]], [[0, 250, 1]]], r"'ids' holds the index 250\. .* from 0 to 199",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_value_that_holds_the_index(name: str) -> None:
+    make, inputs, runs, message = RUNS[name]
+    program = lower(quantize(make().eval(), inputs, [inputs], recover=None, progress=False))
+    *before, wrong = [[torch.tensor(values) for values in run] for run in runs]
+    for run in before:
+        program.run(*run)
+    with pytest.raises(HostError, match=message):
+        program.run(*wrong)
+    program.reset()
+    program.run(*inputs)
+
+
+def test_indices_that_are_computed_from_a_state() -> None:
+    inputs = (torch.randn(1, 8),)
+    program = lower(quantize(Counter().eval(), inputs, [inputs], recover=None, progress=False))
+    program.run(*inputs)
+    program.run(*inputs)
+    with pytest.raises(HostError, match=r"computes its indices from the state of shape \(1,\) .* from 0 to 1\."):
+        program.run(*inputs)
+
+
 def test_in_a_process_of_its_own() -> None:
     quantized = quantize(nn.Embedding(9, 8).eval(), (IDS,), [(IDS,)], recover=None, progress=False)
     program = load(lower(quantized).buffer, isolated=True)

@@ -131,7 +131,8 @@ class Slot:
     """The shape of a tensor."""
     dtype: str = ""
     bytes: int = 0
-    is_planned: bool = False
+    place: tuple[int, int] | None = None
+    """The number of a memory buffer and the offset in it; None for a tensor outside of planned memory."""
     has_data: bool = False
     """Whether the program holds values of a tensor: it is a constant, or a state with initial values."""
     kind: str = ""
@@ -146,6 +147,16 @@ class Slot:
     """Whether a tensor is a constant that another file holds."""
     constant: int | float | bool | None = None
     """The value of a number or bool; None for any other value."""
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether a tensor lies in memory that the runtime allocates for the method."""
+        return self.place is not None
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a tensor is a state with initial values, which the program may overwrite."""
+        return self.has_data and self.is_planned
 
 
 @dataclass(frozen=True)
@@ -330,19 +341,26 @@ def _read_slot(table: Table) -> Slot:
         items = value.count(0, _ITEM_DTYPES.get(kind, np.int32)) if value is not None and kind in _LISTS else 0
         members = value.integers(0) if value is not None and kind in _LISTS_OF_TENSORS else ()
         return Slot(kind="text" if kind == ValueKind.STRING else _LISTS.get(kind, ""), items=items, members=members)
-    sizes, is_planned, extra = value.integers(2), value.table(6) is not None, value.table(9)
+    sizes, place, extra = value.integers(2), _read_place(value.table(6)), value.table(9)
     dtype = SCALAR_TYPES.get(value.integer(0, "b"), "")
     return Slot(
         rank=len(sizes),
         sizes=sizes,
         dtype=dtype,
         bytes=math.prod(sizes) * ITEM_BYTES.get(dtype, 1),
-        is_planned=is_planned,
+        place=place,
         has_data=value.integer(5, "I") > 0,
         kind="tensor",
         is_resizable=value.integer(8, "b") != _STATIC,
-        is_external=extra is not None and extra.integer(2, "b") == _EXTERNAL and not is_planned,
+        is_external=extra is not None and extra.integer(2, "b") == _EXTERNAL and place is None,
     )
+
+
+def _read_place(allocation: Table | None) -> tuple[int, int] | None:
+    """Returns the buffer and the offset of an AllocationDetails; None if there is none."""
+    if allocation is None:
+        return None
+    return allocation.integer(0, "I"), allocation.integer(1, "I") | allocation.integer(2, "I") << 32
 
 
 def _read_instructions(tables: Iterable[Table]) -> tuple[Instruction, ...]:

@@ -1,15 +1,17 @@
-"""Finds the input of a program whose values made a CPU kernel fail that reads tensors at indices."""
+"""Finds the value that made a CPU kernel fail which reads tensors at indices: an input or a state of the program."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from openneutron.formats.kernel_calls import writers_of
-from openneutron.formats.pte import KernelCall, Method
+from openneutron.formats.delegate_outputs import BACKEND
+from openneutron.formats.payload import argument_count
+from openneutron.formats.pte import DelegateCall, Instruction, KernelCall, Method
 
 __all__ = ["index_fault"]
 
@@ -27,96 +29,164 @@ _LISTS = ("aten::index.Tensor_out", "aten::index_put.out")
 _LIST_AT = 1
 # Parts of the names of kernels that keep all values.
 _KEEPS_VALUES = ("clone", "view", "permute", "dim_order", "unsqueeze", "squeeze", "expand", "_to_copy")
+# The index in the message of `embedding` or `index_select`. The other kernels of `_INDICES` report none.
+_REPORTED = re.compile(r"(?:indices_ptr\[\d+\]|index\[\d+\] =) (-?\d+)")
 
 
 @dataclass(frozen=True)
 class _Indices:
-    """Indices that a kernel reads: the kernel, the number of their value, and the range of valid indices."""
+    """Indices that a kernel reads: the number of the value that holds them, and the range of valid indices."""
 
-    kernel: str
     number: int
     least: int
     largest: int
 
+    @property
+    def range(self) -> str:
+        return f"from {self.least} to {self.largest}"
+
+
+@dataclass
+class _Values:
+    """Where the values of a method come from, at one step of its run.
+
+    A kernel that only reshapes is not in the program: its output lies at the place of its operand.
+    """
+
+    method: Method
+    origins: dict[int, int] = field(default_factory=dict)
+    """For each value that exists: the value that it is a copy of, or itself."""
+    read: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """For each value that a kernel has computed: the origins of what the kernel read."""
+    last_at: dict[tuple[int, int], int] = field(default_factory=dict)
+    """For each place in memory: the value that was written there last."""
+
+    def write(self, number: int, origin: int) -> None:
+        """Notes that a value is written now, with the values of `origin`."""
+        self.origins[number] = origin
+        if (place := self.method.slots[number].place) is not None:
+            self.last_at[place] = number
+
+    def origin(self, number: int) -> int | None:
+        """Returns the input, state, constant or computed value that a value is a copy of; None if it is unknown."""
+        place = self.method.slots[number].place
+        if number not in self.origins and place is not None:
+            number = self.last_at.get(place, number)
+        return self.origins.get(number)
+
+    def run_kernel(self, name: str, arguments: Sequence[int]) -> None:
+        """Notes the output of a kernel, its last argument. A state that it overwrites stays an origin."""
+        if not arguments or self.method.slots[arguments[-1]].is_state:
+            return
+        slots, output = self.method.slots, arguments[-1]
+        source = self.origin(arguments[0])
+        if any(part in name for part in _KEEPS_VALUES) and source is not None and "int" in slots[source].dtype:
+            self.write(output, source)
+            return
+        operands = [member for number in arguments[:-1] for member in slots[number].members or (number,) if member >= 0]
+        self.read[output] = tuple(origin for number in operands if (origin := self.origin(number)) is not None)
+        self.write(output, output)
+
+    def run_delegate(self, call: DelegateCall) -> None:
+        """Notes the outputs of a delegate. For a backend whose payload is unknown, each new argument is an output."""
+        inputs = argument_count(call.payload) if call.backend == BACKEND else 0
+        for number in call.numbers[inputs:]:
+            if inputs or number not in self.origins:
+                self.write(number, number)
+
+    def roots(self, number: int) -> list[int]:
+        """Returns the inputs, states and constants that a value is computed from by CPU kernels."""
+        found: dict[int, None] = {}
+        waiting = [number]
+        while waiting:
+            one = waiting.pop()
+            if one not in found:
+                found[one] = None
+                waiting += self.read.get(one, ())
+        return [one for one in found if one not in self.read]
+
 
 def index_fault(method: Method, failure: str, names: Sequence[str], inputs: Sequence[Any]) -> str:
-    """Returns a sentence that names the input whose indices are out of range, and what to give; "" if none is found.
+    """Returns a sentence that names the value whose indices are out of range, and what to do; "" if none is found.
 
-    `failure` names the kernel that failed. `names` and `inputs` are those of the method's inputs. Linear in the
-    calls of the method, for each of its kernels that reads indices.
+    `failure` names the kernel that failed, and the index if the kernel reports one. `names` and `inputs` are those of
+    the method's inputs. Linear in the calls of the method, for each of its kernels that reads indices.
     """
-    writers = writers_of(method)
+    reported = _REPORTED.search(failure)
     at = {number: index for index, number in enumerate(method.input_numbers)}
-    found = [indices for indices in _indices_of(method) if indices.kernel in failure]
-    for indices in found:
-        number = _without_moves(writers, indices.number)
-        # ExecuTorch leaves out a kernel that only reshapes: its output lies in the memory of an input of the same size.
-        sources = [at[number]] if number in at else [] if number in writers else range(len(inputs))
-        for source in sources:
-            if method.slots[method.input_numbers[source]].bytes != method.slots[number].bytes:
-                continue
-            if (wrong := _outside(inputs[source], indices)) is not None:
-                return (
-                    f"Input '{names[source]}' holds the index {wrong}. Give indices from {indices.least} to "
-                    f"{indices.largest}."
-                )
-    for indices in found:
-        sources = [at[number] for number in _sources(writers, indices.number) if number in at]
-        integers = [source for source in sources if _is_integer(inputs[source])]
-        if indices.number not in at and integers:
-            ranges = " and ".join(f"'{names[source]}' ({_range(inputs[source])})" for source in integers)
-            return (
-                f"It computes its indices from {ranges}. Give values for which they are from {indices.least} to "
-                f"{indices.largest}."
-            )
+    values = _Values(method)
+    for number, slot in enumerate(method.slots):
+        if number in at or slot.has_data:
+            origin = values.origin(number)  # a state in another shape is another value with data, at the same place
+            values.write(number, number if origin is None else origin)
+    suspects = []
+    for name, indices in _run(values):
+        if name not in failure or (origin := values.origin(indices.number)) is None:
+            continue
+        if origin not in at:
+            suspects.append((indices, values.roots(origin), origin in values.read))
+            continue
+        found = _outside(inputs[at[origin]], indices)
+        wrong = found[:1] if reported is None else [index for index in found if index == int(reported[1])]
+        if wrong:
+            return f"Input '{names[at[origin]]}' holds the index {wrong[0]}. Give indices {indices.range}."
+    for indices, roots, is_computed in suspects:
+        if sources := _sources(method, roots, [(names[at[one]], inputs[at[one]]) for one in roots if one in at]):
+            verb = "computes" if is_computed else "reads"
+            return f"It {verb} its indices from {' and '.join(sources)}. {_cure(method, roots)} {indices.range}."
     return ""
 
 
-def _indices_of(method: Method) -> Iterator[_Indices]:
-    """Returns the indices of all kernel calls. A position that a damaged file lacks is left out."""
+def _sources(method: Method, roots: Iterable[int], inputs: Iterable[tuple[str, Any]]) -> list[str]:
+    """Returns a description of each input of integers, with its range, and of each state of integers."""
+    states = [method.slots[number] for number in roots]
+    return [
+        *(f"'{name}' ({_range(values)})" for name, values in inputs if _is_integer(values)),
+        *(f"the state of shape {slot.sizes} and dtype {slot.dtype}" for slot in states
+          if slot.is_state and "int" in slot.dtype),
+    ]  # fmt: skip
+
+
+def _cure(method: Method, roots: Iterable[int]) -> str:
+    """Returns the beginning of the sentence that says what to do; the range of indices is its end."""
+    if any(method.slots[number].is_state for number in roots):
+        return "Call reset() to restore the state, and run the program only while the indices are"
+    return "Give values for which they are"
+
+
+def _run(values: _Values) -> Iterator[tuple[str, _Indices]]:
+    """Follows the calls of the method, and returns the indices of each kernel call before `values` has its output."""
+    method = values.method
     steps = [step for chain in method.chains for step in chain if step.kind in ("kernel", "delegate")]
     for call, step in zip(method.calls, steps, strict=False):
-        if not isinstance(call, KernelCall):
-            continue
-        slots, arguments = method.slots, step.arguments
-        indexed = slots[arguments[0]].sizes if arguments else ()
-        if call.name in _LISTS:
-            for size, number in zip(indexed, slots[arguments[_LIST_AT]].members, strict=False):
-                if number >= 0:
-                    yield _Indices(call.name, number, -size, size - 1)
-        elif call.name in _INDICES and indexed:
-            position, dim_at = _INDICES[call.name]
-            dim = 0 if dim_at is None else int(slots[arguments[dim_at]].constant or 0)
-            yield _Indices(call.name, arguments[position], 0, indexed[dim] - 1)
+        if isinstance(call, KernelCall):
+            for indices in _indices_of(method, call.name, step):
+                yield call.name, indices
+            values.run_kernel(call.name, step.arguments)
+        else:
+            values.run_delegate(call)
 
 
-def _without_moves(writers: Mapping[int, KernelCall], number: int) -> int:
-    """Returns the value that a value is a copy of, in another shape, dtype or order."""
-    seen = set()
-    while number in writers and number not in seen and any(part in writers[number].name for part in _KEEPS_VALUES):
-        seen.add(number)
-        number = writers[number].numbers[0]
-    return number
+def _indices_of(method: Method, name: str, step: Instruction) -> Iterator[_Indices]:
+    """Returns the indices that a kernel call reads. A position that a damaged file lacks is left out."""
+    slots, arguments = method.slots, step.arguments
+    indexed = slots[arguments[0]].sizes if arguments else ()
+    if name in _LISTS:
+        for size, number in zip(indexed, slots[arguments[_LIST_AT]].members, strict=False):
+            if number >= 0:
+                yield _Indices(number, -size, size - 1)
+    elif name in _INDICES and indexed:
+        position, dim_at = _INDICES[name]
+        dim = 0 if dim_at is None else int(slots[arguments[dim_at]].constant or 0)
+        yield _Indices(arguments[position], 0, indexed[dim] - 1)
 
 
-def _sources(writers: Mapping[int, KernelCall], number: int) -> list[int]:
-    """Returns the values that a value is computed from by CPU kernels."""
-    found: dict[int, None] = {}
-    waiting = [number]
-    while waiting:
-        one = waiting.pop()
-        if one not in found:
-            found[one] = None
-            waiting += writers[one].numbers[:-1] if one in writers else ()
-    return list(found)
-
-
-def _outside(values: Any, indices: _Indices) -> int | None:
-    """Returns the first of `values` that is out of range; None if there is none."""
+def _outside(values: Any, indices: _Indices) -> list[int]:
+    """Returns those of `values` that are out of range."""
     if not _is_integer(values):
-        return None
-    wrong = values[(values < indices.least) | (values > indices.largest)]
-    return int(wrong.flatten()[0]) if wrong.numel() else None
+        return []
+    wrong: list[int] = values[(values < indices.least) | (values > indices.largest)].tolist()
+    return wrong
 
 
 def _is_integer(values: Any) -> bool:
