@@ -17,6 +17,7 @@ from openneutron.passes.eliminate_dead_code import eliminate_dead_code
 from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
+from openneutron.passes.fold_infinite_comparisons import fold_infinite_comparisons
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.fold_slices_of_concatenations import fold_slices_of_concatenations
 from openneutron.passes.functionalize import functionalize
@@ -56,6 +57,7 @@ __all__ = [
     "fold_arithmetic",
     "fold_batch_norm",
     "fold_constants",
+    "fold_infinite_comparisons",
     "fold_norm_affine",
     "fold_slices_of_concatenations",
     "functionalize",

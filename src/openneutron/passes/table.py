@@ -34,6 +34,7 @@ from openneutron.passes.eliminate_dead_code import eliminate_dead_code
 from openneutron.passes.fold_arithmetic import fold_arithmetic
 from openneutron.passes.fold_batch_norm import fold_batch_norm
 from openneutron.passes.fold_constants import fold_constants
+from openneutron.passes.fold_infinite_comparisons import fold_infinite_comparisons
 from openneutron.passes.fold_norm_affine import fold_norm_affine
 from openneutron.passes.fold_slices_of_concatenations import fold_slices_of_concatenations
 from openneutron.passes.functionalize import functionalize
@@ -143,6 +144,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(remove_stride_dependence, "write operators that depend on strides as operators that do not"),
     Pass(remove_empties, "remove tensors without elements"),
     Pass(fold_constants, "compute values that do not depend on inputs"),
+    Pass(fold_infinite_comparisons, "fold comparisons of finite values with infinity"),
     Pass(complex_to_real, "compute complex numbers as pairs of real numbers", keeps_parameters=True),
     Pass(integers_to_floats, "replace integers between booleans and float32 by float32 or boolean values"),
     Pass(add_batch_dimension, "give layers of a single sample a batch dimension of 1"),
