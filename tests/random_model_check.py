@@ -70,6 +70,8 @@ class Way:
     channels_last: bool
     scattered: bool
     """Whether calibration data are views of tensors with other strides."""
+    core_aten: bool = False
+    """Whether the short flow gets the model as an exported program after `run_decompositions`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def draw_way(random: Random) -> Way:
     """Draws how a model is quantized and lowered, most often by the short flow without recovery."""
     documented = random.random() < 0.25
     recover = None if documented else random.choice([None, None, None, "fast", "auto"])
-    return Way(documented, random.random() < 0.2, recover, random.random() < 0.2, random.random() < 0.3)
+    strict, channels_last, scattered = (random.random() < share for share in (0.2, 0.2, 0.3))
+    return Way(documented, strict, recover, channels_last, scattered, random.random() < 0.1)
 
 
 def check_seed(seed: int) -> tuple[RandomModel, Way, Finding]:
@@ -128,9 +131,12 @@ def _exports(model: RandomModel, sample: Sample, way: Way) -> bool:
 
 
 def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
-    quantized = quantize(model.build(), samples[0], samples, recover=way.recover, strict=way.strict, progress=False)
+    given = _core_aten(model, samples[0], way) if way.core_aten else model.build()
+    quantized = quantize(given, samples[0], samples, recover=way.recover, strict=way.strict, progress=False)
     if quantized.reference is not None:
-        rewritten = _rewritten(model, quantized.reference, unseen)
+        # run_decompositions() may lose a write to a buffer, so the decomposed program is the model then.
+        build = model.build if isinstance(given, torch.nn.Module) else given.module
+        rewritten = _rewritten(build, quantized.reference, unseen)
         if rewritten is not None and rewritten.is_fault:
             return rewritten
     program = lower(quantized)
@@ -141,14 +147,26 @@ def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sam
     return held if held.is_fault else rewritten or held
 
 
-def _rewritten(model: RandomModel, reference: GraphModule, unseen: list[Sample]) -> Finding | None:
-    """Returns a finding if `reference`, the annotated float graph, differs from `model`; None if it does not."""
+def _core_aten(model: RandomModel, sample: Sample, way: Way) -> Any:
+    """Returns the exported program in core ATen operators; the module itself if torch cannot export or decompose it."""
+    positional, named = ((), sample) if isinstance(sample, dict) else (sample, None)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model.build(), positional, named, strict=way.strict).run_decompositions()
+    except Exception:  # torch's errors have many types
+        return model.build()
+
+
+def _rewritten(
+    build: Callable[[], torch.nn.Module], reference: GraphModule, unseen: list[Sample]
+) -> Finding | None:
+    """Returns a finding if `reference`, the annotated float graph, differs from the model; None if it does not."""
     reset(reference)
-    wanted, found = _outputs(model.build(), unseen), _outputs(reference, unseen)
+    wanted, found = _outputs(build(), unseen), _outputs(reference, unseen)
     figure = min(map(_worst_db_with_declared_noise, wanted, found))
     if figure >= REFERENCE_DB:
         return None
-    noisy = min(min(map(_worst_db, wanted, _disturbed(model, unseen, seed))) for seed in range(DRAWS_OF_NOISE))
+    noisy = min(min(map(_worst_db, wanted, _disturbed(build, unseen, seed))) for seed in range(DRAWS_OF_NOISE))
     outcome = Outcome.REWRITTEN if figure < noisy - MARGIN_DB and noisy > MIN_DB else Outcome.ILL_CONDITIONED
     return Finding(outcome, f"{figure:.1f} dB; {noisy:.1f} dB with noise")
 
@@ -277,11 +295,11 @@ def _off_by_one(converted: GraphModule, unseen: list[Sample], seed: int) -> list
         return _outputs(converted, unseen)
 
 
-def _disturbed(model: RandomModel, unseen: list[Sample], seed: int) -> list[Any]:
+def _disturbed(build: Callable[[], torch.nn.Module], unseen: list[Sample], seed: int) -> list[Any]:
     """Returns the outputs of `model` with that noise, which shows how much permitted approximations
     change the model.
     """
-    module = model.build()
+    module = build()
     with _Disturbed(seed):
         return _outputs(module, unseen)
 

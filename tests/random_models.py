@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from tests.random_statements import Drawn, statement
+from tests.random_statements import Drawn, Table, statement, statement_of_table
 from torch import nn
 
-__all__ = ["Form", "Input", "RandomModel", "Sample", "draw_model"]
+__all__ = ["Form", "Input", "RandomModel", "Sample", "draw_model", "model_of_table"]
 
 Shape = tuple[int, ...]
 Sample = tuple[Any, ...] | dict[str, Any]
@@ -110,6 +110,19 @@ def draw_model(random: Random, *, most_statements: int = 30) -> RandomModel:
             return drawn
 
 
+def model_of_table(text: Table) -> RandomModel | None:
+    """Returns a model that computes one entry of the table of statements between others; None if no shape suits it."""
+    for seed, shape in enumerate(INPUT_SHAPES * 3):
+        random, inputs = Random(seed), {"x": Input(shape), "y": Input(shape)}
+        generator = torch.Generator().manual_seed(0)
+        state = _State(random, {name: given.sample(generator) for name, given in inputs.items()}, [*inputs])
+        state.keep(Drawn(("v0 = F.relu(x * 0.5) + y * 0.25",)), "v0")
+        if state.keep(statement_of_table(random, "v1", "v0", state.shapes(), 0, text=text), "v1"):
+            state.keep(Drawn(("v2 = torch.tanh(v1)",)), "v2")
+            return RandomModel(_source(state, inputs, "(v1, v2)", Form.POSITIONAL), inputs, Form.POSITIONAL, 3)
+    return None
+
+
 def _draw(random: Random, count: int) -> RandomModel | None:
     inputs = _draw_inputs(random)
     generator = torch.Generator().manual_seed(0)
@@ -145,13 +158,17 @@ class _State:
     def try_statement(self) -> None:
         name = f"v{len(self.lines)}"
         chosen = self.random.choice(self.values[-4:] if self.random.random() < 0.7 else self.values)
-        drawn = statement(self.random, name, chosen, self.shapes(), len(self.parts))
+        self.keep(statement(self.random, name, chosen, self.shapes(), len(self.parts)), name)
+
+    def keep(self, drawn: Drawn, name: str) -> bool:
+        """Adds the statement that computes `name` if torch runs it; returns whether it does."""
         if not self._runs(drawn, name):
-            return
+            return False
         self.lines += drawn.lines
         self.parts += drawn.parts
         self.values.append(name)
         self.accepted += 1
+        return True
 
     def shapes(self) -> dict[str, Shape]:
         return {name: tuple(self.scope[name].shape) for name in (*self.values, *self.masks)}

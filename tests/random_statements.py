@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-__all__ = ["Drawn", "statement"]
+from tests.random_table import EXPRESSIONS, IN_PLACE, MODULES
+
+__all__ = ["Drawn", "Table", "statement", "statement_of_table"]
 
 Shape = tuple[int, ...]
 
@@ -106,6 +108,8 @@ MASKED = (
     "{v}.masked_fill({m}, -1e9)", "torch.where({m}, {v}, -1e4)", "{v}.masked_fill({m}, float('-inf')).softmax(-1)",
     "({v}.masked_fill(~{m}, -1e9)).softmax(-1) @ {v}.transpose(-1, -2)", "{v} * {m}", "{v} * (~{m}).float()",
 )  # fmt: skip
+Table = str | tuple[str, str]
+TABLE: tuple[Table, ...] = (*EXPRESSIONS, *IN_PLACE, *MODULES)
 ADDED = ("{v} + {m}", "({v} + {m}).softmax(-1)", "({v} * 0.5 + {m}).softmax(-1) * {v}")
 
 
@@ -124,6 +128,7 @@ def statement(random: Random, name: str, value: str, shapes: Mapping[str, Shape]
         (4, lambda: _lines(name, value, random.choice(WRITES))),
         (3, lambda: _lines(name, value, random.choice(REGIONS))),
         (2, lambda: _state(random, name, value, shapes[value], part)),
+        (24, lambda: statement_of_table(random, name, value, shapes, part, text=random.choice(TABLE))),
         (12 if masks else 0, lambda: _masked(random, name, value, masks)),
     ]
     weights = [weight for weight, _ in kinds]
@@ -162,6 +167,25 @@ def _binary(random: Random, name: str, value: str, shapes: Mapping[str, Shape]) 
     others = alike if random.random() < 0.7 else [other for other in shapes if not other.startswith("mask")]
     text = _fill(random, random.choice(BINARY), value, shape, w=random.choice(others))
     return Drawn((f"{name} = {text}",))
+
+
+def statement_of_table(
+    random: Random, name: str, value: str, shapes: Mapping[str, Shape], part: int, *, text: Table
+) -> Drawn:
+    """Returns the statement of one entry of `TABLE`, with random dimensions and other values of the same shape."""
+    shape = shapes[value]
+    alike = [other for other, found in shapes.items() if not other.startswith("mask") and found == shape]
+    sizes = {"f": str(shape[-1] if shape else 1), "c": str(shape[1] if len(shape) > 1 else 1), "part": str(part)}
+
+    def filled(template: str) -> str:
+        return _fill(random, template, value, shape, n=name, w=random.choice(alike), **sizes)
+
+    if not isinstance(text, str):
+        expression, module = text
+        return Drawn((f"{name} = {filled(expression)}",), (f"self.m{part} = {filled(module)}",))
+    if text in IN_PLACE:
+        return Drawn((f"{name} = {value} * 1", filled(text)))
+    return Drawn((f"{name} = {filled(text)}",))
 
 
 def _masked(random: Random, name: str, value: str, masks: Sequence[str]) -> Drawn:

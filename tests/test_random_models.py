@@ -7,11 +7,13 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.random_model_check import Outcome, check, check_seed, draw_way
-from tests.random_models import draw_model
+from tests.random_model_check import Outcome, Way, check, check_seed, draw_way
+from tests.random_models import draw_model, model_of_table
+from tests.random_statements import TABLE
 
 SEEDS = range(150)
 SEEDS_OF_A_TEST = 15
+ENTRIES_OF_A_TEST = 16
 
 
 @pytest.mark.slow
@@ -22,6 +24,21 @@ def test_a_random_model_is_refused_with_a_typed_error_or_runs(first: int) -> Non
     assert not faults, "python -m tests.soak --seed N shows the model\n" + "\n".join(faults)
     refused = sum(finding.outcome is Outcome.REFUSED for finding in found.values())
     assert refused <= SEEDS_OF_A_TEST // 2, "most models are refused: this test shows little"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("documented", [False, True])
+@pytest.mark.parametrize("first", range(0, len(TABLE), ENTRIES_OF_A_TEST))
+def test_each_entry_of_the_table_of_statements_runs(first: int, documented: bool) -> None:
+    way = Way(documented, strict=False, recover=None, channels_last=False, scattered=False)
+    faults = []
+    for text in TABLE[first : first + ENTRIES_OF_A_TEST]:
+        model = model_of_table(text)
+        assert model is not None, f"no shape of an input suits {text}"
+        finding = check(model, way)
+        if finding.is_fault:
+            faults.append(f"{text}: {finding}")
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.slow
