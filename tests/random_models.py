@@ -139,7 +139,19 @@ def _draw(random: Random, count: int) -> RandomModel | None:
     if returned is None:
         return None
     form = random.choices(list(Form), [6, 1, 1])[0]
-    return RandomModel(_source(state, inputs, returned, form), inputs, form, state.accepted)
+    model = RandomModel(_source(state, inputs, returned, form), inputs, form, state.accepted)
+    return model if _runs_at_once(model) else None
+
+
+def _runs_at_once(model: RandomModel) -> bool:
+    """Whether the whole model runs. The values were copied between its statements, so their strides were others."""
+    (sample,) = model.samples(1, 0)
+    try:
+        with torch.no_grad():
+            model.build()(**sample) if isinstance(sample, dict) else model.build()(*sample)
+    except RuntimeError:
+        return False
+    return True
 
 
 class _State:
