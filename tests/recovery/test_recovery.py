@@ -23,7 +23,7 @@ import openneutron.recovery
 from openneutron import NeutronQuantizer, quantize
 from openneutron.calibration.bare_graph import Batches
 from openneutron.core.fx import arguments, op_name
-from openneutron.errors import ModelError
+from openneutron.errors import CalibrationError, ModelError
 from openneutron.recovery import (
     absorb_biases,
     channel_ranges,
@@ -49,7 +49,7 @@ def converted(reference: GraphModule, samples: list[tuple[Tensor]], **options: A
 def noise(reference: GraphModule, quantized: GraphModule, samples: list[tuple[Tensor]]) -> float:
     """Returns the squared error of the outputs, relative to their variance."""
     with torch.no_grad():
-        real = torch.cat([reference(*sample) for sample in samples])
+        real = torch.cat([reference(*sample) for sample in samples]).double()
         error = torch.cat([quantized(*sample) for sample in samples]) - real
     return float(error.square().sum() / (real - real.mean(0)).square().sum())
 
@@ -331,9 +331,9 @@ def test_channels_that_never_vary_are_rounded_too(level: float) -> None:
 
 
 class Siamese(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, *, bias: bool = False) -> None:
         super().__init__()
-        self.shared = nn.Linear(8, 8, bias=False)
+        self.shared = nn.Linear(8, 8, bias=bias)
 
     def forward(self, value: Tensor) -> Any:
         return self.shared(self.shared(value)) + value
@@ -365,6 +365,47 @@ def test_values_whose_squares_overflow_are_recovered_as_others(
         return float((torch.stack(found) - torch.stack(wanted)).square().sum())
 
     assert error(2.0**100) < 1.2 * error(1.0)
+
+
+@pytest.mark.parametrize(
+    "method", [lambda module, *_: module, correct_biases, round_weights_by_gptq], ids=["none", "biases", "gptq"]
+)
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: nn.Conv2d(3, 8, 1), (1, 3, 64, 64)),
+        (lambda: nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2), (1, 4, 48, 48)),
+        (lambda: nn.Conv1d(4, 4, 1), (1, 4, 4096)),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), (1, 4096, 8)),
+        (lambda: Siamese(bias=True), (1024, 8)),
+    ],
+)
+def test_biases_are_corrected_where_sums_overflow(
+    network: Callable[[], nn.Module], shape: tuple[int, ...], method: Callable[..., GraphModule]
+) -> None:
+    """Sums over positions are above the limit of float32. `quantize` and the recovery compute such sums."""
+    model, generator = seeded(network).eval(), torch.Generator().manual_seed(0)
+    samples = [torch.rand(shape, generator=generator) + 0.5 for _ in range(3)]
+
+    def error(factor: float) -> float:
+        large = [(sample * factor,) for sample in samples]
+        found = quantize(model, large[0], large, recover=None, progress=False)
+        assert found.reference is not None
+        return noise(found.reference, method(found.module, found.reference, large), large)
+
+    assert error(2.0**120) < 1.2 * error(1.0)
+
+
+@pytest.mark.parametrize("method", [correct_biases, round_weights_by_gptq])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("network", [lambda: nn.Linear(8, 8), lambda: Siamese(bias=True)])
+def test_samples_that_are_not_finite_are_refused(
+    network: Callable[[], nn.Module], value: float, method: Callable[..., GraphModule]
+) -> None:
+    reference, samples = exported(network().eval(), (4, 8)), [(torch.randn(4, 8),) for _ in range(2)]
+    module = converted(reference, samples)
+    with pytest.raises(CalibrationError, match=r"(?s)Give samples .*node 'linear"):
+        method(module, reference, [(torch.full((4, 8), value),)])
 
 
 # ---------------------------------------------------------------------------------------------------- few samples

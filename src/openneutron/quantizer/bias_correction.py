@@ -21,6 +21,7 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize, ObserverBas
 from openneutron.core.constants import constant_of
 from openneutron.core.evaluation import value_of
 from openneutron.core.fx import arguments, placeholders, shape_of
+from openneutron.core.overflow import without_overflow
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.passes.add_input_guards import GUARDS
@@ -55,7 +56,7 @@ class ChannelMeans(ObserverBase):
         """Adds `values`, whose first dimension holds samples, to the means, and returns them."""
         if values.numel():
             others = [dim for dim in range(values.dim()) if dim != values.dim() + self.axis]
-            self._means.append(values.detach().mean(others) if others else values.detach())
+            self._means.append(_means(values.detach(), others) if others else values.detach())
             self._samples.append(len(values) if values.dim() > -self.axis else 1)
             if len(self._means) == AT_ONCE:
                 self._add_up()
@@ -159,6 +160,11 @@ class CorrectedBias(DerivedObserverOrFakeQuantize):
         self._shift = shift
 
 
+def _means(values: torch.Tensor, dims: list[int]) -> torch.Tensor:
+    """Returns the means of `values` over `dims`, in their dtype."""
+    return without_overflow(lambda each: each.mean(dims), values).to(values.dtype)
+
+
 def _set_mean_shifts(model: GraphModule, bias: Node) -> None:
     """Gives the shift to each `CorrectedBias` that observes the constant `bias`. Linear in its readers."""
     pools: dict[tuple[Node, bytes], list[tuple[CorrectedBias, torch.Tensor]]] = {}
@@ -171,7 +177,7 @@ def _set_mean_shifts(model: GraphModule, bias: Node) -> None:
                 key = _source_constant(arguments(layer)["weight"]), observer.calculate_qparams()[0].numpy().tobytes()
                 pools.setdefault(key, []).append((observer, shifts))
     for pool in pools.values():
-        shift = torch.cat([shifts for _, shifts in pool]).mean(0)
+        shift = _means(torch.cat([shifts for _, shifts in pool]), [0])
         for observer, _ in pool:
             observer.subtract_shift(shift)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import GraphModule
 
+from openneutron.core.overflow import without_overflow
 from openneutron.recovery.batches import batches_that_run
 from openneutron.recovery.layerwise import LayerIO, Samples, run_layerwise, samples_within_memory
 from openneutron.recovery.shared_layers import SharedLayer
@@ -95,7 +96,7 @@ class _PooledMeans:
         for values, wanted in zip(inputs, outputs, strict=True):
             positions = layer.by_output(wanted)
             self.wanted = self.wanted + positions.sum(0, dtype=torch.float64)
-            self.inputs = self.inputs + _input_sums(layer, values).double()
+            self.inputs = self.inputs + without_overflow(lambda each: _input_sums(layer, each), values).double()
             self.count += len(positions)
 
     def apply(self) -> None:
@@ -127,7 +128,7 @@ def _input_sums(layer: WeightedLayer, values: torch.Tensor) -> torch.Tensor:
     """
     weight = layer.codes
     one_each = weight[:, :1] if layer.is_transposed else weight[: layer.groups]
-    variable = torch.zeros(one_each.shape, requires_grad=True)
+    variable = torch.zeros(one_each.shape, dtype=values.dtype, requires_grad=True)
     (sums,) = torch.autograd.grad(layer.run(values.detach(), variable, None).sum(), variable)
     return sums
 
@@ -139,7 +140,7 @@ def _output_means(layer: WeightedLayer, outputs: Iterable[torch.Tensor]) -> torc
         channel = layer.channel_dim % values.dim()
         inner = [dim for dim in range(1, values.dim()) if dim != channel]
         # A sum in double of all values would copy them to double. The positions of a sample are summed in float32.
-        sums = (values.sum(inner) if inner else values).double()
+        sums = (without_overflow(lambda each, dims=inner: each.sum(dims), values) if inner else values).double()
         total = total + (sums.sum(0) if channel else sums)
         count += values.numel() // values.shape[channel]
     return total / count

@@ -18,6 +18,7 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron.core.fx import arguments
+from openneutron.core.overflow import without_overflow
 from openneutron.ops.windows import of_each_dim
 from openneutron.quantizer.sample import positions
 from openneutron.recovery.batches import batches_that_run
@@ -276,7 +277,7 @@ class _MomentSums:
     """
 
     def __init__(self, layer: WeightedLayer, origins: list[torch.Tensor] | None = None) -> None:
-        groups, size = layer.groups, layer.codes[0].numel()
+        self._layer, groups, size = layer, layer.groups, layer.codes[0].numel()
         self._own, self._cross = (torch.zeros(groups, size, size, dtype=torch.float64) for _ in range(2))
         self._mean, self._real_mean = (torch.zeros(groups, size, dtype=torch.float64) for _ in range(2))
         self.origins: list[torch.Tensor] = [] if origins is None else origins
@@ -289,7 +290,7 @@ class _MomentSums:
         # Subtracting the first rows' mean avoids cancellation for values far from zero. Quantized and float inputs have
         # separate means, because a constant differs from its quantized value.
         if not self.origins:
-            self.origins += [rows.mean(1, keepdim=True) for rows in (inputs, real_inputs)]
+            self.origins += [without_overflow(_mean_row, rows).to(rows.dtype) for rows in (inputs, real_inputs)]
         self._waiting.append((inputs - self.origins[0], real_inputs - self.origins[1]))
 
     @property
@@ -304,13 +305,10 @@ class _MomentSums:
         pending_rows = zip(*self._waiting, strict=True)
         inputs, real_inputs = (torch.cat(rows, 1) if len(rows) > 1 else rows[0] for rows in pending_rows)
         self._waiting = []
-        own, cross = _products(inputs, real_inputs)
-        if not (own.sum() + cross.sum()).isfinite():  # sums of the squares of large values overflow in float32
-            own, cross = _products(inputs.double(), real_inputs.double())
-        self._own.add_(own, alpha=weight)
-        self._cross.add_(cross, alpha=weight)
-        self._mean += weight * inputs.sum(1)
-        self._real_mean += weight * real_inputs.sum(1)
+        self._own.add_(without_overflow(_products, inputs, inputs), alpha=weight)
+        self._cross.add_(without_overflow(_products, real_inputs, inputs), alpha=weight)
+        self._mean += weight * without_overflow(_sums, inputs)
+        self._real_mean += weight * without_overflow(_sums, real_inputs)
         self.count += inputs.shape[1]
         self._total += weight * inputs.shape[1]
 
@@ -324,8 +322,9 @@ class _MomentSums:
         self._total += other._total
 
     def moments(self) -> _Moments:
-        """Returns the moments of all rows that were added."""
+        """Returns the moments of all rows that were added. Raises `CalibrationError` if a row is not finite."""
         size = self._own.shape[-1]
+        self._layer.require_finite(self._own, self._cross)
         own, cross, mean, real_mean = (
             sums / self._total for sums in (self._own, self._cross, self._mean, self._real_mean)
         )
@@ -334,8 +333,16 @@ class _MomentSums:
         return _Moments(own - _batched_outer(mean, mean) + rounding, cross - _batched_outer(real_mean, mean), trust)
 
 
-def _products(inputs: torch.Tensor, real_inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return inputs.transpose(1, 2) @ inputs, real_inputs.transpose(1, 2) @ inputs
+def _mean_row(rows: torch.Tensor) -> torch.Tensor:
+    return rows.mean(1, keepdim=True)
+
+
+def _sums(rows: torch.Tensor) -> torch.Tensor:
+    return rows.sum(1)
+
+
+def _products(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return rows.transpose(1, 2) @ others
 
 
 def _batched_outer(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.core.boundary import error_at
 from openneutron.core.constants import attribute
 from openneutron.core.fx import arguments, first_operand, is_dequantize, set_argument
+from openneutron.errors import CalibrationError
 from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 
@@ -83,12 +85,26 @@ class WeightedLayer:
         return codes, scale
 
     def set_bias(self, bias: torch.Tensor) -> None:
-        """Quantizes `bias` [outputs] and writes the codes to the module."""
+        """Quantizes `bias` [outputs] and writes the codes to the module.
+
+        Raises `CalibrationError` for NaN and infinity.
+        """
         assert self.bias is not None
+        self.require_finite(bias)
         codes = _constant_codes(self.module, self.bias)
         limits = torch.iinfo(codes.dtype)
         rounded = torch.round(bias.double() / _constant_scale(self.module, self.bias).double())
         codes.copy_(rounded.clamp(limits.min, limits.max).to(codes.dtype))
+
+    def require_finite(self, *measured: torch.Tensor) -> None:
+        """Raises `CalibrationError` if statistics of the layer's inputs and outputs hold NaN or infinity."""
+        if not all(bool(values.isfinite().all()) for values in measured):
+            raise error_at(
+                self.node,
+                "Recovery cannot correct this layer, because its inputs or outputs hold NaN or infinity. Give samples "
+                "for which the float model computes finite values.",
+                CalibrationError,
+            )
 
     def shrink(self, factor: float) -> None:
         """Multiplies the scales of the weight and of the bias by `factor`.
