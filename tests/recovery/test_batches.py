@@ -119,6 +119,7 @@ def test_roundings_are_those_of_torch(zero_point: int, overwrites: bool) -> None
     wanted = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, -128, 127)
     (found,) = layerwise.fake_quantized(node, [given := values.clone()], overwrites=overwrites)
     assert torch.equal(found, wanted)
+    assert torch.equal(found.signbit(), wanted.signbit())  # 0.0 and -0.0 are equal
     assert torch.equal(given, found if overwrites else values)
 
 

@@ -132,7 +132,8 @@ def fake_quantized(
     factor, step = float(scale.reciprocal()), float(scale)
     low, high = int(args["quant_min"]) - zero_point, int(args["quant_max"]) - zero_point
     scaled = (value.mul_(factor) if overwrites else value * factor for value in values)
-    return [value.round_().clamp_(low, high).mul_(step) for value in scaled]
+    zero = torch.zeros(())  # the sum with it has no negative zeros, and costs as much as the product alone
+    return [torch.add(zero, value.round_().clamp_(low, high), alpha=step, out=value) for value in scaled]
 
 
 def samples_within_memory(reference: GraphModule, samples: Samples, memory: int = MEMORY) -> Samples:
