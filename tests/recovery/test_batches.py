@@ -11,13 +11,13 @@ from tests.flow_support import seeded
 from tests.oracle import Function
 from tests.recovery_models import exported, images, network
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from openneutron import quantize
 from openneutron.calibration.bare_graph import SINGLE, Batches
 from openneutron.core.fx import is_dequantize
 from openneutron.recovery import layerwise, round_weights_by_gptq
-from openneutron.recovery.batches import FEWEST_SAMPLES, batches_of, batches_that_run
+from openneutron.recovery.batches import FEWEST_SAMPLES, batches_of, batches_that_run, run_in_batch
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.weighted_layers import layers_of
 
@@ -106,6 +106,20 @@ def test_gptq_in_batches_is_as_accurate() -> None:
         errors.append(found["after"] / found["before"])
     assert errors[1] < 0.8
     assert errors[1] < 1.2 * errors[0]
+
+
+@pytest.mark.parametrize("operator", ["view", "reshape", "expand", "_unsafe_view"])
+@pytest.mark.parametrize("is_computed", [False, True], ids=["literal", "computed"])
+def test_sizes_are_multiplied_by_the_samples_once(operator: str, is_computed: bool) -> None:
+    graph = Graph()
+    x = graph.placeholder("x")
+    size = graph.call_function(torch.ops.aten.sym_size.int, (x, 0)) if is_computed else 1
+    call = graph.call_function(getattr(torch.ops.aten, operator).default, (x, [size, 6]))
+    graph.output(call)
+    batch = torch.arange(24.0).reshape(4, 6)
+    values: dict[Node, Any] = {x: batch, **({size: 4} if isinstance(size, Node) else {})}
+    module = GraphModule(nn.Module(), graph)
+    assert torch.equal(run_in_batch(module, call, values.__getitem__, 4), batch)
 
 
 @pytest.mark.parametrize("zero_point", [-128, -3, 0, 127])

@@ -77,9 +77,10 @@ def run_in_batch(
         return evaluate_call(node, value_of, operator)
     if not takes_sizes(node):
         return evaluate_call(node, value_of)
-    arguments: Any = map_arg((node.args, node.kwargs), value_of)
+    # Sizes that are computed from a batch already count its samples, so literals are multiplied before values are read.
+    args = (node.args[0], batched_sizes(node.args[1], count), *node.args[2:])
+    arguments: Any = map_arg((args, node.kwargs), value_of)
     (value, sizes, *others), options = arguments
-    sizes = batched_sizes(sizes, count)
     if needs_strides(node):  # views of channels-last tensors may not exist
         return torch.reshape(value, sizes)
     assert callable(node.target)
