@@ -236,6 +236,7 @@ def _functions() -> list[Case]:
           for function in (torch.log1p, torch.log2, torch.log10)),
         Case("aten.logit.default", "of a sigmoid", of(lambda x: torch.logit(x.sigmoid(), 1e-3)), (IMAGE,)),
         Case("aten.logit.default", "of values beyond 0 and 1", of(lambda x: torch.logit(x, 0.05)), (IMAGE,)),
+        Case("aten.logit.default", "least epsilon", of(lambda x: torch.logit(x.sigmoid(), 2.0**-24)), (IMAGE,)),
     ]  # fmt: skip
 
 
@@ -356,6 +357,7 @@ REJECTED: tuple[Rejected, ...] = (
     Rejected("softmax", "is_over_the_channels", "rank 4", of(lambda x: x.softmax(2)), ((1, 4, 8, 3),)),
     Rejected("softplus", "has_high_threshold", "", of(lambda x: F.softplus(x, threshold=1.0)), (IMAGE,)),
     Rejected("logit", "has_an_epsilon", "", of(lambda x: torch.logit(x.sigmoid())), (IMAGE,)),
+    Rejected("logit", "has_an_epsilon", "rounds to 0", of(lambda x: torch.logit(x.sigmoid(), 2.0**-25)), (IMAGE,)),
     Rejected("pow", "has_one_exponent", "", of(lambda x, y: (x.abs() + 1) ** y), (IMAGE, IMAGE)),
     Rejected("pow", "has_supported_exponent", "", of(lambda x: x**-1), (IMAGE,)),
     Rejected("pow of a number", "has_positive_base", "", of(lambda x: 0.0 ** x.abs()), (IMAGE,)),

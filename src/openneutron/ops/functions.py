@@ -141,8 +141,9 @@ def _log10(rewriting: Rewriting) -> Node:
 
 @constraint
 def has_an_epsilon(instance: OpInstance) -> bool:
-    """The epsilon is given, above 0 and below 0.5. Without it, the function is infinite at 0 and 1."""
-    return instance.args["eps"] is not None and 0 < instance.args["eps"] < 0.5
+    """The epsilon is above 2^-25 and below 0.5. Without it, or if 1 - epsilon rounds to 1, the function is infinite."""
+    epsilon = instance.args["eps"]
+    return isinstance(epsilon, (int, float)) and 2.0**-25 < epsilon < 0.5  # 1 - 2^-25 rounds to 1 in float32
 
 
 def _logit(rewriting: Rewriting) -> Node:
