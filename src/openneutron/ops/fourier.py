@@ -64,8 +64,34 @@ class Transform:
 def _fourier(writing: ComplexRewriting) -> Pair | Node:
     """fft, ifft, rfft, irfft, and the same over several dimensions."""
     name = op_name(writing.rewriting.instance.node).split(".")[1].removeprefix("fft_")
-    value = writing.whole(writing.args["self"])
-    transforms = _transforms(writing, name, shape_of(writing.node(value.real)))
+    return _transform(writing, name, writing.whole(writing.args["self"]), writing.args["norm"] or "backward")
+
+
+def _hermitian(writing: ComplexRewriting) -> Pair | Node:
+    """hfft and ihfft, and the same over several dimensions.
+
+    hfft(x) = irfft(conj(x)) and ihfft(x) = conj(rfft(x)), with the norms "forward" and "backward" exchanged.
+    """
+    name = op_name(writing.rewriting.instance.node).split(".")[1].removeprefix("fft_")
+    value, norm = writing.whole(writing.args["self"]), writing.args["norm"] or "backward"
+    norm = _EXCHANGED.get(norm, norm)
+    if name.startswith("ihfft"):
+        found = _transform(writing, f"r{name.removeprefix('ih')}", value, norm)
+        assert isinstance(found, Pair)
+        return _conjugate(writing, found)
+    return _transform(writing, f"ir{name.removeprefix('h')}", _conjugate(writing, value), norm)
+
+
+_EXCHANGED = {"forward": "backward", "backward": "forward"}
+
+
+def _conjugate(writing: ComplexRewriting, value: Pair) -> Pair:
+    return value if value.imag is None else Pair(value.real, writing.sub(None, value.imag))
+
+
+def _transform(writing: ComplexRewriting, name: str, value: Pair, norm: str) -> Pair | Node:
+    """Transforms values as the operator `name`, one of fft, ifft, rfft and irfft, over one or several dimensions."""
+    transforms = _transforms(writing, name, shape_of(writing.node(value.real)), norm)
     if name.startswith("irfft"):
         *others, last = transforms
         for transform in others:
@@ -77,11 +103,10 @@ def _fourier(writing: ComplexRewriting) -> Pair | Node:
     return value
 
 
-def _transforms(writing: ComplexRewriting, name: str, shape: Sequence[int]) -> list[Transform]:
+def _transforms(writing: ComplexRewriting, name: str, shape: Sequence[int], norm: str) -> list[Transform]:
     """Returns the transform of each dimension. Raises `ModelError` for a transform that is too large."""
-    args = writing.args
-    sizes, dims = _extents(args, shape)
-    inverse, norm = name.startswith("i"), args["norm"] or "backward"
+    sizes, dims = _extents(writing.args, shape)
+    inverse = name.startswith("i")
     found: list[Transform] = []
     for index, (dim, size) in enumerate(zip(dims, sizes, strict=True), start=1):
         of_half = name.startswith("irfft") and index == len(dims)
@@ -155,11 +180,15 @@ DECOMPOSED = (
 )
 
 _NAMES = "fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn"
+_HERMITIAN_NAMES = "hfft ihfft hfft2 ihfft2 hfftn ihfftn"
 
 FOURIER_RULES: dict[str, Rule] = {
     **{f"aten.fft_{name}.default": _fourier for name in _NAMES.split()},
+    **{f"aten.fft_{name}.default": _hermitian for name in _HERMITIAN_NAMES.split()},
 }
 """Rules by the name of the operator."""
 
-COMPLEX_INSIDE = frozenset(f"aten.fft_{name}.default" for name in ("irfft", "irfft2", "irfftn"))
+COMPLEX_INSIDE = frozenset(
+    f"aten.fft_{name}.default" for name in ("irfft", "irfft2", "irfftn", "hfft", "hfft2", "hfftn")
+)
 """Transforms that return real numbers, and compute with complex numbers even if they read real numbers."""
