@@ -11,7 +11,7 @@ from tests.oracle import Function
 from torch import Tensor, nn
 
 from openneutron import load, lower, quantize
-from openneutron.errors import HostError
+from openneutron.errors import HostError, HostProcessError
 
 ROWS = 7
 IDS = torch.tensor([0, 2, 1])
@@ -175,5 +175,27 @@ def test_indices_that_are_computed_from_a_state() -> None:
 def test_in_a_process_of_its_own() -> None:
     quantized = quantize(nn.Embedding(9, 8).eval(), (IDS,), [(IDS,)], recover=None, progress=False)
     program = load(lower(quantized).buffer, isolated=True)
+    wrong = torch.tensor([0, 99, 1])
+    for run in (lambda: program.run(wrong), lambda: program.seconds((wrong,), {}, 2)):
+        with pytest.raises(HostError, match=r"holds the index 99\. Give indices from 0 to 8"):
+            run()
+
+
+def test_the_time_of_a_run() -> None:
+    quantized = quantize(nn.Embedding(9, 8).eval(), (IDS,), [(IDS,)], recover=None, progress=False)
+    program = load(lower(quantized).buffer)
     with pytest.raises(HostError, match=r"holds the index 99\. Give indices from 0 to 8"):
+        program.seconds((torch.tensor([0, 99, 1]),), {}, 2)
+
+
+def test_the_type_of_the_error_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of a process that has ended may name a kernel that rejected its indices."""
+    quantized = quantize(nn.Embedding(9, 8).eval(), (IDS,), [(IDS,)], recover=None, progress=False)
+    program = load(lower(quantized).buffer)
+
+    def ended(_: Any) -> None:
+        raise HostProcessError("the process ended: aten::embedding.out")
+
+    monkeypatch.setattr(program._session, "call", ended)
+    with pytest.raises(HostProcessError, match=r"holds the index 99\. Give indices from 0 to 8"):
         program.run(torch.tensor([0, 99, 1]))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,20 +217,20 @@ class HostProgram:
         Raises InputError if an input has another shape or dtype than the program's, and HostError if the program fails.
         """
         tensors = self._checked_inputs(inputs, named)
-        try:
-            with self._lock:
-                outputs = self._session.call(tensors)
-        except HostError as error:
-            fault = self._index_fault(error, tensors)
-            if fault:
-                raise HostError(f"{error}. {fault}") from error
-            raise
+        with self._names_index_faults(tensors), self._lock:
+            outputs = self._session.call(tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _index_fault(self, error: HostError, tensors: Sequence[Any]) -> str:
-        """Returns a sentence about the input whose indices made a run fail; "" if there is none."""
-        method = next(method for method in pte.read(self._data, self._name).methods if method.name == METHOD)
-        return index_fault(method, str(error), self._names(), tensors)
+    @contextmanager
+    def _names_index_faults(self, tensors: Sequence[Any]) -> Iterator[None]:
+        """Adds to a HostError of a run a sentence about the input or state whose indices made the run fail."""
+        try:
+            yield
+        except HostError as error:
+            method = next(method for method in pte.read(self._data, self._name).methods if method.name == METHOD)
+            if fault := index_fault(method, str(error), self._names(), tensors):
+                raise type(error)(f"{error}. {fault}") from error
+            raise
 
     def seconds(self, inputs: Sequence[Any], named: Mapping[str, Any], repeat: int) -> list[float]:
         """Returns the seconds of each of `repeat` runs, after one run that does not count. Raises the errors of `run`.
@@ -240,7 +241,7 @@ class HostProgram:
         check of the inputs is not measured.
         """
         tensors = self._checked_inputs(inputs, named)
-        with self._lock:
+        with self._names_index_faults(tensors), self._lock:
             return self._session.seconds(tensors, repeat)
 
     def _checked_inputs(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
