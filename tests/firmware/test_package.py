@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from openneutron.errors import FormatError, InputError, OptionError, OutputError
 from openneutron.firmware import package
+from openneutron.firmware.io_functions import io_contents, io_header
 from openneutron.firmware.ports import Port
 from openneutron.firmware.vectors import Vectors, read_vectors, vectors_header
 from openneutron.formats import pte
@@ -100,6 +102,39 @@ def test_the_readme_has_a_row_for_each_file(tmp_path: Path) -> None:
         assert sorted(rows) == sorted(found.files)
         kind = "it has no delegates for" if name == "cpu" else "its delegates hold TFLite models for the host"
         assert kind in text
+
+
+CODES = Port("x", "int8", (1, 4), (0, 1), 0.5, 0)
+IMAGES = Port("x", "float32", (1, 3, 4, 4), (0, 2, 3, 1))
+VALUES = Port("x", "float32", (2, 4), (0, 1))
+SCORES = Port("y", "float32", (1, 4), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "contents"),
+    [
+        (VALUES, VALUES, "no functions: no value needs a conversion"),
+        (VALUES, SCORES, "functions that find the largest scores and compute softmax"),
+        (IMAGES, VALUES, "functions that reorder values"),
+        (CODES, VALUES, "functions that quantize inputs"),
+        (VALUES, CODES, "functions that dequantize outputs, find the largest scores and compute softmax"),
+        (CODES, replace(IMAGES, name="y"), "functions that quantize inputs, reorder values"),
+    ],
+)
+def test_the_row_of_the_conversions_names_what_the_header_has(given: Port, output: Port, contents: str) -> None:
+    found = io_contents((given,), (output,))
+    assert found == contents
+    header = io_header("", "net", (given,), (output,))
+    functions = {"quantize inputs": "net_quantize_", "dequantize": "net_dequantize_", "reorder": "_to_channels_"}
+    for word, function in functions.items():
+        assert (word in found) is (function in header)
+
+
+def test_the_readme_of_a_package_names_its_conversions(tmp_path: Path) -> None:
+    folder = program("int8").package(tmp_path / "firmware", name="net").folder
+    header = (folder / "net_io.h").read_text()
+    (row,) = re.findall(r"^\| `net_io\.h` \| ([^|]+) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert ("quantize inputs" in row) is ("net_quantize_input0" in header) is True
 
 
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**63), 2**63 - 1])

@@ -15,7 +15,7 @@ _CONTENTS = {
     "{name}_portable.S": "the portable program as an array (assembler source), which the test on a host runs",
     "{name}_portable.pte": "the portable program, from which the program was compiled",
     "{name}_config.h": "sizes of the memory pools; shape, dtype, scale and zero point of inputs and outputs",
-    "{name}_io.h": "functions that quantize, dequantize and reorder values, and find the largest scores",
+    "{name}_io.h": "{io}",
     "kernels.cmake": "the CPU kernels to link, for ExecuTorch's selective build",
     "kernels.yaml": "the same kernels with dtypes and dim orders, in the format of ExecuTorch's tools",
     "kernel_selection.c": "the NPU kernels to link, written by NXP's converter",
@@ -36,9 +36,12 @@ _CONTENTS = {
 }
 
 
-def table_of_files(name: str, files: Iterable[str], *, vectors: int) -> str:
-    """Returns the rows of the table, one for each file. Raises `KeyError` for a file that is not described."""
-    values = {"name": name, "upper": name.upper(), "vectors": vectors}
+def table_of_files(name: str, files: Iterable[str], *, vectors: int, io: str) -> str:
+    """Returns the rows of the table, one for each file. `io` says what the functions of {name}_io.h do.
+
+    Raises `KeyError` for a file that is not described.
+    """
+    values = {"name": name, "upper": name.upper(), "vectors": vectors, "io": io}
     contents = {file.format(**values): text.format(**values) for file, text in _CONTENTS.items()}
     order = {file: number for number, file in enumerate(contents)}
     return "\n".join(f"| `{file}` | {contents[file]} |" for file in sorted(files, key=order.__getitem__))

@@ -10,7 +10,7 @@ from openneutron.firmware.config import c_float
 from openneutron.firmware.ports import Port
 from openneutron.firmware.templates import filled
 
-__all__ = ["io_header"]
+__all__ = ["io_contents", "io_header"]
 
 _QUANTIZE = """\
 /* Quantizes {kind} {index}: value / {scale} + {zero}, rounded to even, limited to {low}..{high}; NaN gives {low}. */
@@ -93,13 +93,32 @@ static inline void {name}_softmax_output{index}(const {type} *scores, float *pro
 }}"""
 
 
+_PURPOSES = {
+    "_quantize_": "quantize inputs",
+    "_dequantize_": "dequantize outputs",
+    "_to_channels_": "reorder values",
+    "_argmax_": "find the largest scores and compute softmax",
+}
+"""What functions with a part of a name do."""
+
+
+def io_contents(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
+    """Returns what the functions of the header do, for the README.md of a package."""
+    functions = "".join(_all_functions("", inputs, outputs))
+    purposes = [purpose for part, purpose in _PURPOSES.items() if part in functions]
+    return f"functions that {', '.join(purposes)}" if purposes else "no functions: no value needs a conversion"
+
+
 def io_header(title: str, name: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Returns the text of the header."""
-    ports = [("input", index, port) for index, port in enumerate(inputs)]
-    ports += [("output", index, port) for index, port in enumerate(outputs)]
-    functions = [text for kind, index, port in ports for text in _functions(name, kind, index, port)]
-    text = "\n\n".join(functions) or "/* No input or output needs a conversion. */"
+    text = "\n\n".join(_all_functions(name, inputs, outputs)) or "/* No input or output needs a conversion. */"
     return filled("model_io.h", title=title, NAME=name.upper(), name=name, functions=text)
+
+
+def _all_functions(name: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> Iterator[str]:
+    for kind, ports in (("input", inputs), ("output", outputs)):
+        for index, port in enumerate(ports):
+            yield from _functions(name, kind, index, port)
 
 
 def _functions(name: str, kind: str, index: int, port: Port) -> Iterator[str]:

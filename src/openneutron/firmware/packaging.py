@@ -20,7 +20,7 @@ from openneutron.errors import FormatError, InputError
 from openneutron.firmware.arrays import array_source, uses_assembler
 from openneutron.firmware.config import Pools, config_header
 from openneutron.firmware.contents import table_of_files
-from openneutron.firmware.io_functions import io_header
+from openneutron.firmware.io_functions import io_contents, io_header
 from openneutron.firmware.kernels import kernels_cmake, kernels_yaml, operators_of
 from openneutron.firmware.options import PackageOptions, with_defaults
 from openneutron.firmware.pools import pools_of
@@ -284,7 +284,9 @@ class _Files:
             name=self.name,
             NAME=self.name.upper(),
             delegates=self._delegates(),
-            files=table_of_files(self.name, names, vectors=len(self.vectors.inputs)),
+            files=table_of_files(
+                self.name, names, vectors=len(self.vectors.inputs), io=io_contents(self.inputs, self.outputs)
+            ),
             bytes=f"{len(self.program):,}",
             sources=" ".join(arrays),
             planned=f"{sum(pools.planned):,}",
