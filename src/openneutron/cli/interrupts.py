@@ -48,8 +48,9 @@ class Interrupts:
     end. Python ignores it in callbacks of weak references and in destructors, and NumPy and torch turn it into other
     errors while they are imported.
 
-    While a module is imported, the exception waits for the end of the import, at most `LONGEST_WAIT` seconds: native
-    modules of torch abort the process if Python raises an exception in their initialization.
+    While a module is imported, the exception waits for the end of the import, at most `LONGEST_WAIT` seconds. One of 31
+    tries with `profile` in a terminal ended with SIGABRT. An exception in the initialization of a native module is a
+    possible cause, but not a proven one.
 
     Only the main thread can handle signals. If the process ignores one, or has a handler of its own, that is kept.
     After a signal, further ones are ignored when the context has ended (see `restored_signals`).
