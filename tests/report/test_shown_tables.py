@@ -14,6 +14,8 @@ from tests.page.html_tree import parsed
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import analyze
 from openneutron.core.tables import MOST_ROWS, ResultTable
+from openneutron.report.inspect import inspect_bytes
+from openneutron.report.text import blocks_of_report
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,17 @@ def test_the_estimate_has_a_row_for_each_layer(program: NeutronProgram) -> None:
     estimate = program.estimate()
     (table,) = parsed(estimate._repr_html_()).all("table")
     assert [row[3] for row in table.rows()[1:]] == [f"{layer.cycles:,}" for layer in estimate.layers]
+
+
+def test_the_tables_of_layers_have_these_headings_and_shapes(program: NeutronProgram) -> None:
+    """The table that `inspect --layers` prints has shorter headings than the table of an estimate."""
+    common = ("operator", "output", "MACs", "cycles", "of all", "array used")
+    table = program.estimate().as_table()
+    assert table.headings == (*common, "weight bytes", "live bytes")
+    assert table.rows[0][:2] == ("TRANSPOSE", "1x12x12x8")
+    text = terminal_text(blocks_of_report(inspect_bytes(program.buffer, "a program"), layers=True))
+    assert " ".join((*common, "weights", "live")) in text.replace("┃ ", "")
+    assert "TRANSPOSE │ 1x12x12x8 │" in text
 
 
 def test_placements_stay_a_tuple_of_rows(program: NeutronProgram) -> None:
