@@ -13,7 +13,7 @@ from tests.page.html_tree import parsed
 
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import analyze
-from openneutron.core.tables import MOST_ROWS, ResultTable
+from openneutron.core.tables import MOST_ROWS, ResultTable, ShownAsTable
 from openneutron.report.inspect import inspect_bytes
 from openneutron.report.text import blocks_of_report
 
@@ -81,6 +81,16 @@ def test_the_tables_of_layers_have_these_headings_and_shapes(program: NeutronPro
     text = terminal_text(blocks_of_report(inspect_bytes(program.buffer, "a program"), layers=True))
     assert " ".join((*common, "weights", "live")) in text.replace("┃ ", "")
     assert "TRANSPOSE │ 1x12x12x8 │" in text
+
+
+BASES: list[tuple[type, ...]] = [(ShownAsTable,), (ShownAsTable, tuple)]
+
+
+@pytest.mark.parametrize("bases", BASES, ids=["class", "tuple"])
+def test_a_result_without_a_table_cannot_be_defined(bases: tuple[type, ...]) -> None:
+    with pytest.raises(TypeError, match=r"The class Nothing shows itself as a table, but has no as_table\."):
+        type("Nothing", bases, {})
+    assert type("Shown", bases, {"as_table": lambda _: ResultTable("t", ("a",), ())})()._repr_html_()
 
 
 def test_placements_stay_a_tuple_of_rows(program: NeutronProgram) -> None:

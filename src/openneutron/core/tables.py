@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,14 +63,23 @@ class ResultTable:
         return table
 
 
-class ShownAsTable(ABC):
-    """A result that notebooks show as HTML, and `rich.print` as a table in a terminal."""
+class ShownAsTable:
+    """A result that notebooks show as HTML, and `rich.print` as a table in a terminal.
+
+    Each subclass defines `as_table`. Python raises `TypeError` where a subclass without it is defined: an abstract
+    method would not be checked for subclasses of tuple.
+    """
 
     __slots__ = ()
 
-    @abstractmethod
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.as_table is ShownAsTable.as_table:
+            raise TypeError(f"The class {cls.__name__} shows itself as a table, but has no as_table. Define as_table.")
+
     def as_table(self) -> ResultTable:
         """Returns the table that the result shows of itself."""
+        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return self.as_table().as_html()
