@@ -271,6 +271,20 @@ def test_a_vtable_of_many_fields() -> None:
         tables_at(Source(memoryview(data), "the file"), np.array([len(vtable)], np.int64))
 
 
+def test_each_reference_to_a_table_counts_the_bytes_of_the_table() -> None:
+    """Without the count, a small file with many references to a table of many fields takes long to check."""
+    vtable, size = struct.pack("<HHHH", 8, 1000, 4, 996), 1000
+    data = vtable + struct.pack(f"<i{size - 4}x", len(vtable))
+
+    def read(references: int) -> list[Any]:
+        tables = tables_at(Source(memoryview(data), "the file"), np.full(references, len(vtable), np.int64))
+        return [tables.scalar(row, 1, "i", 7) for row in range(len(tables))]
+
+    assert read(10) == [0] * 10
+    with pytest.raises(FormatError, match="many references to the same parts"):
+        read(100)
+
+
 @pytest.mark.parametrize("kind", ["ADD", "MAXIMUM", "MUL"])
 def test_operands_of_many_dimensions_that_broadcast(kind: str) -> None:
     net = Net()

@@ -138,10 +138,7 @@ class Tables:
         return present
 
     def scalar(self, row: int, field: int, code: str, default: int | float | bool = 0) -> Any:
-        """Reads a scalar field of one table. `code` is a format character of the struct module.
-
-        Does not count the bytes as read, so a caller may read each field only a few times.
-        """
+        """Reads a scalar field of one table. `code` is a format character of the struct module."""
         offsets, layouts, places = self._rows
         fields = places[layouts[row]]
         place = fields[field] if field < len(fields) else 0
@@ -163,7 +160,10 @@ def read_tables(parent: Table, field: int) -> Tables:
 
 
 def tables_at(source: Source, at: Offsets) -> Tables:
-    """Reads the tables at the offsets `at`. Raises `FormatError` for the first invalid table."""
+    """Reads the tables at the offsets `at`. Counts all bytes of each table as read; reads of its fields count no more.
+
+    Raises `FormatError` for the first invalid table, and for too many references to the same tables.
+    """
     data = np.frombuffer(source.view, np.uint8)
     if not len(at):
         return Tables(source, at, data, np.zeros(0, np.intp), np.zeros((0, 0), np.int64))
@@ -175,6 +175,7 @@ def tables_at(source: Source, at: Offsets) -> Tables:
     (outside,) = np.nonzero(at + sizes > len(data))
     if len(outside):
         raise source.error(int(at[outside[0]]), f"a table of {sizes[outside[0]]} bytes", f"the end at byte {len(data)}")
+    source.count(int(sizes.sum()), int(at[0]))
     most = max(len(fields) for _, fields in read)
     if most > MAX_FIELDS:
         wide = next(row for row, (_, fields) in enumerate(read) if len(fields) == most)
