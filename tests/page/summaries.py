@@ -11,9 +11,9 @@ from openneutron.page import AccuracyRow, SampleRow, Summary, ValidationRow, wil
 from openneutron.page.content import (
     AdviceRow,
     AnalysisRows,
+    Bins,
     FileRow,
     GainRow,
-    Histogram,
     LayerAccuracyRow,
     LayerRow,
     Memory,
@@ -119,7 +119,7 @@ def _analysis(layers: int, names: list[str]) -> AnalysisRows:
             f"conv2d_{i}", "aten.conv2d.default", "aten.relu.default" if i % 2 else None, names[i],
             f"models/net.py:{i + 1}", i, 40.5 - i / layers, 45.25, 60.125, 41.5, 0.5 if i == 0 else 0.001, (-1.5, 2.25),
             (-1.25, 2.0), 0.0125, 16, 1, 2, (-0.5, 0.5), 16, 3, 1, 1,
-            Histogram(-1.5, 2.25, counts, counts) if i < 6 else None,
+            Bins(-1.5, 2.25, counts, counts) if i < 6 else None,
         )
         for i in range(layers)
     )  # fmt: skip

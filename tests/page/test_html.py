@@ -21,7 +21,7 @@ from tests.page.summaries import large_summary, percentage_row, picture, small_s
 from openneutron.errors import OptionError, OutputError
 from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_page
 from openneutron.page.charts import histogram_chart
-from openneutron.page.content import Histogram, Memory, PlacementRow
+from openneutron.page.content import Bins, Memory, PlacementRow
 from openneutron.page.differences import differences_of
 from openneutron.page.headings import differences_heading, layers_heading
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
@@ -240,7 +240,7 @@ def test_the_heading_of_the_differences_counts_moves(moves: int, heading: str) -
 )
 def test_ticks_of_histograms_are_short_numbers(summary: Summary, scale: float, ticks: set[str]) -> None:
     assert summary.analysis is not None
-    bins = Histogram(-1.5 * scale, 2.25 * scale, (5, 9, 3), (5, 8, 4))
+    bins = Bins(-1.5 * scale, 2.25 * scale, (5, 9, 3), (5, 8, 4))
     texts = set(re.findall(r"<text[^>]*>([^<]*)</text>", histogram_chart(summary.analysis.layers[0], bins)))
     assert ticks <= texts
     assert "0.00" not in texts

@@ -11,7 +11,7 @@ from openneutron.accuracy.compare import Comparison
 from openneutron.core.files import write_file
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.core.tables import ResultTable, ShownAsTable
-from openneutron.page.content import Histogram as Bins
+from openneutron.page.content import Bins
 
 if TYPE_CHECKING:
     from rich.table import Table

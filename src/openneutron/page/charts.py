@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from openneutron.errors import OptionError
-from openneutron.page.content import AnalysisRows, Histogram, LayerAccuracyRow, LayerRow, RecurrentRow, Summary
+from openneutron.page.content import AnalysisRows, Bins, LayerAccuracyRow, LayerRow, RecurrentRow, Summary
 
 __all__ = [
     "BUSY_CLASSES",
@@ -280,7 +280,7 @@ def _points(layers: Sequence[LayerAccuracyRow], name: str) -> Iterator[dict[str,
 _SHORT_NUMBER = "format(datum.value, datum.value && abs(datum.value) < 0.001 ? '.3~e' : '.6~g')"
 
 
-def histogram_chart(layer: LayerAccuracyRow, bins: Histogram) -> str:
+def histogram_chart(layer: LayerAccuracyRow, bins: Bins) -> str:
     """Draws the counts of float values as an area, and those of int8 values as a line, on a logarithmic scale."""
     width = (bins.high - bins.low) / len(bins.reference)
     floor = 0.5  # a count of 0 has no logarithm

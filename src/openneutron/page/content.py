@@ -14,9 +14,9 @@ __all__ = [
     "AccuracyRow",
     "AdviceRow",
     "AnalysisRows",
+    "Bins",
     "FileRow",
     "GainRow",
-    "Histogram",
     "LayerAccuracyRow",
     "LayerRow",
     "Memory",
@@ -290,7 +290,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class Bins:
     """Counts of the float and of the dequantized values of a layer's output, in equal bins from `low` to `high`."""
 
     low: float
@@ -330,7 +330,7 @@ class LayerAccuracyRow:
     """The largest difference between the `.pte` and the module in this layer, in int8 steps; None if not compared."""
     tolerance: int | None = None
     """The largest difference that the operator may have."""
-    histogram: Histogram | None = None
+    histogram: Bins | None = None
     """Only of the worst layers."""
 
 
