@@ -12,7 +12,7 @@ from openneutron.formats.tflite.check import check
 from openneutron.formats.tflite.write import write
 from openneutron.ir.graph import Graph, Op, QParams, Tensor
 from openneutron.ir.kinds import BATCH_MATMUL
-from openneutron.ir.scales import scale_fault
+from openneutron.ir.scales import may_break_scale_limits, scale_fault
 
 HIGHEST = 127
 
@@ -50,3 +50,22 @@ def test_the_limit_of_a_product_is_that_of_the_kernel(terms: int, limit: int) ->
     with pytest.raises(FormatError, match="scales of BATCH_MATMUL"):
         check(written(outside))
     assert code_of_largest_values(outside) < HIGHEST
+
+
+@pytest.mark.parametrize(
+    ("terms", "limit"),
+    [(33025, "1"), (33026, "0.5, because a sum of 33026"), (2**20, "0.03125, because a sum of 1048576")],
+)
+def test_the_message_for_many_terms(terms: int, limit: str) -> None:
+    message = scale_fault(product(terms, 1.5))
+    assert message.partition("must be below ")[2].removesuffix(" products may exceed 32 bits") == limit
+
+
+@pytest.mark.parametrize("terms", [1, 64, 33025, 33026, 70000, 2**20])
+def test_the_fast_test_finds_all_faults(terms: int) -> None:
+    limit = BATCH_MATMUL.accumulator.limit(terms) if BATCH_MATMUL.accumulator else 0.0
+    for factor, is_fault in ((1.01 * limit, True), (0.99 * limit, False), (1e-6, False)):
+        op = product(terms, factor)
+        assert bool(scale_fault(op)) is is_fault
+        found = may_break_scale_limits([tensor.qparams for tensor in op.inputs], op.output.qparams, terms)
+        assert found if is_fault else not found or factor > limit / 4

@@ -66,10 +66,10 @@ class Accumulator:
         """
         if not self.is_shifted:
             return self.largest_factor
-        return min(self.largest_factor, 2.0 ** math.floor(31 - math.log2(max(terms, 1) * _LARGEST_PRODUCT)))
+        return min(self.largest_factor, 2.0 ** math.floor(31 - math.log2(max(terms, 1) * LARGEST_PRODUCT)))
 
 
-_LARGEST_PRODUCT = 255**2
+LARGEST_PRODUCT = 255**2
 """The largest product of two int8 values minus their zero points."""
 
 

@@ -11,20 +11,18 @@ import math
 from collections.abc import Sequence
 
 from openneutron.ir.graph import Op, QParams, Tensor
-from openneutron.ir.kinds import KINDS, REJECTED_FACTOR_OF_SUMS, Accumulator
+from openneutron.ir.kinds import KINDS, LARGEST_PRODUCT, REJECTED_FACTOR_OF_SUMS, Accumulator
 
 __all__ = [
     "LARGEST_SCALE", "LEAST_SCALE", "factor_fault", "is_unusual_scale",
     "may_break_scale_limits", "scale_fault",
 ]  # fmt: skip
 
-# The most products that an accumulator of 32 bits adds without overflow, whatever the values are.
-_MOST_TERMS = 1 << 15
-_LEAST_LIMIT_OF_PRODUCTS, _LEAST_LIMIT_OF_SUMS = (
-    min(kind.accumulator.limit(_MOST_TERMS) for kind in KINDS.values()
-        if kind.accumulator and kind.accumulator.is_sum is is_sum)
-    for is_sum in (False, True)
-)  # fmt: skip
+_MOST_TERMS = (2**31 - 1) // LARGEST_PRODUCT
+"""The most products that an accumulator of 32 bits adds without overflow, whatever the values are."""
+
+
+_ACCUMULATORS = {kind.accumulator for kind in KINDS.values() if kind.accumulator is not None}
 LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**126
 """Bounds of the normal numbers of float32, the type of scales in TFLite files, with normal reciprocals.
 
@@ -36,14 +34,24 @@ LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 ZEROS = QParams((1.0,), (-128,))
 
 
-def may_break_scale_limits(inputs: Sequence[QParams], output: QParams) -> bool:
-    """Whether `scale_fault` might find a fault for these qparams. A fast test, False for nearly all operators."""
+def may_break_scale_limits(inputs: Sequence[QParams], output: QParams, largest_dim: int) -> bool:
+    """Whether `scale_fault` might find a fault for these qparams. A fast test, False for nearly all operators.
+
+    `largest_dim` is the largest dimension of the operands, and so at least the number of products in a sum.
+    """
     scales = [scale for qparams in inputs for scale in qparams.scale]
     widest = sorted(max(qparams.scale) for qparams in inputs)[-2:]
-    limit_of_products = _LEAST_LIMIT_OF_PRODUCTS / 2 * output.scale[0]
-    limit_of_sums = _LEAST_LIMIT_OF_SUMS / 2 * output.scale[0]
+    # Half the limit, because padding may double a dimension of more than `_MOST_TERMS`.
+    limit_of_products, limit_of_sums = (
+        _least_limit(max(largest_dim, _MOST_TERMS), is_sum=is_sum) / 2 * output.scale[0] for is_sum in (False, True)
+    )
     exceeds = math.prod(widest) >= limit_of_products or max(widest, default=0.0) >= limit_of_sums
     return exceeds or not all(map(_is_normal, (*scales, *output.scale)))
+
+
+def _least_limit(terms: int, *, is_sum: bool) -> float:
+    """Returns the least limit of all accumulators of sums, or of those of `terms` products."""
+    return min(one.limit(terms) for one in _ACCUMULATORS if one.is_sum is is_sum)
 
 
 def scale_fault(op: Op) -> str:
@@ -82,9 +90,10 @@ def factor_fault(accumulator: Accumulator, inputs: Sequence[float], output: floa
     accumulated, limit = max(inputs) if accumulator.is_sum else math.prod(inputs), accumulator.limit(terms)
     if accumulated < limit * output:
         return ""
+    overflows = accumulator.is_shifted and terms > _MOST_TERMS
     return (
         f"accumulates in steps of {accumulated:.3g} and has an output scale of {output:.3g}; the ratio must be below "
-        f"{limit:.0f}"
+        f"{limit:g}{f', because a sum of {terms} products may exceed 32 bits' if overflows else ''}"
     )
 
 

@@ -22,6 +22,7 @@ from openneutron.core.fx import (
     op_name,
     operator_aliases,
     operator_names,
+    shape_of,
 )
 from openneutron.core.messages import near_matches
 from openneutron.errors import OptionError
@@ -342,7 +343,8 @@ class _ClusterSearch:
     def _scale_rejection(self, cluster: Cluster) -> str | None:
         """Returns which TFLite operator of `cluster` does not support its scales, and why; None if all support them."""
         qparams = {operand: qparams_of(operand, self.constants) for operand in cluster.operands}
-        if not may_break_scale_limits(list(qparams.values()), qparams_of(cluster.quantize)):
+        largest_dim = max((dim for operand in qparams for dim in shape_of(operand)), default=1)
+        if not may_break_scale_limits(list(qparams.values()), qparams_of(cluster.quantize), largest_dim):
             return None
         ops: list[Op] = []
         cluster.lower({operand: self._ir_tensor(operand, given) for operand, given in qparams.items()}, ops)
