@@ -148,3 +148,25 @@ def test_the_float_graph_of_a_result_stores_no_second_copy_of_the_weights() -> N
     converted, reference, own = graphs
     assert converted & reference
     assert not reference & own
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [(["rows", -1], (4, 6)), (["rows", 3, 2], (4, 3, 2)), ([1, -1], (4, 6)), ([-1, 2], (12, 2)),
+     ([1, "columns", 3], (4, 2, 3))],
+    ids=str,
+)
+@pytest.mark.parametrize("operator", [torch.ops.aten.view.default, torch.ops.aten.reshape.default], ids=str)
+def test_only_literal_sizes_are_multiplied_by_the_samples(operator: Any, sizes: list[Any], shape: Any) -> None:
+    graph = Graph()
+    value = graph.placeholder("x")
+    computed = {
+        name: graph.call_function(torch.ops.aten.sym_size.int, (value, dim))
+        for dim, name in enumerate(("rows", "columns"))
+    }
+    node = graph.call_function(operator, (value, [computed.get(size, size) for size in sizes]))
+    graph.output(node)
+    batch = torch.randn(4, 2, 3)  # four samples of shape [1, 2, 3]
+    values = {value: batch, computed["rows"]: 4, computed["columns"]: 2}
+    found = run_in_batch(GraphModule(nn.Module(), graph), node, values.__getitem__, 4)
+    torch.testing.assert_close(found, batch.reshape(shape))
