@@ -352,6 +352,10 @@ def _today() -> str:
     seconds = os.environ.get(DATE_VARIABLE)
     if not seconds:
         return datetime.now().astimezone().date().isoformat()
+    wrong = f"{DATE_VARIABLE} must be a number of seconds since 1970, up to the year 9999, not {seconds[:40]!r}."
     if not seconds.isdecimal():
-        raise OptionError(f"{DATE_VARIABLE} must be a number of seconds since 1970, not {seconds!r}.")
-    return datetime.fromtimestamp(int(seconds), UTC).date().isoformat()
+        raise OptionError(wrong)
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC).date().isoformat()
+    except (ValueError, OverflowError, OSError) as error:
+        raise OptionError(wrong) from error
