@@ -5,7 +5,7 @@ for each kind of computation. Where transfers and computations overlap (Neutron-
 longer of the two, and the assignment is repeated with the fitted coefficients. The fit minimizes relative errors under
 the condition that no coefficient is negative. Huber weights limit the influence of outliers. Coefficients that the
 profiles do not determine stay near those of the target. If the median relative error of the fitted coefficients on the
-profiles is larger than that of the target's coefficients, the target's coefficients stay.
+profiles is above 5 % and larger than that of the target's coefficients, the target's coefficients stay.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from openneutron.targets import COMPUTE_KINDS, Costs
 
 __all__ = ["LEAST_ROWS", "CostFit", "FitWarning", "fit_costs"]
 
+GOOD_ERROR = 0.05
+"""A median relative error of fitted coefficients up to this one is accepted, even if the error before was smaller."""
 LEAST_ROWS = 8
 """The least number of rows of profiles for a fit."""
 _ROWS_OF_A_KIND = 4
@@ -83,7 +85,7 @@ class _Row:
 def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> CostFit:
     """Fits the coefficients to summaries with profiles. The fit begins with `base`, the coefficients of the target.
 
-    If the fit increases the median relative error, returns `base` with a `FitWarning`.
+    If the fit increases the median relative error, to more than `GOOD_ERROR`, returns `base` with a `FitWarning`.
 
     Raises `InputError` for profiles of boards with different NPUs, and for fewer than `LEAST_ROWS` rows whose operators
     are known.
@@ -105,7 +107,7 @@ def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> Co
     single = _fitted(rows, kinds, base, moves=moves) if kinds and len(rows) >= LEAST_ROWS + len(kinds) else common
     chosen, own = (single, kinds) if _error(rows, single, moves) < 0.95 * _error(rows, common, moves) else (common, ())
     before, after = _error(rows, base, moves), _error(rows, chosen, moves)
-    if after > before:
+    if after > max(before, GOOD_ERROR):
         warnings.warn(
             f"The fit increases the median relative error of the estimates from {100 * before:.3g} % to "
             f"{100 * after:.3g} %, so the coefficients of the target are kept. Give profiles of more operators, and "
