@@ -59,6 +59,10 @@ def softmax_without_nan(x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     return torch.where(weights.isnan(), 0.0, weights)
 
 
+def softmax_with_replaced_nan(x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num((x + given).softmax(-1))
+
+
 class TestFolds:
     @pytest.mark.parametrize(
         ("function", "left"),
@@ -71,6 +75,7 @@ class TestFolds:
             pytest.param(lambda v, _: torch.where(v.isinf(), 0 * v, v), ["linear.default"], id="infinite"),
             pytest.param(lambda v, _: v.masked_fill(torch.ne(v, v), 0), ["linear.default"], id="itself"),
             pytest.param(lambda v, _: v.masked_fill(~v.isfinite(), 0), ["linear.default"], id="not finite"),
+            pytest.param(lambda v, _: v.nan_to_num(0.5), ["linear.default"], id="replaced nan"),
             pytest.param(
                 lambda v, _: torch.where((v == INF) & (v > 0), 0 * v, v), ["linear.default"], id="conjunction"
             ),
@@ -87,7 +92,7 @@ class TestFolds:
         found = after(fold_infinite_comparisons, lambda v, _: torch.where(v.isnan(), v, v[:, :1]))
         assert found == ["linear.default", "slice.Tensor", "expand.default"]
 
-    @pytest.mark.parametrize("function", [safe_softmax, softmax_without_nan])
+    @pytest.mark.parametrize("function", [safe_softmax, softmax_without_nan, softmax_with_replaced_nan])
     def test_a_softmax_that_is_zero_without_visible_scores(self, function: Callable[..., Any]) -> None:
         found = after(fold_infinite_comparisons, function)
         assert found == ["linear.default", "add.Tensor", "clamp.default", "softmax.int"]
@@ -99,6 +104,10 @@ class TestFolds:
             pytest.param(lambda v, x: torch.where(x == -INF, 0 * v, v), id="an input that may be a mask"),
             pytest.param(lambda v, x: torch.where((v + x).isnan(), 0 * v, v), id="a sum with a mask"),
             pytest.param(lambda v, _: torch.where((v * INF).isnan(), 0 * v, v), id="infinite"),
+            pytest.param(lambda v, _: torch.where(v.relu().log().isinf(), 0 * v, v), id="a logarithm"),
+            pytest.param(lambda v, _: torch.where((1 / v).isinf(), 0 * v, v), id="a quotient"),
+            pytest.param(lambda v, _: torch.where(v.sqrt().isnan(), 0 * v, v), id="a root"),
+            pytest.param(lambda v, x: torch.where(v > 0, v, x.nan_to_num()), id="an input with nan"),
             pytest.param(lambda v, x: torch.where(~((v + x) != -INF).any(0), 0.0, (v + x).softmax(-1)), id="columns"),
             pytest.param(lambda v, x: torch.where(~((v + x) != -INF).any(-1), 1.0, (v + x).softmax(-1)), id="one"),
         ],

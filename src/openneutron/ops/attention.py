@@ -15,7 +15,7 @@ from openneutron.ops.elementwise import (
     MAX_SOFTMAX_POSITIONS,
     has_few_softmax_channels,
 )
-from openneutron.ops.masks import HIDDEN, add_and_hide, hide_unless, hides_from_softmax
+from openneutron.ops.masks import add_and_hide, hide_unless, hides_from_softmax, limit_scores
 from openneutron.ops.op_instance import OpInstance
 
 __all__ = ["DECOMPOSED", "WIDE_SOFTMAX", "is_difference_of_scores", "mark_difference_of_scores"]
@@ -76,7 +76,7 @@ def _masked_at_run_time(rewriting: Rewriting, scores: Node, mask: Node) -> Node:
     if not mask.meta["val"].is_floating_point():
         return hide_unless(rewriting, scores, mask)
     masked = rewriting.call(aten.add.Tensor, scores, mask)
-    return rewriting.call(aten.clamp.default, masked, HIDDEN)  # softmax returns NaN for a row of minus infinity
+    return limit_scores(rewriting, masked)
 
 
 def _attention(rewriting: Rewriting) -> Node:

@@ -24,7 +24,10 @@ from openneutron.ops.graph_builder import Operand, add, mul, relu, sub
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["DECOMPOSED", "selects_by_comparison", "where_by_comparison"]
+__all__ = [
+    "CONJUNCTIONS", "DECOMPOSED", "DISJUNCTIONS", "NEGATIONS", "base_name", "selects_by_comparison",
+    "where_by_comparison",
+]  # fmt: skip
 
 aten = torch.ops.aten
 
@@ -34,18 +37,19 @@ _DEPTH = 8
 # Comparisons by their ATen name without overload: whether the operands are swapped, and whether the result is negated.
 _ORDERS = {"gt": (False, False), "lt": (True, False), "le": (False, True), "ge": (True, True)}
 _EQUALITIES = {"eq": True, "ne": False}
-_CONJUNCTIONS = {"logical_and", "bitwise_and", "__and__", "mul"}
-_DISJUNCTIONS = {"logical_or", "bitwise_or", "__or__"}
+CONJUNCTIONS = {"logical_and", "bitwise_and", "__and__", "mul"}
+DISJUNCTIONS = {"logical_or", "bitwise_or", "__or__"}
 _DIFFERENCES = {"logical_xor", "bitwise_xor", "__xor__"}
-_NEGATIONS = {"logical_not", "bitwise_not"}
-_COMBINATIONS = _CONJUNCTIONS | _DISJUNCTIONS | _DIFFERENCES
+NEGATIONS = {"logical_not", "bitwise_not"}
+_COMBINATIONS = CONJUNCTIONS | DISJUNCTIONS | _DIFFERENCES
 _CASTS = {"to", "_to_copy", "type_as", "lift_fresh_copy"}
 _FLOAT_CASTS = (
     "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as.default", "_to_copy.default",
 )  # fmt: skip
 
 
-def _base_name(node: Node) -> str:
+def base_name(node: Node) -> str:
+    """Returns the name of an ATen operator without its overload, such as "gt"."""
     return op_name(node).removeprefix("aten.").partition(".")[0]
 
 
@@ -81,12 +85,12 @@ def _is_comparison(instance: OpInstance, value: object, depth: int = _DEPTH) -> 
         return dtype_of(value) == torch.bool
     if value.op != "call_function" or dtype_of(value) != torch.bool:
         return False
-    name, operands = _base_name(value), _operands(value)
+    name, operands = base_name(value), _operands(value)
     if name in _ORDERS or name in _EQUALITIES:
         return all(not isinstance(operand, Node) or dtype_of(operand) == torch.float32 for operand in operands)
     if name in _CASTS and dtype_of(operands[0]) == torch.float32:
         return True
-    if name in _COMBINATIONS | _NEGATIONS | _CASTS:
+    if name in _COMBINATIONS | NEGATIONS | _CASTS:
         return all(_is_comparison(instance, operand, depth - 1) for operand in operands if isinstance(operand, Node))
     return _is_moved(value) and _is_comparison(instance, operands[0], depth - 1)
 
@@ -105,7 +109,7 @@ class _BoolArithmetic:
         return self.computed[value]
 
     def _compute(self, value: Node) -> Node:
-        rewriting, name = self.rewriting, _base_name(value)
+        rewriting, name = self.rewriting, base_name(value)
         if (constant := rewriting.instance.constant_of(value)) is not None:
             return rewriting.constant(constant.float())
         operands = _operands(value)
@@ -120,7 +124,7 @@ class _BoolArithmetic:
             )
             differs = rewriting.call(aten.abs.default, signs)
             return self._one_minus(differs) if _EQUALITIES.get(name) else differs
-        if name in _NEGATIONS:
+        if name in NEGATIONS:
             return self.negated(_as_node(operands[0]))
         if name in _COMBINATIONS:
             return self._combine_bools(name, *(self.as_float(_as_node(operand)) for operand in operands))
@@ -155,9 +159,9 @@ class _BoolArithmetic:
         return self.rewriting.call(aten.rsub.Scalar, values, 1.0)
 
     def _combine_bools(self, name: str, first: Node, second: Node) -> Node:
-        if name in _CONJUNCTIONS:
+        if name in CONJUNCTIONS:
             return mul(self.rewriting, first, second)
-        if name in _DISJUNCTIONS:
+        if name in DISJUNCTIONS:
             return self.rewriting.call(aten.maximum.default, first, second)
         return self.rewriting.call(aten.abs.default, sub(self.rewriting, first, second))
 
@@ -203,7 +207,7 @@ def _constant_number(rewriting: Rewriting, choice: Operand) -> float | None:
 
 def _as_maximum_or_minimum(rewriting: Rewriting, condition: Node, chosen: Operand, other: Operand) -> Node | None:
     """Returns a maximum or minimum if the choices are the compared operands, else None."""
-    name = _base_name(condition)
+    name = base_name(condition)
     if name not in _ORDERS:
         return None
     left, right = _operands(condition)

@@ -22,13 +22,14 @@ from openneutron.ops.comparisons import selects_by_comparison, where_by_comparis
 from openneutron.ops.declared import is_op, is_view
 from openneutron.ops.decomposition import Decomposition, Rewriting
 from openneutron.ops.facts import Facts
+from openneutron.ops.graph_builder import Builder
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
 __all__ = [
     "DECOMPOSED", "HIDDEN", "HIDDEN_AT_RUN_TIME", "HIDDEN_FROM_SOFTMAX", "HIDDEN_SUM", "MASK_REASON", "NEUTRAL",
-    "add_and_hide", "fill", "fill_at_run_time", "hide_unless", "hides_at_run_time",
-    "hides_from_softmax", "is_mask_computation", "mark_mask_computation", "only_softmax_reads", "saturates",
+    "add_and_hide", "fill", "fill_at_run_time", "hide_unless", "hides_at_run_time", "hides_from_softmax",
+    "is_mask_computation", "limit_scores", "mark_mask_computation", "only_softmax_reads", "saturates",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -72,6 +73,11 @@ def add_and_hide(rewriting: Rewriting, value: Node, numbers: torch.Tensor, hidde
     if bool(numbers.any()):
         value = rewriting.call(aten.add.Tensor, value, rewriting.constant(numbers))
     return _fill_by_clamping(rewriting, value, hidden, HIDDEN) if bool(hidden.any()) else value
+
+
+def limit_scores(builder: Builder, scores: Node) -> Node:
+    """Computes clamp(scores, `HIDDEN`), because softmax returns NaN for a row of minus infinity."""
+    return builder.call(aten.clamp.default, scores, HIDDEN)
 
 
 def fill(rewriting: Rewriting, value: Node, where: torch.Tensor, number: float) -> Node:
