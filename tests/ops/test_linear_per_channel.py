@@ -202,6 +202,7 @@ class TestIR:
     @pytest.mark.slow
     @pytest.mark.parametrize("network", [nn.LSTM, nn.GRU])
     def test_steps_of_a_recurrent_network_need_no_reshapes(self, network: Any) -> None:
+        torch.manual_seed(0)
         model = Function(lambda part, x: part(x)[0], network(5, 8))
         graph, longer = (partition_graphs(quantized(model, ((steps, 1, 5),), **PER_CHANNEL))[0] for steps in (2, 3))
         assert kinds(graph).count("RESHAPE") == kinds(longer).count("RESHAPE")
