@@ -143,8 +143,12 @@ def test_a_weight_that_an_input_can_wake_stays() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(dead=st.frozensets(st.integers(0, 5)), seed=st.integers(0, 1000), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+@given(
+    dead=st.frozensets(st.integers(0, 5), min_size=1),  # random weights may make a channel zero, so none is not drawn
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+)
 def test_the_function_stays(dead: frozenset[int], seed: int, scale: float) -> None:
     model = seeded(lambda: Chain(dead, nn.ReLU6), seed)
     image = scale * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-    after(passes.remove_dead_channels, model, image, changes=bool(dead))
+    after(passes.remove_dead_channels, model, image, changes=True)
