@@ -16,7 +16,8 @@ from openneutron.ops.comparisons import CONJUNCTIONS, DISJUNCTIONS, NEGATIONS, b
 from openneutron.ops.declared import facts_of, is_op
 
 __all__ = [
-    "is_finite", "is_tested_for_nan", "selected_value", "softmax_of_visible_rows", "truth_of", "value_without_nan",
+    "is_finite", "is_tested_for_nan", "selected_value", "softmax_of_visible_rows", "tests_values", "truth_of",
+    "value_without_nan",
 ]  # fmt: skip
 
 _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
@@ -50,6 +51,12 @@ def is_finite(module: GraphModule, node: Node, finite: Set[Node]) -> bool:
         return True
     is_kept = facts_of(node).movement is not None or is_op(node, *_KEEPS_FINITE) or node.target is operator.getitem
     return is_kept and bool(node.all_input_nodes) and finite >= set(node.all_input_nodes)
+
+
+def tests_values(node: Node) -> bool:
+    """Whether `node` compares values, tests them for infinity or NaN, or replaces NaN."""
+    name = _name(node)
+    return name in _COMPARISONS or name in _TESTS or name == "nan_to_num"
 
 
 def is_tested_for_nan(node: Node) -> bool:

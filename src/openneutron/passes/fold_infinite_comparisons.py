@@ -20,6 +20,7 @@ from openneutron.ops.truth_values import (
     is_tested_for_nan,
     selected_value,
     softmax_of_visible_rows,
+    tests_values,
     truth_of,
     value_without_nan,
 )
@@ -28,7 +29,7 @@ __all__ = ["fold_infinite_comparisons"]
 
 
 def fold_infinite_comparisons(module: GraphModule) -> bool:
-    """Folds the comparisons. Rules, linear in nodes and uses:
+    """Folds the comparisons. Rules, linear in nodes, uses and the values of constants:
 
     1. A comparison of a finite value with an infinite number, an equality of a value with itself, and a test of a
        finite value for infinity or NaN have one known result, and so have logical operators and moves of such results.
@@ -41,8 +42,10 @@ def fold_infinite_comparisons(module: GraphModule) -> bool:
 
     A value is finite if a layer or a matrix product computes it, or if sums, products, moves and the like compute it
     from finite values. Inputs of the model may be masks with -inf, so they count as finite for comparisons with +inf
-    only.
+    only. A graph without comparisons is left at once, so its constants are not searched for infinity.
     """
+    if not any(map(tests_values, module.graph.nodes)):
+        return False
     known: dict[Node, bool] = {}
     finite: set[Node] = set()
     changed = False
