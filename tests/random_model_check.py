@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from openneutron import lower, quantize, reset
-from openneutron.accuracy.compare import Comparison, compare_layers
+from openneutron.accuracy.compare import compare_layers
 from openneutron.errors import OpenNeutronError
 from openneutron.ops import DECOMPOSITIONS
 from openneutron.ops.functions import ERROR_AT_ZERO
 from openneutron.ops.norms import APPROXIMATION
+from openneutron.results.comparison import Comparison
 
 __all__ = ["Finding", "Outcome", "Way", "check", "check_seed", "draw_way"]
 

@@ -29,16 +29,8 @@ def name_of(file: Path, sources: Path = SOURCES) -> str:
 
 
 def imported_by(tree: ast.Module, known: frozenset[str]) -> Iterator[str]:
-    """Returns each module in `known` that the code imports when it runs. Linear in the nodes of the tree."""
-    guarded = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for inner in ast.walk(node)
-    }
+    """Returns each module in `known` that the code imports, also in functions and for type checkers only."""
     for node in ast.walk(tree):
-        if id(node) in guarded:
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom):
@@ -138,7 +130,7 @@ def test_a_cycle_is_found(imports: dict[str, str], expected: list[str]) -> None:
         ("import a.b", {"a.b"}),
         ("from a import b, c", {"a.b", "a"}),
         ("def f():\n    from a.b import name", {"a.b"}),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a import b", set()),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a import b", {"a.b"}),
         ("import os", set()),
     ],
 )

@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from openneutron.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from openneutron.accuracy.validate import validate as validate
     from openneutron.compile_spec import CompileOptions as CompileOptions
@@ -75,8 +77,6 @@ _HOMES = {
     "try_changes": "workflow",
     "validate": "accuracy.validate",
 }
-
-__version__ = "0.1.0"  # the build reads the version from here
 
 __all__ = [*sorted(_HOMES)]  # noqa: PLE0604
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,20 +14,19 @@ from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.formats import pte
 from openneutron.formats.method_memory import MethodMemory, memory_of
-from openneutron.model.arguments import Leaf
-from openneutron.partition.placing import Placement, count_delegates, summary_lines
+from openneutron.partition.placing import count_delegates, summary_lines
+from openneutron.results.lowered_program import LoweredProgram
 from openneutron.runtime.memory import measure
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import HostProgram
-from openneutron.targets import NeutronTargetSpec, Target
+from openneutron.targets import Target
 from openneutron.vendor.device import etrecord_path, kernel_selection_path
-from openneutron.vendor.profiling import Kernel
 
 if TYPE_CHECKING:
-    from openneutron.accuracy.result import Analysis
     from openneutron.firmware import Package, PackageOptions
     from openneutron.quantized_model import QuantizedModel
     from openneutron.report.estimate import Estimate
+    from openneutron.results.layerwise_accuracy import LayerwiseAccuracy
 
 __all__ = ["NeutronProgram"]
 
@@ -35,45 +34,8 @@ _LOADING = ForkSafeLock(Order.LOADING)
 
 
 @dataclass(frozen=True)
-class NeutronProgram(ShownAsTable):
+class NeutronProgram(LoweredProgram, ShownAsTable):
     """A lowered program: a `.pte` and its placement. `lower` returns it."""
-
-    buffer: bytes = field(repr=False)
-    """The bytes of the `.pte`: a device program if `is_device`, else a portable program."""
-    placement: tuple[Placement, ...]
-    """One row per operator of the quantized graph, with its processor and the reason."""
-    target: str = "imxrt700"
-    """The name of the chip that the program was lowered for."""
-    device_source: bytes | None = field(default=None, repr=False)
-    """The portable `.pte` from which a device program was compiled. The host runs it. None for a portable program."""
-    kernel_selection: str | None = field(default=None, repr=False)
-    """The C source that `dump_kernel_selection_code` requests; None without that option."""
-    kernels: tuple[tuple[Kernel, ...], ...] = ()
-    """With `use_profiling`, the NPU's kernels of each delegate of a device program, in the order of its profile.
-
-    The `nodes` of a kernel are nodes of `placement`, which has the source lines.
-    """
-    leaves: tuple[Leaf, ...] | None = field(default=None, repr=False)
-    """The path of each input of the `.pte` in the arguments of `forward`; None if unknown."""
-    origins: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
-    """For each delegate, the node of `placement` that each operator of its TFLite model came from, in their order.
-
-    An operator at an end of the delegate, such as a transpose, may have another name.
-    """
-    board: NeutronTargetSpec | None = field(default=None, repr=False)
-    """The board, for estimates; None if only a chip was named. The bytes of the program do not depend on it."""
-    etrecord: bytes | None = field(default=None, repr=False)
-    """With `use_profiling`, ExecuTorch's ETRecord of the program, for its Inspector; else None."""
-
-    @property
-    def is_device(self) -> bool:
-        """Whether `buffer` contains microcode, which only the board runs."""
-        return self.device_source is not None
-
-    @property
-    def portable(self) -> bytes:
-        """The bytes of the portable `.pte`. The host runs it."""
-        return self.buffer if self.device_source is None else self.device_source
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -192,7 +154,7 @@ class NeutronProgram(ShownAsTable):
         self,
         folder: str | os.PathLike[str],
         quantized: QuantizedModel | None = None,
-        analysis: Analysis | None = None,
+        analysis: LayerwiseAccuracy | None = None,
         name: str = "model",
     ) -> tuple[Path, ...]:
         """Writes files for Google's Model Explorer to `folder`, and returns their paths.

@@ -12,8 +12,9 @@ from tests.flow_support import seeded
 from torch import nn
 
 from openneutron import QuantizedModel, lower, quantize
-from openneutron.accuracy.compare import Comparison, compare_layers
+from openneutron.accuracy.compare import compare_layers
 from openneutron.errors import InputError, ModelError
+from openneutron.results.comparison import Comparison
 
 
 @pytest.fixture(scope="module")

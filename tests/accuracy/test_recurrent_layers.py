@@ -19,7 +19,7 @@ from openneutron.accuracy import advice
 from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.quantized_layers import find_layers
 from openneutron.accuracy.recurrent_layers import recurrent_layers
-from openneutron.accuracy.result import Gain, RecurrentAccuracy
+from openneutron.results.layerwise_accuracy import Gain, RecurrentAccuracy
 
 STEPS = 5
 

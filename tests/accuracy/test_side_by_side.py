@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from openneutron import NeutronProgram, QuantizedModel, lower, quantize
 from openneutron.accuracy import SideBySide, evaluate, evaluate_side_by_side
 from openneutron.accuracy.evaluate import top1, top5
-from openneutron.accuracy.side_by_side import normal_interval
 from openneutron.data import AudioTransform, ImageTransform, Waveform, read_data, thumbnail
 from openneutron.errors import InputError, OptionError
+from openneutron.results.intervals import normal_interval
 from openneutron.runtime.program import HostProgram
 
 CLASSES = ("ant", "bee", "cat")

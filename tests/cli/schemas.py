@@ -9,13 +9,13 @@ import typing
 from typing import Any
 
 from openneutron.accuracy.board_outputs import BoardValidation
-from openneutron.accuracy.validate import OutputDifference, Validation
 from openneutron.ops.support import SupportedOperator
 from openneutron.page import AccuracyRow, Summary
 from openneutron.page.content import AnalysisRows, ProfileRows
 from openneutron.page.differences import Difference, Move
 from openneutron.profiling import CostFit
-from openneutron.report.inspect import Report
+from openneutron.report.contents import Report
+from openneutron.results.validation import OutputDifference, Validation
 from openneutron.targets import Board, NeutronTarget
 from openneutron.workflow.runs import FileRun
 

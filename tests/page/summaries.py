@@ -11,7 +11,6 @@ from openneutron.page import AccuracyRow, SampleRow, Summary, ValidationRow, wil
 from openneutron.page.content import (
     AdviceRow,
     AnalysisRows,
-    Bins,
     FileRow,
     GainRow,
     LayerAccuracyRow,
@@ -23,6 +22,7 @@ from openneutron.page.content import (
     Verdict,
 )
 from openneutron.report.estimate import ScratchTensor
+from openneutron.results.layerwise_accuracy import Bins
 
 __all__ = ["large_summary", "picture", "small_summary"]
 

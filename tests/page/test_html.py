@@ -21,11 +21,12 @@ from tests.page.summaries import large_summary, percentage_row, picture, small_s
 from openneutron.errors import OptionError, OutputError
 from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_page
 from openneutron.page.charts import histogram_chart
-from openneutron.page.content import Bins, Memory, PlacementRow
+from openneutron.page.content import Memory, PlacementRow
 from openneutron.page.differences import differences_of
 from openneutron.page.headings import differences_heading, layers_heading
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
 from openneutron.page.summary import summarize
+from openneutron.results.layerwise_accuracy import Bins
 
 
 @pytest.fixture(scope="module", autouse=True)

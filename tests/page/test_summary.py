@@ -17,7 +17,6 @@ from tests.page.summaries import percentage_row
 
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import Analysis, analyze
-from openneutron.accuracy.side_by_side import RunScores, SideBySide
 from openneutron.accuracy.validate import validate
 from openneutron.core.sources import portable_trace, short_source
 from openneutron.errors import FormatError, InputError
@@ -28,6 +27,7 @@ from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import AdviceRow, AnalysisRows, PlacementRow
 from openneutron.page.verdict import mcnemar, verdict_of
 from openneutron.report.inspect import inspect_bytes
+from openneutron.results.side_by_side import RunScores, SideBySide
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,10 @@ from openneutron import NeutronProgram, inspect, lower, quantize
 from openneutron.errors import TargetError
 from openneutron.formats.arena import Lifetime, lifetimes, plan
 from openneutron.ir.cost import OPERATOR_CYCLES
-from openneutron.report.estimate import Fit, LayerEstimate, fit_of
-from openneutron.report.inspect import Report, inspect_bytes
-from openneutron.report.text import blocks_of_report
+from openneutron.report.contents import Report, blocks_of_report
+from openneutron.report.estimate import Fit, LayerEstimate
+from openneutron.report.estimating import fit_of
+from openneutron.report.inspect import inspect_bytes
 from openneutron.targets import TARGETS
 
 FOLDERS = {"imxrt700": "imxrt700", "mcxn94x": "mcxn947"}

@@ -14,8 +14,8 @@ from tests.page.html_tree import parsed
 from openneutron import NeutronProgram, QuantizedModel, lower
 from openneutron.accuracy import analyze
 from openneutron.core.tables import MOST_ROWS, ResultTable, ShownAsTable
+from openneutron.report.contents import blocks_of_report
 from openneutron.report.inspect import inspect_bytes
-from openneutron.report.text import blocks_of_report
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from openneutron.accuracy.quantized_layers import INPUT, REQUANTIZE
-from openneutron.accuracy.result import LayerAccuracy, RecurrentAccuracy
 from openneutron.page.verdict import LOW_SQNR_DB
+from openneutron.results.layerwise_accuracy import LayerAccuracy, RecurrentAccuracy
 
 __all__ = [
     "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "WIDE_INPUT", "Case", "Finding", "OutputSqnr", "Rule",

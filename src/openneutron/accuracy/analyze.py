@@ -13,13 +13,13 @@ from torch.fx import GraphModule, Node
 
 from openneutron.accuracy import advice as rules
 from openneutron.accuracy.advice import OutputSqnr
-from openneutron.accuracy.compare import Comparison, compare_layers
+from openneutron.accuracy.compare import compare_layers
 from openneutron.accuracy.given import given
 from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers, find_layers
 from openneutron.accuracy.recurrent_accuracy import measure_recurrent_layers, runs_of
 from openneutron.accuracy.recurrent_layers import recurrent_layers
 from openneutron.accuracy.replay import record
-from openneutron.accuracy.result import Advice, Analysis, Bins, LayerAccuracy
+from openneutron.accuracy.result import Analysis
 from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, shares_of, to_float, weight_per_channel
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
 from openneutron.core.fx import modules_of, op_name, output_node, placeholders, source_of
@@ -37,6 +37,8 @@ from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.quantizer.cell_scales import scale_as_converted
 from openneutron.recovery.wide_inputs import layers_of_inputs, widen_as_converted
+from openneutron.results.comparison import Comparison
+from openneutron.results.layerwise_accuracy import Advice, Bins, LayerAccuracy
 from openneutron.runtime.native import native_module
 
 __all__ = ["Analysis", "LayerAccuracy", "Progress", "analyze"]

@@ -41,6 +41,7 @@ from openneutron.partition.placing import Placed, place
 from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 from openneutron.quantized_model import QuantizedModel
+from openneutron.results.comparison import Comparison, LayerDifference
 from openneutron.runtime.engine import interpreter_of
 from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
@@ -50,51 +51,6 @@ __all__ = ["Comparison", "LayerDifference", "compare_layers"]
 
 _BACKEND = "NeutronBackend"
 _TO_NHWC = (0, 2, 3, 1)
-
-
-@dataclass(frozen=True)
-class LayerDifference:
-    """The difference between a layer on the NPU and in the module, on the same int8 inputs."""
-
-    node: str
-    """Name of its node, as in the program's `placement`."""
-    op: str
-    module: str | None
-    source: str | None
-    lsb: int
-    """The largest difference of an output value, in int8 steps (LSB)."""
-    differing: float
-    """The share of its output values that differ, 0 to 1."""
-    tolerance: int
-    """The largest difference that its operator may have, in int8 steps (docs/operators.md)."""
-
-    @property
-    def is_beyond(self) -> bool:
-        """Whether the difference exceeds the tolerance."""
-        return self.lsb > self.tolerance
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The differences between a converted module and a `.pte`."""
-
-    samples: int
-    output_lsb: float
-    """The largest difference of the program's outputs in int8 steps, with the differences of all layers together."""
-    layers: tuple[LayerDifference, ...]
-    """The layers on the NPU, in order of execution."""
-    unseen: tuple[str, ...]
-    """Nodes on the NPU whose outputs are not tensors of the `.pte`. The next layer's difference includes theirs."""
-
-    def __str__(self) -> str:
-        from openneutron.accuracy.text import comparison_lines
-
-        return "\n".join(comparison_lines(self))
-
-    @property
-    def first(self) -> LayerDifference | None:
-        """The first layer whose difference exceeds its tolerance."""
-        return next((layer for layer in self.layers if layer.is_beyond), None)
 
 
 @traces_alone

@@ -27,7 +27,6 @@ from openneutron.accuracy.runs import (
     state_needs_one_job,
     to_call,
 )
-from openneutron.accuracy.side_by_side import RIGHT, RunScores, SideBySide
 from openneutron.core.boundary import typed_errors
 from openneutron.core.parallel import check_jobs, map_in_order, split
 from openneutron.core.user_code import code_of_user
@@ -36,6 +35,7 @@ from openneutron.errors import InputError, OptionError
 from openneutron.model.data import align
 from openneutron.model.examples import Examples, examples_of, register_dataclasses
 from openneutron.model.exporting import outputs_of
+from openneutron.results.side_by_side import RIGHT, RunScores, SideBySide
 
 __all__ = ["check_classes", "evaluate", "evaluate_side_by_side", "top1", "top5"]
 

@@ -15,12 +15,12 @@ from torch.fx import Node
 from openneutron.accuracy.quantized_layers import QuantizedLayer, QuantizedLayers
 from openneutron.accuracy.recurrent_layers import RecurrentLayer
 from openneutron.accuracy.replay import record
-from openneutron.accuracy.result import Gain, RecurrentAccuracy
 from openneutron.accuracy.shares import add_noise_of_ends, noise_ratio, rounded_per_channel
 from openneutron.accuracy.statistics import Noise, Statistics
 from openneutron.ops.recurrent import WIDE_CELL_LIMIT, is_cell_state
 from openneutron.quantizer.cell_states import is_scaled_cell
 from openneutron.quantizer.layer_options import has_wide_state
+from openneutron.results.layerwise_accuracy import Gain, RecurrentAccuracy
 
 __all__ = ["measure_recurrent_layers", "runs_of"]
 

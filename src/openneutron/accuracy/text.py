@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,13 +12,10 @@ from rich.text import Text
 
 from openneutron.core.tables import ResultTable
 from openneutron.page.units import short_op
-
-if TYPE_CHECKING:
-    from openneutron.accuracy.compare import Comparison
-    from openneutron.accuracy.result import Analysis, LayerAccuracy, RecurrentAccuracy
+from openneutron.results.layerwise_accuracy import LayerAccuracy, LayerwiseAccuracy, RecurrentAccuracy
 
 __all__ = [
-    "HEADINGS", "cells_of", "comparison_lines", "recurrent_lines", "result_table", "steps_shown", "table_of", "text_of",
+    "HEADINGS", "cells_of", "recurrent_lines", "result_table", "steps_shown", "table_of", "text_of",
 ]  # fmt: skip
 
 _WIDTH, _ROWS, _STEPS = 170, 20, 16
@@ -29,14 +26,14 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def text_of(analysis: Analysis) -> str:
+def text_of(analysis: LayerwiseAccuracy) -> str:
     """Returns the verdict, the advice, and the worst layers as text."""
     console = Console(file=io.StringIO(), width=_WIDTH)
     console.print(*_text_blocks(analysis), sep="\n")
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 
 
-def _text_blocks(analysis: Analysis) -> Iterator[Any]:
+def _text_blocks(analysis: LayerwiseAccuracy) -> Iterator[Any]:
     yield Text(analysis.verdict)
     for advice in analysis.advice:
         yield Text(f"  {advice.node}" + (f" (module '{advice.module}')" if advice.module else "") + f": {advice.why}")
@@ -47,12 +44,12 @@ def _text_blocks(analysis: Analysis) -> Iterator[Any]:
             yield Text(f"    quantize(..., {advice.code})")
     yield from map(Text, recurrent_lines(analysis.recurrent))
     if analysis.comparison is not None:
-        yield from map(Text, comparison_lines(analysis.comparison))
+        yield from map(Text, analysis.comparison.lines())
     yield Text(
         f"{analysis.samples} samples; shares of the error were measured on {analysis.share_samples} of them and need "
         "not add up to 100 %."
     )
-    yield analysis.table(_ROWS)
+    yield table_of(analysis, _ROWS)
     if len(analysis.layers) > _ROWS:
         yield Text(f"{len(analysis.layers) - _ROWS} more layers: see table(), to_json(), save_html()")
 
@@ -85,24 +82,7 @@ def steps_shown(count: int) -> list[int]:
     return [round(index * (count - 1) / (_STEPS - 1)) for index in range(_STEPS)]
 
 
-def comparison_lines(comparison: Comparison) -> Iterator[str]:
-    """Returns a comparison as text: the difference of the outputs, and the layers that exceed their tolerance."""
-    yield f"The .pte differs from the module by at most {comparison.output_lsb:.0f} LSB at the outputs."
-    first = comparison.first
-    if first is None:
-        yield f"  Each of the {len(comparison.layers)} compared layers is within its operator's tolerance."
-    else:
-        name = first.node + (f" (module '{first.module}')" if first.module else "")
-        yield (
-            f"  The first layer that exceeds its tolerance is {name}, {first.op}: {first.lsb} LSB instead of "
-            f"{first.tolerance}, in {first.differing:.1%} of its values."
-        )
-    beyond = [layer.node for layer in comparison.layers if layer.is_beyond and layer is not first]
-    if beyond:
-        yield f"  These layers exceed their tolerance, too: {', '.join(beyond)}."
-
-
-def table_of(analysis: Analysis, limit: int | None = None) -> Table:
+def table_of(analysis: LayerwiseAccuracy, limit: int | None = None) -> Table:
     """Returns a table with a row for each layer, at most `limit` of them."""
     table = Table()
     for number, heading in enumerate(HEADINGS):
@@ -112,7 +92,7 @@ def table_of(analysis: Analysis, limit: int | None = None) -> Table:
     return table
 
 
-def result_table(analysis: Analysis) -> ResultTable:
+def result_table(analysis: LayerwiseAccuracy) -> ResultTable:
     """Returns the table of `Analysis.as_table`."""
     advice = [f"{one.node}: {one.what} {one.code}".rstrip() for one in analysis.advice]
     rows = tuple(map(cells_of, analysis.layers))

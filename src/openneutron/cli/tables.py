@@ -15,10 +15,10 @@ from openneutron.core.messages import as_argument
 from openneutron.page.units import count_of
 
 if TYPE_CHECKING:
-    from openneutron.accuracy.validate import OutputDifference
     from openneutron.page import AccuracyRow, Summary
     from openneutron.page.content import ProfileRow, ProfileRows
     from openneutron.page.differences import Difference, Move
+    from openneutron.results.validation import OutputDifference
     from openneutron.workflow.runs import FileRun
 
 __all__ = ["blocks_of_profile", "table_of_accuracy", "table_of_differences", "table_of_runs", "table_of_summary"]

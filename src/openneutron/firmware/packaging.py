@@ -40,6 +40,7 @@ from openneutron.formats.kernel_selection import kernel_selection_text
 from openneutron.formats.payload import parse
 from openneutron.model.arguments import Leaf
 from openneutron.runtime import HostProgram
+from openneutron.version import __version__
 
 __all__ = ["Package", "package"]
 
@@ -404,9 +405,7 @@ def _python() -> bytes:
 
 def _version(name: str) -> str:
     if name == "openneutron":
-        import openneutron
-
-        return openneutron.__version__
+        return __version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

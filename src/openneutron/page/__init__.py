@@ -12,10 +12,10 @@ from openneutron.page.content import (
     Summary,
     ValidationRow,
     Verdict,
-    wilson_interval,
 )
 from openneutron.page.html import page_of, write_page
 from openneutron.page.summary import summarize, with_board_fit
+from openneutron.results.intervals import wilson_interval
 
 __all__ = [
     "AccuracyRow",

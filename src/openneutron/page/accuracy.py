@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from openneutron.core.messages import printable
 from openneutron.data.images import thumbnail
 from openneutron.page.content import AccuracyRow, SampleRow, finite
-
-if TYPE_CHECKING:
-    from openneutron.accuracy.side_by_side import RunScores, SideBySide
+from openneutron.results.side_by_side import RunScores, SideBySide
 
 __all__ = ["MOST_PICTURES", "accuracy_rows"]
 

@@ -15,7 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 from openneutron.errors import OptionError
-from openneutron.page.content import AnalysisRows, Bins, LayerAccuracyRow, LayerRow, RecurrentRow, Summary
+from openneutron.page.content import AnalysisRows, LayerAccuracyRow, LayerRow, RecurrentRow, Summary
+from openneutron.results.layerwise_accuracy import Bins
 
 __all__ = [
     "BUSY_CLASSES",

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from openneutron.page import codec
 from openneutron.report.estimate import ScratchTensor
 from openneutron.report.regions import BoardFit
+from openneutron.results.layerwise_accuracy import Bins
 
 __all__ = [
     "AccuracyRow",
     "AdviceRow",
     "AnalysisRows",
-    "Bins",
     "FileRow",
     "GainRow",
     "LayerAccuracyRow",
@@ -28,30 +28,14 @@ __all__ = [
     "ValidationRow",
     "Verdict",
     "finite",
-    "wilson_interval",
 ]  # fmt: skip
 
 READY, CHECK, BLOCKED = "ready", "check", "blocked"
-NORMAL_QUANTILE_OF_97_5_PERCENT = 1.959963984540054
 
 
 def finite(value: float) -> float | None:
     """Returns the number, or None if it is infinite or NaN, which JSON cannot hold."""
     return value if math.isfinite(value) else None
-
-
-def wilson_interval(percentage: float, samples: int) -> tuple[float, float]:
-    """Returns Wilson's 95 % interval of a percentage that was measured on `samples` independent samples, in percent.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
-    """
-    if samples < 1:
-        return (0.0, 100.0)
-    share, z = percentage / 100, NORMAL_QUANTILE_OF_97_5_PERCENT
-    scale = 1 + z * z / samples
-    middle = (share + z * z / (2 * samples)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
-    return (100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
 
 
 @dataclass(frozen=True)
@@ -287,16 +271,6 @@ class Memory:
     def runtime_bytes(self) -> int:
         """Bytes of ExecuTorch's runtime and of the application's inputs and outputs."""
         return self.planned_bytes + self.given_bytes + self.method_bytes + self.temporary_bytes
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Counts of the float and of the dequantized values of a layer's output, in equal bins from `low` to `high`."""
-
-    low: float
-    high: float
-    reference: tuple[int, ...]
-    quantized: tuple[int, ...]
 
 
 @dataclass(frozen=True)

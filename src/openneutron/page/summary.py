@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-import openneutron
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import read_file
 from openneutron.core.messages import printable
@@ -38,19 +37,22 @@ from openneutron.page.content import (
     finite,
 )
 from openneutron.page.verdict import verdict_of
-from openneutron.report.estimate import Estimate, LayerEstimate, with_board
-from openneutron.report.inspect import NEUTRON_BACKEND, Delegate, Report, TensorSummary, inspect_bytes
+from openneutron.report.contents import NEUTRON_BACKEND, Delegate, Report, TensorSummary
+from openneutron.report.estimate import Estimate, LayerEstimate
+from openneutron.report.estimating import with_board
+from openneutron.report.inspect import inspect_bytes
 from openneutron.report.regions import BoardFit
 from openneutron.report.runtime_memory import RuntimeMemory
+from openneutron.results.layerwise_accuracy import LayerAccuracy, LayerwiseAccuracy, RecurrentAccuracy
+from openneutron.results.side_by_side import SideBySide
+from openneutron.results.validation import Validation
 from openneutron.targets import Costs, NeutronTarget, NeutronTargetSpec, Target
+from openneutron.version import __version__
 
 if TYPE_CHECKING:
-    from openneutron.accuracy.result import Analysis, LayerAccuracy, RecurrentAccuracy
-    from openneutron.accuracy.side_by_side import SideBySide
-    from openneutron.accuracy.validate import Validation
-    from openneutron.neutron_program import NeutronProgram
     from openneutron.partition.placing import Placement
     from openneutron.quantized_model import QuantizedModel
+    from openneutron.results.lowered_program import LoweredProgram
 
 __all__ = ["HISTOGRAMS", "analysis_rows", "summarize", "with_board_fit"]
 
@@ -64,10 +66,10 @@ _CONVERSIONS = ("quantized_decomposed::quantize_per_tensor", "quantized_decompos
 
 def summarize(
     model: str,
-    program: NeutronProgram | bytes | str | os.PathLike[str],
+    program: LoweredProgram | bytes | str | os.PathLike[str],
     *,
     quantized: QuantizedModel | None = None,
-    analysis: Analysis | None = None,
+    analysis: LayerwiseAccuracy | None = None,
     accuracy: SideBySide | Sequence[AccuracyRow] = (),
     validation: Validation | Sequence[ValidationRow] = (),
     options: Mapping[str, Any] | None = None,
@@ -169,7 +171,7 @@ def with_board_fit(summary: Summary, estimate: Estimate) -> Summary:
     return replace(changed, verdict=verdict_of(changed))
 
 
-def analysis_rows(analysis: Analysis, source_root: Root = None) -> AnalysisRows:
+def analysis_rows(analysis: LayerwiseAccuracy, source_root: Root = None) -> AnalysisRows:
     """Returns the content of an analysis. Only the `HISTOGRAMS` worst layers keep their histograms."""
     comparison = analysis.comparison
     compared = {} if comparison is None else {layer.node: (layer.lsb, layer.tolerance) for layer in comparison.layers}
@@ -255,7 +257,7 @@ def _layer_accuracy(
     )
 
 
-def _cpu_costs(quantized: QuantizedModel | None, program: NeutronProgram, target: Target) -> dict[str, int]:
+def _cpu_costs(quantized: QuantizedModel | None, program: LoweredProgram, target: Target) -> dict[str, int]:
     if quantized is None or quantized.reference is None:
         return {}
     from openneutron.page.cpu_cost import cpu_costs  # imports torch, which a bare .pte does not need
@@ -336,7 +338,7 @@ def _layer(layer: LayerEstimate, delegate: int, node: str | None, row: Placement
     )
 
 
-def _kernels(program: NeutronProgram | None) -> tuple[KernelRow, ...]:
+def _kernels(program: LoweredProgram | None) -> tuple[KernelRow, ...]:
     """Returns the kernels of all delegates. A delegate without profiling has none."""
     return tuple(
         KernelRow(delegate, number, kernel.name, kernel.nodes)
@@ -395,7 +397,7 @@ def _flavor_of(method: pte.Method) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    installed = {"openneutron": openneutron.__version__, "python": platform.python_version()}
+    installed = {"openneutron": __version__, "python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(name)
@@ -417,7 +419,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _named(edges: Sequence[TensorSummary], program: NeutronProgram) -> tuple[str, ...]:
+def _named(edges: Sequence[TensorSummary], program: LoweredProgram) -> tuple[str, ...]:
     names = [leaf.name for leaf in program.leaves or ()]
     if len(names) != len(edges):
         return tuple(map(_edge, edges))

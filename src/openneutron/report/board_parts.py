@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from openneutron.formats.arena import Lifetime, plan
+from openneutron.report.estimate import Estimate, LayerEstimate
 from openneutron.report.regions import FETCH, Part, without
-
-if TYPE_CHECKING:
-    from openneutron.report.estimate import Estimate, LayerEstimate
 
 __all__ = ["Contents", "changes_of", "parts_of", "prefetch_window"]
 

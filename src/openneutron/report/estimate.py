@@ -1,36 +1,27 @@
-"""Estimates the memory and cycles of a model on the board, layer by layer, without the vendor's SDK."""
+"""The estimated needs of a model on the board, as data, as text and as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
 from openneutron.core.tables import ResultTable, ShownAsTable
-from openneutron.formats.arena import plan, scratch_lifetimes
-from openneutron.formats.tflite import Operator
-from openneutron.ir.cost import array_of, cost_of
-from openneutron.ir.graph import Op
-from openneutron.report.board_parts import prefetch_window
-from openneutron.report.regions import FETCH, BoardFit
+from openneutron.report.regions import BoardFit
 from openneutron.report.runtime_memory import RuntimeMemory
-from openneutron.report.tflite_ops import as_ops
-from openneutron.report.weights import stored_bytes
-from openneutron.targets import NeutronTarget
 
 __all__ = [
-    "Estimate",
-    "Fit",
-    "LayerEstimate",
-    "ScratchTensor",
-    "combined_estimate",
-    "estimate_operators",
-    "fit_of",
-    "scratch_in_channels_last",
-    "with_board",
-]
+    "Estimate", "Fit", "LayerEstimate", "ScratchTensor", "cost_blocks", "text_of", "verdict_blocks",
+]  # fmt: skip
 
-_WORST_LAYERS = 3
+_SHORT_HEADINGS = ("operator", "output", "MACs", "cycles", "of all", "array used", "weights", "live")
+_HEADINGS = (*_SHORT_HEADINGS[:-2], "weight bytes", "live bytes")
+_NUMERIC = range(2, len(_HEADINGS))
 
 
 @dataclass(frozen=True)
@@ -118,15 +109,11 @@ class Estimate(ShownAsTable):
     """The intermediate tensors, in the order in which they are written."""
 
     def __str__(self) -> str:
-        from openneutron.report.text import text_of_estimate
-
-        return text_of_estimate(self)
+        return text_of([*cost_blocks(self, layers=False), *verdict_blocks(self)])
 
     def as_table(self) -> ResultTable:
         """Returns the layers, and the sums in the title."""
-        from openneutron.report.text import estimate_table
-
-        return estimate_table(self)
+        return _result_table(self)
 
     @property
     def macs(self) -> int:
@@ -134,129 +121,102 @@ class Estimate(ShownAsTable):
         return sum(layer.macs for layer in self.layers)
 
 
-def estimate_operators(operators: Sequence[Operator], target: NeutronTarget) -> Estimate:
-    """Returns the estimate for operators in order of execution. Linear in operators, plus the time of `plan`."""
-    written = {tensor.index: tensor for operator in operators for tensor in operator.outputs}
-    read = {tensor.index: tensor for operator in operators for tensor in operator.inputs if tensor is not None}
-    inputs = [tensor for index, tensor in read.items() if index not in written and tensor.buffer is None]
-    outputs = [tensor for index, tensor in written.items() if index not in read]
-    lives = scratch_lifetimes(operators)
-    arena = plan(lives, len(operators))
-    scratch = tuple(
-        ScratchTensor(written[index].name, written[index].shape, life.size, life.first, life.last, arena.offsets[index])
-        for index, life in lives.items()
+def text_of(blocks: Iterable[Any]) -> str:
+    """Returns texts and tables of rich as one text."""
+    console = Console(file=io.StringIO(), width=160, soft_wrap=True)
+    console.print(Group(*blocks))
+    return console.file.getvalue().strip()  # type: ignore[attr-defined,no-any-return]
+
+
+def verdict_blocks(estimate: Estimate) -> Iterator[Any]:
+    """Returns the runtime's memory, and whether the model fits, with the regions of a board and remedies."""
+    if memory := estimate.memory:
+        given = f", given by the application {memory.given_bytes:,}" if memory.given_bytes else ""
+        yield Text(
+            f"  bytes of ExecuTorch: planned {memory.planned_bytes:,} (with inputs and outputs){given}, "
+            f"method allocator {memory.method_bytes:,}, temporary allocator {memory.temporary_bytes:,} and the scratch"
+        )
+    yield Text(f"  {_fit_text(estimate.fit)}")
+    if estimate.on_board is not None:
+        yield from _board_lines(estimate.on_board)
+    if estimate.memory and estimate.memory.int8_io_saves > 0:
+        yield Text(f"  int8_io=True would save about {estimate.memory.int8_io_saves:,} bytes")
+    if estimate.channels_last_saves:
+        yield Text(f"  example inputs in channels-last would save about {estimate.channels_last_saves:,} bytes")
+
+
+def _board_lines(found: BoardFit) -> Iterator[Text]:
+    """Returns what lies in each region, what has no room, and the changes that were considered."""
+    for region in found.regions:
+        held = [f"{part.what} {part.bytes:,}" for part in found.parts if part.region == region.name]
+        size = "unknown size" if region.free_bytes is None else f"{region.free_bytes:,} bytes"
+        left = "" if region.left_bytes is None or not held else f"; {region.left_bytes:,} left"
+        yield Text(f"    {region.name} ({region.kind}, {size}): {', '.join(held) or 'nothing'}{left}")
+    for part in found.parts:
+        if part.region is None:
+            yield Text(f"    no room: {part.what} {part.bytes:,}, {part.missing_bytes:,} bytes are missing")
+    yield from (Text(f"    {note}") for note in found.notes)
+    for remedy in found.remedies:
+        outcome = "unknown" if remedy.fits is None else "fits" if remedy.fits else "does not fit"
+        yield Text(f"    {remedy.change}: {outcome}, {remedy.ram_bytes:,} bytes of RAM ({remedy.how})")
+
+
+def cost_blocks(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
+    """Returns the cycles and bytes of the NPU. `layers` adds a table with a row for each operator."""
+    time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
+    assumed = f"; assumed: {', '.join(estimate.assumptions)}" if estimate.assumptions else ""
+    yield Text(f"  estimate for {estimate.target}: {estimate.cycles:,} cycles{time}, {estimate.macs:,} MACs{assumed}")
+    yield Text(
+        f"  estimated bytes: scratch {estimate.scratch_bytes:,}, inputs and outputs {estimate.io_bytes:,}, weights "
+        f"{estimate.weight_bytes:,}"
     )
-    layers = tuple(_layer_estimate(op, target, live) for op, live in zip(as_ops(operators), arena.live, strict=True))
-    io_bytes = sum(tensor.bytes for tensor in (*inputs, *outputs))
-    return replace(_make_estimate(layers, arena.size, arena.peak, io_bytes, target), scratch=scratch)
+    if layers:
+        yield _layer_table(estimate)
 
 
-def combined_estimate(
-    parts: Sequence[Estimate], target: NeutronTarget, memory: RuntimeMemory | None = None
-) -> Estimate:
-    """Combines the estimates of delegates that run one after the other. They share one scratch arena.
-
-    With `memory`, inputs and outputs are part of the runtime's planned memory, so they are not added again.
-    """
-    layers = tuple(layer for part in parts for layer in part.layers)
-    scratch = max((part.scratch_bytes for part in parts), default=0)
-    peak = max((part.peak_bytes for part in parts), default=0)
-    estimate = _make_estimate(layers, scratch, peak, sum(part.io_bytes for part in parts), target)
-    estimate = replace(estimate, scratch=_consecutive(parts))
-    if memory is None:
-        return estimate
-    return replace(estimate, memory=memory, fit=fit_of(layers, scratch, memory.total_bytes, target))
+def _fit_text(fit: Fit) -> str:
+    if fit.sram_bytes is None:
+        return f"needs {fit.needed_bytes:,} bytes; the target's memory is unknown"
+    text = f"{fit.verdict}: needs {fit.needed_bytes:,} of {fit.sram_bytes:,} bytes of SRAM"
+    if fit.missing_bytes:
+        text += f", {fit.missing_bytes:,} bytes are missing"
+    if fit.blame:
+        text += "; the layers that need most:" + "".join(f"\n    {layer}" for layer in fit.blame)
+    return text
 
 
-def _consecutive(parts: Sequence[Estimate]) -> tuple[ScratchTensor, ...]:
-    """Returns the intermediate tensors of all parts, with the numbers of the layers of all parts together."""
-    starts = accumulate((len(part.layers) for part in parts), initial=0)
+def _layer_table(estimate: Estimate) -> Table:
+    table = Table()
+    for number, heading in enumerate(_SHORT_HEADINGS):
+        table.add_column(heading, justify="right" if number in _NUMERIC else "left")
+    for row in _layer_rows(estimate):
+        table.add_row(*row)
+    return table
+
+
+def _layer_rows(estimate: Estimate) -> tuple[tuple[str, ...], ...]:
+    """Returns a row for each operator on the NPU, with the columns `_HEADINGS`."""
     return tuple(
-        replace(tensor, first=start + tensor.first, last=start + tensor.last)
-        for start, part in zip(starts, parts, strict=False)
-        for tensor in part.scratch
+        (
+            layer.operator,
+            "x".join(map(str, layer.output_shape)),
+            f"{layer.macs:,}",
+            f"{layer.cycles:,}",
+            f"{layer.cycles / max(1, estimate.cycles):.1%}",
+            f"{layer.utilization:.1%}",
+            f"{layer.weight_bytes:,}",
+            f"{layer.live_bytes:,}",
+        )
+        for layer in estimate.layers
     )
 
 
-def scratch_in_channels_last(operators: Sequence[Operator], target: NeutronTarget) -> int:
-    """Returns the scratch bytes of `operators` without the transposes of images at inputs and outputs."""
-    written = {tensor.index for operator in operators for tensor in operator.outputs}
-    read = {tensor.index for operator in operators for tensor in operator.inputs if tensor is not None}
-
-    def is_at_an_end(operator: Operator) -> bool:
-        source, result = operator.inputs[0], operator.outputs[0]
-        return source is not None and (source.index not in written or result.index not in read)
-
-    kept = [
-        operator
-        for operator in operators
-        if operator.name != "TRANSPOSE" or len(operator.outputs[0].shape) != 4 or not is_at_an_end(operator)
-    ]
-    return estimate_operators(kept, target).scratch_bytes
-
-
-def _make_estimate(
-    layers: tuple[LayerEstimate, ...], scratch: int, peak: int, io_bytes: int, target: NeutronTarget
-) -> Estimate:
-    cycles = sum(layer.cycles for layer in layers)
-    return Estimate(
-        target=target.label,
-        layers=layers,
-        scratch_bytes=scratch,
-        peak_bytes=peak,
-        io_bytes=io_bytes,
-        weight_bytes=sum(layer.weight_bytes for layer in layers),
-        cycles=cycles,
-        milliseconds=None if target.clock_hz is None else 1000 * cycles / target.clock_hz,
-        fit=fit_of(layers, scratch, io_bytes, target),
-        assumptions=array_of(target).assumptions,
+def _result_table(estimate: Estimate) -> ResultTable:
+    time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
+    sram = "" if estimate.fit.sram_bytes is None else f" of {estimate.fit.sram_bytes:,}"
+    title = (
+        f"Estimate for {estimate.target}: {estimate.cycles:,} cycles{time}; {estimate.fit.verdict}, needs "
+        f"{estimate.fit.needed_bytes:,}{sram} bytes of memory"
     )
-
-
-def _layer_estimate(op: Op, target: NeutronTarget, live: int) -> LayerEstimate:
-    cost = cost_of(op, target)
-    weights = stored_bytes(op, target)
-    return LayerEstimate(
-        op.kind.name, op.origin, op.output.shape, cost.macs, cost.cycles, cost.utilization, weights, live,
-        op.kind.work.name.lower(), cost.formula_cycles, cost.weight_bytes + cost.activation_bytes,
-    )  # fmt: skip
-
-
-def fit_of(layers: Sequence[LayerEstimate], scratch: int, outside_bytes: int, target: NeutronTarget) -> Fit:
-    """Compares the model's needs with the target's memory. `outside_bytes` are those outside of the NPU's arena.
-
-    A Neutron-C cannot read flash, so SRAM holds all weights. With `fetch_constants_to_sram`, flash holds all weights,
-    and SRAM holds those of the current and the next layer. Neutron-S targets have DDR of unknown size.
-    """
-    weights = sum(layer.weight_bytes for layer in layers)
-    resident = scratch + outside_bytes + weights
-    streamed = scratch + outside_bytes + prefetch_window(layers)
-    sram, flash = target.sram_bytes, target.flash_bytes
-    if sram is None:
-        return Fit("unknown", None, flash, resident, 0, ())
-    if resident <= sram:
-        return Fit("fits", sram, flash, resident, 0, ())
-    missing = max(0, streamed - sram, weights - flash if flash is not None else 0)
-    if not missing:
-        return Fit("fits with fetch_constants_to_sram", sram, flash, streamed, 0, ())
-    return Fit("does not fit", sram, flash, streamed, missing, _blame(layers))
-
-
-def _blame(layers: Sequence[LayerEstimate]) -> tuple[str, ...]:
-    worst = sorted(layers, key=lambda layer: layer.live_bytes + layer.weight_bytes, reverse=True)[:_WORST_LAYERS]
-    return tuple(
-        f"{layer.operator} '{layer.output}' {layer.output_shape}: {layer.live_bytes} bytes of tensors, "
-        f"{layer.weight_bytes} of weights"
-        for layer in worst
-    )
-
-
-def with_board(estimate: Estimate, on_board: BoardFit, target: NeutronTarget) -> Estimate:
-    """Returns the estimate with the verdict on a board."""
-    blame = _blame(estimate.layers) if on_board.verdict == "does not fit" else ()
-    missing = on_board.missing_bytes if on_board.verdict == "does not fit" else 0
-    needed = on_board.ram_bytes
-    if on_board.verdict.endswith("sram"):
-        needed = next(remedy.ram_bytes for remedy in on_board.remedies if remedy.change == FETCH)
-    fit = Fit(on_board.verdict, target.sram_bytes, target.flash_bytes, needed, missing, blame)
-    return replace(estimate, fit=fit, on_board=on_board)
+    note = f"Assumed: {', '.join(estimate.assumptions)}." if estimate.assumptions else ""
+    return ResultTable(title, _HEADINGS, _layer_rows(estimate), _NUMERIC, note)

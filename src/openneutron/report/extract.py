@@ -10,7 +10,7 @@ from openneutron.core.files import created_folder, read_file, write_files
 from openneutron.errors import InputError
 from openneutron.formats import pte
 from openneutron.formats.payload import parse
-from openneutron.report.inspect import NEUTRON_BACKEND
+from openneutron.report.contents import NEUTRON_BACKEND
 
 __all__ = ["extract", "tflite_models"]
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import read_file
 from openneutron.errors import FormatError, PayloadError
 from openneutron.formats import pte, tflite
-from openneutron.formats.payload import Microcode, Payload, microcode_header, parse
+from openneutron.formats.payload import Payload, microcode_header, parse
 from openneutron.report.board_parts import Contents, changes_of, parts_of, prefetch_window
-from openneutron.report.estimate import (
-    Estimate,
-    Fit,
-    LayerEstimate,
+from openneutron.report.contents import NEUTRON_BACKEND, Delegate, Report, Section, TensorSummary
+from openneutron.report.estimate import Estimate, Fit
+from openneutron.report.estimating import (
     combined_estimate,
     estimate_operators,
     fit_of,
@@ -29,108 +28,9 @@ from openneutron.report.tflite_ops import npu_operators
 from openneutron.targets import NeutronTarget, NeutronTargetSpec, Target
 from openneutron.vendor.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
 
-__all__ = ["Delegate", "Report", "Section", "TensorSummary", "inspect", "inspect_bytes"]
+__all__ = ["inspect", "inspect_bytes"]
 
-NEUTRON_BACKEND = "NeutronBackend"
 DEFAULT_TARGET = "imxrt700"
-
-
-@dataclass(frozen=True)
-class TensorSummary:
-    """An input or output of the file or of a delegate."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: float | None = None
-    zero_point: int | None = None
-    channels_last: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of the file and its size in bytes."""
-
-    name: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Delegate:
-    """A part of the model that runs on the NPU, or in another backend."""
-
-    kind: str
-    """"portable" (TFLite, for the host), "device" (microcode), "plain" (the NPU's part of an unconverted TFLite file),
-    or "foreign" (another backend)."""
-    backend: str
-    target: str | None
-    payload_bytes: int
-    inputs: tuple[TensorSummary, ...] = ()
-    outputs: tuple[TensorSummary, ...] = ()
-    operators: tuple[str, ...] = ()
-    """TFLite operators in order of execution; empty for a device payload, whose operators are unknown."""
-    microcode: Microcode | None = None
-    """The header of a device payload."""
-    estimate: Estimate | None = None
-    """Estimated memory and time; None for a device payload, whose header has the actual sizes."""
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Memory for intermediate tensors: read from microcode, else estimated."""
-        return self.microcode.scratch_bytes if self.microcode else self.estimate.scratch_bytes if self.estimate else 0
-
-    @property
-    def weight_bytes(self) -> int:
-        """Constants as the NPU stores them: read from microcode, else estimated."""
-        return self.microcode.weight_bytes if self.microcode else self.estimate.weight_bytes if self.estimate else 0
-
-
-@dataclass(frozen=True)
-class Report:
-    """The contents of a file. Cycles are estimates. Sizes are read from microcode, else estimated."""
-
-    path: str
-    format: str
-    """"pte" or "tflite"."""
-    bytes: int
-    description: str
-    inputs: tuple[TensorSummary, ...]
-    outputs: tuple[TensorSummary, ...]
-    delegates: tuple[Delegate, ...]
-    cpu_operators: tuple[str, ...]
-    """Operators on the CPU, in order of execution."""
-    planned_bytes: int
-    """Memory that ExecuTorch's runtime plans for the program's tensors."""
-    sections: tuple[Section, ...]
-    estimate: Estimate
-    """The estimate for all delegates whose operators are known, together."""
-
-    def __str__(self) -> str:
-        from openneutron.report.text import text_of_report
-
-        return text_of_report(self)
-
-    @property
-    def layers(self) -> tuple[LayerEstimate, ...]:
-        """The operators of all delegates whose operators are known, in order of execution."""
-        return self.estimate.layers
-
-    @property
-    def scratch_bytes(self) -> int:
-        """The largest scratch of a delegate. Delegates run one after the other and share it."""
-        return max((one.scratch_bytes for one in self.delegates), default=0)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights of all delegates."""
-        return sum(one.weight_bytes for one in self.delegates)
-
-    @property
-    def cycles(self) -> int | None:
-        """Estimated cycles on the NPU; None if the operators of a delegate are unknown because it is compiled."""
-        if any(one.kind == "device" for one in self.delegates):
-            return None
-        return self.estimate.cycles
 
 
 def inspect(path: str | os.PathLike[str], target: Target | None = None) -> Report:

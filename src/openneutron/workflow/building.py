@@ -13,8 +13,7 @@ from typing import Any
 from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.evaluate import check_classes, evaluate_side_by_side
 from openneutron.accuracy.labelled import LabelledData
-from openneutron.accuracy.side_by_side import SideBySide
-from openneutron.accuracy.validate import Validation, validate
+from openneutron.accuracy.validate import validate
 from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import created_folder, write_files
 from openneutron.core.messages import did_you_mean
@@ -27,6 +26,8 @@ from openneutron.page import Summary, page_of, summarize
 from openneutron.page.html import check_page_packages
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.results.side_by_side import SideBySide
+from openneutron.results.validation import Validation
 from openneutron.runtime.native import is_installed
 from openneutron.settings.build_files import PAGE, PROGRAM, QUANTIZED, SUMMARY
 from openneutron.targets import Target

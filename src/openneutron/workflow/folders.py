@@ -7,7 +7,7 @@ from pathlib import Path
 
 from openneutron.core.files import is_file, is_folder, read_file
 from openneutron.page import Summary, summarize, with_board_fit
-from openneutron.report.inspect import Report
+from openneutron.report.contents import Report
 from openneutron.settings.build_files import QUANTIZED, SUMMARY, program_in
 from openneutron.settings.toml import FILE_NAME, read_settings
 from openneutron.targets import NeutronTargetSpec, Target

@@ -18,8 +18,7 @@ from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.board_outputs import DEFAULT_LSB, BoardValidation, Normalization, validate_board
 from openneutron.accuracy.board_package import is_package, read_package
 from openneutron.accuracy.evaluate import evaluate_side_by_side
-from openneutron.accuracy.side_by_side import SideBySide
-from openneutron.accuracy.validate import Validation, validate
+from openneutron.accuracy.validate import validate
 from openneutron.core.objects import is_reference
 from openneutron.core.progress import counting_bar
 from openneutron.data import Samples, read_data, transform_of
@@ -31,6 +30,8 @@ from openneutron.model.shapes import example_inputs_of
 from openneutron.neutron_program import NeutronProgram
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
+from openneutron.results.side_by_side import SideBySide
+from openneutron.results.validation import Validation
 from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
 from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message

@@ -25,9 +25,10 @@ from openneutron.model.exporting import loaded_program, target_of_file
 from openneutron.neutron_program import NeutronProgram
 from openneutron.quantized_model import QuantizedModel
 from openneutron.report.board_parts import CHANNELS_LAST, INT8
-from openneutron.report.estimate import with_board
-from openneutron.report.inspect import NEUTRON_BACKEND, Report, inspect_bytes
+from openneutron.report.contents import NEUTRON_BACKEND, Report
+from openneutron.report.estimating import with_board
 from openneutron.report.inspect import inspect as read_program
+from openneutron.report.inspect import inspect_bytes
 from openneutron.report.regions import FETCH, BoardFit, Remedy, remedy_of, with_remedies
 from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.workflow.smaller_images import NOT_MEASURED, ImageSize, quantized_for_smaller_images

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from openneutron.data.samples import Samples
 from openneutron.errors import OptionError
-from openneutron.page.content import NORMAL_QUANTILE_OF_97_5_PERCENT, wilson_interval
+from openneutron.results.intervals import normal_interval, wilson_interval
 
-__all__ = ["ChangedSample", "RunScores", "SideBySide", "normal_interval"]
+__all__ = ["ChangedSample", "RunScores", "SideBySide"]
 
 RIGHT = 100.0
 """The score of a sample with the right class."""
-
-
-def normal_interval(scores: Sequence[float]) -> tuple[float, float] | None:
-    """Returns the 95 % interval of the mean of `scores`: mean -+ 1.96 x standard deviation / sqrt(number).
-
-    This is the normal approximation, which takes the scores for independent; None for fewer than two scores.
-    """
-    count = len(scores)
-    if count < 2:
-        return None
-    mean = math.fsum(scores) / count
-    half = NORMAL_QUANTILE_OF_97_5_PERCENT * math.sqrt(
-        math.fsum((score - mean) ** 2 for score in scores) / (count - 1) / count
-    )
-    return mean - half, mean + half
 
 
 @dataclass(frozen=True)

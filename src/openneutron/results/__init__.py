@@ -1,0 +1,1 @@
+"""Results as data, which the rooms that compute them and the rooms that show them share."""
