@@ -12,7 +12,7 @@ from openneutron.targets import Generation, NeutronTargetSpec, Target, generatio
 if TYPE_CHECKING:
     from executorch.exir.backend.compile_spec_schema import CompileSpec
 
-__all__ = ["CompileOptions", "generate_neutron_compile_spec", "list_of_names"]
+__all__ = ["CompileOptions", "converter_fields", "generate_neutron_compile_spec", "list_of_names"]
 
 # The key of each option in ExecuTorch's own backend, in its order. All values are UTF-8 text.
 _KEYS = {
@@ -58,7 +58,9 @@ class CompileOptions:
                 raise OptionError(f"{field.name} takes text or None, not {value!r}.")
         for name in self.operators_not_to_delegate:
             if not isinstance(name, str) or not name.strip() or "," in name:
-                raise OptionError(f"operators_not_to_delegate takes operator or node names, not {name!r}.")
+                raise OptionError(
+                    f"operators_not_to_delegate takes operator or node names, not {name!r}. Give one name in each item."
+                )
         if self.payload not in PAYLOADS:
             raise OptionError(f"payload is one of {', '.join(PAYLOADS)}, not {self.payload!r}.")
         object.__setattr__(self, "target", NeutronTargetSpec(self.target).name)
@@ -122,6 +124,33 @@ def _parse(name: str, text: str) -> object:
             raise OptionError(f"Compile spec '{name}' is '{text}', which is neither True nor False.")
         return _BOOLEANS[text]
     return text
+
+
+def converter_fields(extra_flags: str | None) -> dict[str, object]:
+    """Returns the fields of the converter's `compilationOpts` in a text of "name=value" items separated by spaces.
+
+    A value is a number, True, False, or text. Raises `OptionError` for other text.
+    """
+    found: dict[str, object] = {}
+    for item in (extra_flags or "").split():
+        name, equals, value = item.partition("=")
+        name = name.lstrip("-")
+        if not equals or not name.isidentifier():
+            raise OptionError(
+                f"extra_flags takes 'name=value' items separated by spaces, where name is a field of the converter's "
+                f"compilationOpts; '{item}' is not such an item."
+            )
+        found[name] = _field_value(value)
+    return found
+
+
+def _field_value(text: str) -> object:
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def list_of_names(names: Sequence[str] | None) -> tuple[str, ...]:

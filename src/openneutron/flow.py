@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule
 
 from openneutron.calibration import CalibrationOptions
-from openneutron.compile_spec import CompileOptions, list_of_names
+from openneutron.compile_spec import CompileOptions, converter_fields, list_of_names
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import modules_of, placeholders
 from openneutron.core.locks import traces_alone
@@ -318,6 +318,7 @@ def lower(
     spec = NeutronTargetSpec(target or own_target)
     board = spec if spec.board else None
     options = CompileOptions(spec.name, blocked, **compile_options)
+    converter_fields(options.extra_flags)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
     with phase_bar("Lowering", LOWERING_SHARES) as end_phase, typed_errors("Lowering the model"):
         lifted = lifted_program(module, examples)

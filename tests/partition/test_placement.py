@@ -27,6 +27,7 @@ from openneutron import (
 from openneutron.errors import (
     OptionError,
 )
+from openneutron.partition.blocked_names import check_forms
 from openneutron.partition.partitioner import CpuWarning
 
 
@@ -121,3 +122,21 @@ def test_an_output_of_which_the_cpu_needs_only_the_shape_is_left_out() -> None:
     program = lower_documented(converted, inputs)
     for found, expected in zip(program.run(*inputs), converted(*inputs), strict=True):
         assert torch.allclose(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_possible"),
+    [
+        ("aten::silu", True), ("aten.add.Tensor", True), ("aten::conv2d.default", True), ("aten.view_copy", True),
+        ("conv2d_12", True), ("mul_tensor", True), ("_to_copy", True), ("getitem_1", True),
+        ("dim_order_ops._to_dim_order_copy.default", True), ("quantized::linear", True),
+        ("aten::conv2", False), ("aten", False), ("aten.", False), ("head", False), ("layer1.0.conv1", False),
+        ("conv1", False), ("add.Tensor", False),
+    ],
+)  # fmt: skip
+def test_names_that_no_program_can_have_are_refused_without_a_program(name: str, is_possible: bool) -> None:
+    if is_possible:
+        check_forms([name])
+    else:
+        with pytest.raises(OptionError, match=f"'{name}', which is neither an operator nor the name of a node. Give"):
+            check_forms([name])

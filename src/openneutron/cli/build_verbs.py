@@ -28,7 +28,7 @@ def add_verbs() -> None:
     add_verb(build, sections=ALL, model_is_argument=True)
     of_evaluation = ("evaluate", "evaluation_samples", "metric", "labels")
     of_quantize = ("model", "data", "quantize", "build")
-    without = (*of_evaluation, "analyze", "date")
+    without = (*of_evaluation, "analyze", "try_changes", "date")
     add_verb(quantize, sections=of_quantize, without=without, model_is_argument=True)
     add_verb(lower, sections=("lower",))
     add_verb(analyze, sections=of_quantize, without=without)
@@ -95,6 +95,7 @@ def lower(
 
     With the folder of a build, the settings are those of its openneutron.toml.
     """
+    check_settings(settings, uses=("intermediates_dir",))
     check_output(output)
     check_converter(settings)
     from openneutron.workflow.from_settings import lower_from_settings

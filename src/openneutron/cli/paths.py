@@ -81,9 +81,10 @@ def number_of_vectors(text: str) -> int | None:
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
-def board_file_name(value: Path) -> Path:
+def board_file_name(value: Path | None) -> Path | None:
     """Raises `OptionError` if a path has no name of a board file. A callback of typer."""
-    check_board_name(value)
+    if value is not None:
+        check_board_name(value)
     return value
 
 

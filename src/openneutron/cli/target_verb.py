@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openneutron.cli.paths import board_file_name
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import add_verb
 
@@ -34,7 +35,10 @@ def targets(
         str | None, typer.Argument(metavar="NAME", help="A chip, a board, or a board file (.toml).")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With show: write a board file (.toml) to edit.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", callback=board_file_name, help="With show: write a board file (.toml) to edit."
+        ),
     ] = None,
 ) -> None:
     """List the chips, the boards, and the vendor's converters that are installed; or show one target."""

@@ -20,20 +20,17 @@ from openneutron.core.fx import (
     is_quantize,
     iterate_nodes,
     op_name,
-    operator_aliases,
-    operator_names,
     shape_of,
 )
-from openneutron.core.messages import near_matches
-from openneutron.errors import OptionError
 from openneutron.ir.graph import Array, Op, QParams, Tensor
 from openneutron.ir.scales import may_break_scale_limits, scale_fault
-from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS, OpSpec, is_op
+from openneutron.ops import OPERATORS, OpSpec, is_op
 from openneutron.ops.channel_alignment import PaddedInstance, pad_to_alignment
 from openneutron.ops.fusion import activation_after, activation_name
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
+from openneutron.partition.blocked_names import check_names, names_of
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layer_options import left_in_float
 from openneutron.quantizer.output_parts import is_float_concatenation
@@ -212,7 +209,7 @@ class _ClusterSearch:
         self.options = options
         self.target = options.target_spec.neutron_target
         self.blocked = frozenset(options.operators_not_to_delegate)
-        _check_names(self.blocked, program)
+        check_names(self.blocked, program)
 
     def is_requantization(self, node: Node) -> bool:
         source = node.args[0]
@@ -442,28 +439,6 @@ def _is_accumulated(bias: QParams, inputs: QParams, weight: QParams) -> bool:
         and len(bias.scale) == len(products)
         and all(math.isclose(*pair, rel_tol=BIAS_SCALE_TOLERANCE) for pair in zip(bias.scale, products, strict=True))
     )
-
-
-def names_of(node: Node) -> set[str]:
-    """Returns the names that match `node` in `operators_not_to_delegate`."""
-    spec = OPERATORS.get(op_name(node))
-    names = (*operator_names(node), *(spec.edge_targets if spec else ()))
-    return {node.name} | {alias for name in names for alias in operator_aliases(name)}
-
-
-def _check_names(names: frozenset[str], program: ExportedProgram) -> None:
-    if not names:
-        return
-    operators = [name for spec in SPECS for name in (*spec.targets, *spec.edge_targets)]
-    known = {alias for name in (*operators, *DECOMPOSITIONS) for alias in operator_aliases(name)}
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            known |= names_of(node)
-    for name in sorted(names - known):
-        raise OptionError(
-            f"operators_not_to_delegate names '{name}', which is neither an operator nor a node of this program."
-            f"{near_matches(name, known)}"
-        )
 
 
 def is_int8(node: Node) -> bool:

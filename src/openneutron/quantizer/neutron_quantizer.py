@@ -151,8 +151,8 @@ class NeutronQuantizer(Quantizer):
     def prepare_graph(self, model: GraphModule, *, equalizes: bool) -> GraphModule:
         """Runs the passes that make the graph quantizable, in place, and equalizes its channels if `equalizes` is True.
 
-        Raises `ModelError` as `transform_for_annotation` does, and `OptionError` for a key of `wide` that matches no
-        operator with a wide state.
+        Raises `ModelError` as `transform_for_annotation` does, and `OptionError` for a key of `layers` that matches
+        nothing in this model and for a key of `wide` that matches no operator with a wide state.
         """
         keeps_float, is_wide = self.layers.leave_in_float, self.wide.selects
         self.wide.check(model)
@@ -165,6 +165,7 @@ class NeutronQuantizer(Quantizer):
             elif equalizes:
                 equalize_channels(model, keeps_float=keeps_float)
         note_equalized(model, equalized=bool(was_equalized(model)))
+        self.layers.check(model)
         self._check_float_operators(model)
         return model
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Container
 from datetime import date
 from typing import Any
 
+from openneutron.compile_spec import CompileOptions, converter_fields
+from openneutron.core.messages import did_you_mean
 from openneutron.data import ImageTransform
 from openneutron.errors import OptionError
 from openneutron.settings.declaration import Settings
 from openneutron.settings.input_shapes import parse_input
 from openneutron.settings.model_texts import arguments_in, check_model
-from openneutron.targets import NeutronTargetSpec, generation_of_flavor
+from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["check_settings", "image_transform", "layers_of", "required_message"]
 
@@ -20,6 +22,9 @@ _REQUIRED: dict[str, tuple[str, Callable[[Settings], Any]]] = {
     "calibrate": ("Give data for calibration: --calibrate DATA", lambda given: given.data.calibrate),
     "evaluate": ("Give labelled data: --evaluate DATA", lambda given: given.data.evaluate),
 }
+
+_HOW = ("float", "per_channel", "per_tensor")
+"""How a module in the setting `layers` is quantized."""
 
 
 def check_settings(settings: Settings, *required: str, uses: Container[str] | None = None) -> None:
@@ -33,7 +38,11 @@ def check_settings(settings: Settings, *required: str, uses: Container[str] | No
         if _REQUIRED[name][1](settings) is None:
             raise OptionError(required_message(name))
     NeutronTargetSpec(settings.build.target)
-    generation_of_flavor(settings.lower.neutron_converter_flavor)
+    CompileOptions(
+        operators_not_to_delegate=settings.lower.operators_not_to_delegate,
+        neutron_converter_flavor=settings.lower.neutron_converter_flavor,
+    )
+    converter_fields(settings.lower.extra_flags)
     settings.check_paths(uses)
     image_transform(settings)
     layers_of(settings)
@@ -88,6 +97,9 @@ def layers_of(settings: Settings) -> dict[str, str] | None:
 
 def _layer(entry: str) -> tuple[str, str]:
     name, equals, how = entry.rpartition("=")
-    if not equals or not name:
-        raise OptionError(f"'layers' takes MODULE=float, MODULE=per_channel or MODULE=per_tensor, not {entry!r}.")
+    if not equals or not name or how not in _HOW:
+        raise OptionError(
+            f"'layers' takes {', '.join(f'MODULE={one}' for one in _HOW)}, not {entry!r}."
+            f"{did_you_mean(how, _HOW) if equals else ''}"
+        )
     return name, how

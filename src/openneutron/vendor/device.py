@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openneutron.compile_spec import CompileOptions
+from openneutron.compile_spec import CompileOptions, converter_fields
 from openneutron.core.files import write_file
 from openneutron.errors import ConverterError, ModelError, OptionError
 from openneutron.formats import pte, tflite
@@ -86,35 +86,16 @@ def etrecord_path(program: Path) -> Path:
 def converter_flags(options: CompileOptions) -> dict[str, Any]:
     """Returns the fields of the converter's `compilationOpts` for options. `extra_flags` override other options.
 
-    Contains only fields that the options set, because some versions of the converter lack some fields. `extra_flags` is
-    a text of "name=value" items separated by spaces. A value is a number, True, False, or text. Raises `OptionError`
-    for other text.
+    Contains only fields that the options set, because some versions of the converter lack some fields. Raises
+    `OptionError` as `converter_fields` does.
     """
-    flags = {
+    return {
         **DEFAULT_FLAGS,
         **({"fetchConstantsToSRAM": True} if options.fetch_constants_to_sram else {}),
         **({"dumpKernelSelectionCode": True} if options.dump_kernel_selection_code else {}),
         **(PROFILING_FLAGS if options.use_profiling else {}),
+        **converter_fields(options.extra_flags),
     }
-    for item in (options.extra_flags or "").split():
-        name, equals, value = item.partition("=")
-        name = name.lstrip("-")
-        if not equals or not name.isidentifier():
-            raise OptionError(
-                f"extra_flags takes 'name=value' items separated by spaces, where name is a field of the converter's "
-                f"compilationOpts; '{item}' is not such an item."
-            )
-        flags[name] = _flag_value(value)
-    return flags
-
-
-def _flag_value(text: str) -> object:
-    if text in ("True", "False"):
-        return text == "True"
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def compile_payloads(

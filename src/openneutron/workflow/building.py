@@ -14,7 +14,7 @@ from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.evaluate import check_classes, evaluate_side_by_side
 from openneutron.accuracy.labelled import LabelledData
 from openneutron.accuracy.validate import validate
-from openneutron.compile_spec import CompileOptions
+from openneutron.compile_spec import CompileOptions, converter_fields, list_of_names
 from openneutron.core.files import created_folder, write_files
 from openneutron.core.messages import did_you_mean
 from openneutron.core.progress import counting_bar, phase_bar
@@ -24,6 +24,7 @@ from openneutron.model.data import Data
 from openneutron.neutron_program import NeutronProgram
 from openneutron.page import Summary, page_of, summarize
 from openneutron.page.html import check_page_packages
+from openneutron.partition.blocked_names import check_forms
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import NeutronQuantizer
 from openneutron.results.side_by_side import SideBySide
@@ -124,6 +125,8 @@ def build(
         if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
             calibration = list(calibration)
         of_quantize, of_lower = _split(options)
+        check_forms(list_of_names(of_lower.get("operators_not_to_delegate")))
+        converter_fields(of_lower.get("extra_flags"))
         if of_lower.get("payload") == "device":  # a missing converter is reported before the quantization
             choose_converter(of_lower.get("neutron_converter_flavor"))
         if evaluation is not None:
