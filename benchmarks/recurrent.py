@@ -199,7 +199,7 @@ def in_steps(task: Task) -> Task:
 
 
 def speech(frames: int) -> Task:
-    """Sentences of five voices, cut to `frames` frames. For training, windows of the sentences that are no tests."""
+    """Sentences of five voices, cut to `frames` frames. Training uses windows of the sentences outside of the tests."""
     spoken = [one for one in recordings() if len(one.features) >= frames + FIRST_FRAME]
     long = [one.features[FIRST_FRAME:] for one in spoken]
     voices = torch.tensor([one.voice for one in spoken[CALIBRATION : CALIBRATION + TESTS]])

@@ -166,7 +166,7 @@ void set_inputs(et::Method& method, const std::vector<Input>& inputs) {
     const auto info = meta.input_tensor_meta(index);
     const auto* bytes = std::get_if<std::string_view>(&inputs[index]);
     if (info.ok() != (bytes != nullptr)) {
-      throw std::invalid_argument("input " + std::to_string(index) + (bytes ? " is no tensor" : " is a tensor"));
+      throw std::invalid_argument("input " + std::to_string(index) + (bytes ? " is not a tensor" : " is a tensor"));
     }
     if (bytes != nullptr) {
       set_tensor(method, *info, index, *bytes);

@@ -105,7 +105,7 @@ class TestErrors:
             convert_pt2e(module)
         assert error.value.node is not None
         # Minus infinity in data may be a mask, so the error names the value that becomes infinite.
-        named = "minimum -inf" if value == -float("inf") else "Item 1 of the data holds NaN or infinite"
+        named = "minimum -inf" if value == -float("inf") else "Item 1 of the data contains NaN or infinite"
         with pytest.raises(CalibrationError, match=named):
             quantize(seeded(small), (image(),), [image(), x])
 

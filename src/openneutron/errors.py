@@ -46,7 +46,7 @@ class CalibrationError(OpenNeutronError):
 
 
 class InputError(OpenNeutronError, ValueError):
-    """Inputs do not match those of the model or the program in number, name, shape or dtype; indices out of range."""
+    """Inputs do not match the model or the program in number, name, shape or dtype, or an index is out of range."""
 
 
 class OptionError(OpenNeutronError, ValueError):

@@ -99,9 +99,9 @@ def quantize(
     - `recover`: the methods that recover accuracy after quantization (see `openneutron.recovery` and docs/accuracy.md).
       "auto" equalizes channels, rounds weights by GPTQ and corrects biases. "fast" does the same with fewer inputs.
       "best" tries several recipes with four fifths of the inputs, and selects the one whose outputs on the rest are
-      nearest to float. A `Recipe`, such as that of an earlier result, is followed. None disables recovery. Recovery
-      runs over the calibration inputs again. With fewer than 32 inputs, it ignores statistics of inactive and of
-      unclipped channels.
+      nearest to float. A `Recipe` sets the methods, such as the recipe of an earlier result. None disables recovery.
+      Recovery runs over the calibration inputs again. With fewer than 32 inputs, it does not use statistics of inactive
+      channels and of channels that were not clipped.
     - `recovery_seconds`: the time limit of "best", in seconds. No recipe is started that would exceed it.
     - `strict`: the option of `torch.export.export`.
     - `transform`: a function that makes an input from each item of `calibration`. Without it, images are scaled to

@@ -54,7 +54,7 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
     def memory(self) -> MethodMemory:
         """The memory of `forward` on the board and on this machine (see `MethodMemory`).
 
-        Sizes on the board are those of `buffer`. To measure the memory on this machine, the portable program is loaded
+        The sizes on the board belong to `buffer`. To measure the memory on this machine, the portable program is loaded
         and run once; without the native module, the result has no measurements.
         """
         return memory_of(self.buffer, measured=measure(self.portable) if is_installed() else None)

@@ -107,7 +107,7 @@ def distill(
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise OptionError(f"{name} must be an integer above 0, not {count!r}.")
     if math.isinf(rate):
-        raise OptionError("rate must be finite. 0.02 suits most models.")
+        raise OptionError("rate must be finite. Give a rate such as 0.02, which suits most models.")
     if math.isinf(seconds) and steps is None:
         raise OptionError("Training without a limit of seconds needs a number of steps. Give steps=...")
     if has_state(module.graph_module):
@@ -122,7 +122,7 @@ def distill(
     with typed_errors("Reading the training data", InputError):
         samples = list(inputs_in(data, forms_of(module.graph_module), transform=transform))
     if len(samples) < 2:
-        raise InputError(f"Training needs two samples or more, but the data have {len(samples)}.")
+        raise InputError(f"Training needs at least two samples, but the data have {len(samples)}. Give more samples.")
 
     def of_teacher(leaves: Any) -> Any:
         arguments = arguments_of(module.graph_module, leaves)

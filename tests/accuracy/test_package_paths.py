@@ -17,7 +17,7 @@ def test_other_folders_are_refused(name: object, tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "net.pte").write_bytes(b"secret")
     (folder / "manifest.json").write_text(json.dumps({"name": name}))
-    with pytest.raises(FormatError, match="has no identifier as the name of the program"):
+    with pytest.raises(FormatError, match="the name of the program is not an identifier"):
         program_of_package(folder)
 
 

@@ -86,7 +86,7 @@ def test_package_gives_the_vectors_and_the_limit(run: Any) -> None:
     ("change", "message"),
     [
         ({"payload": "device"}, "which this machine cannot run"),
-        ({"name": 3}, "has no identifier as the name"),
+        ({"name": 3}, "the name of the program is not an identifier"),
         ({"vectors": 9}, "9 vectors of the program take"),
         ({"tolerance_lsb": None}, "no tolerance"),
     ],

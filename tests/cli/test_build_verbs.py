@@ -150,7 +150,7 @@ class TestSteps:
     def test_wrong_files_are_refused(self, here: Here, tmp_path: Path) -> None:
         assert "written as .pt2" in here("quantize", *MODEL, "--calibrate", "photos", "-o", "m.pt").err
         result = here("lower", "w.pt", "-o", tmp_path / "m.pte")
-        assert (result.code, "no quantized model (.pt2)" in result.err) == (2, True)
+        assert (result.code, "not a quantized model (.pt2)" in result.err) == (2, True)
         assert here("lower", "none.pt2", "-o", tmp_path / "m.pte").code == 2
         result = here("quantize", *MODEL, "--calibrate", "photos", "-o", "none/m.pt2")
         assert "the folder 'none' does not exist" in result.err

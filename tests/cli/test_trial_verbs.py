@@ -103,8 +103,8 @@ def test_inspect_tries_images_of_given_sizes(here: Here, images: Path, board_fil
     ("options", "message"),
     [
         (["64x64", "--try-changes"], "an image of at least 64x64 pixels"),
-        (["16", "--try-changes"], "'16' is no size of images. Give height and width"),
-        (["0x16", "--try-changes"], "is no size of images"),
+        (["16", "--try-changes"], "'16' is not a size of images. Give height and width"),
+        (["0x16", "--try-changes"], "is not a size of images"),
         (["16x16"], "--image-size needs --try-changes"),
     ],
 )

@@ -85,7 +85,7 @@ def test_recordings_that_do_not_fit() -> None:
     recording = Waveform(torch.zeros(3, 10), 44100)
     with pytest.raises(InputError, match=r"has 44100 frames per second; the model takes 16000.*ffmpeg .* -ar 16000"):
         AudioTransform(rate=16000)(recording)
-    with pytest.raises(InputError, match="has 3 channels; the model takes 2"):
+    with pytest.raises(InputError, match="has 3 channels, but the model takes 2"):
         AudioTransform(channels=2)(recording)
     with pytest.raises(InputError, match="takes a Waveform, not a Tensor"):
         AudioTransform()(torch.zeros(3))
@@ -108,7 +108,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refuses(b"", "cannot be read as WAV")
     refuses(b"RIFFtext", "cannot be read as WAV")
     refuses(whole[:20], "cannot be read as WAV")
-    refuses(whole[:244], "is cut off: it should have 400 frames, but has 100")
+    refuses(whole[:244], "is cut off: its header says 400 frames, but it has 100")
     refuses(whole[:20] + struct.pack("<H", 3) + whole[22:], "is a recording in another encoding.*pip install soundfile")
     write(path, WAVE[:0])
     refuses(path.read_bytes(), "has no frames")

@@ -120,9 +120,9 @@ def test_accepted_inputs_of_a_model(options: dict[str, Any], sizes: tuple[int, .
 @pytest.mark.parametrize(
     ("options", "sizes", "error", "message"),
     [
-        ({"mean": MEAN}, (1, 1, 8, 8), OptionError, "mean has 3 numbers; images have 1 channels"),
-        ({"channels": "grey"}, (1, 3, 8, 8), OptionError, "makes images of 1 channels; the model has 3"),
-        ({"channels": "rgb"}, (1, 1, 8, 8), OptionError, "makes images of 3 channels; the model has 1"),
+        ({"mean": MEAN}, (1, 1, 8, 8), OptionError, "mean has 3 numbers, but images have 1 channels"),
+        ({"channels": "grey"}, (1, 3, 8, 8), OptionError, "makes images of 1 channels, but the model takes 3"),
+        ({"channels": "rgb"}, (1, 1, 8, 8), OptionError, "makes images of 3 channels, but the model takes 1"),
         ({"crop": 6}, (1, 3, 8, 8), OptionError, "crop=6 makes images of 6 x 6 pixels; the model takes 8 x 8"),
         ({"resize": (6, 8)}, (1, 3, 8, 8), OptionError, "makes images of another size"),
         ({"resize": 6}, (1, 3, 8, 8), OptionError, "resize=6 makes images smaller than the crop of 8 x 8"),
@@ -142,9 +142,9 @@ def test_refused_inputs_of_a_model(options: Any, sizes: Any, error: type[Excepti
     [
         ({"mean": (123.7, 116.8, 103.9)}, r"mean has the value 123.7, .*0\.\.1\. Divide mean by 255, or give scale=1"),
         ({"std": (58.4, 57.1, 57.4)}, r"std has the value 58.4.* Divide std by 255"),
-        ({"mean": MEAN, "std": STD, "scale": 1}, r"are those of pixels of 0\.\.1, but scale=1 makes them 0\.\.255"),
-        ({"mean": (0.5, 0.5)}, "mean has 2 numbers; images have 1 or 3 channels"),
-        ({"mean": (0.5,) * 3, "channels": "grey"}, "mean has 3 numbers; images have 1 channels"),
+        ({"mean": MEAN, "std": STD, "scale": 1}, r"are for pixels of 0\.\.1, but scale=1 makes them 0\.\.255"),
+        ({"mean": (0.5, 0.5)}, "mean has 2 numbers, but images have 1 or 3 channels"),
+        ({"mean": (0.5,) * 3, "channels": "grey"}, "mean has 3 numbers, but images have 1 channels"),
         ({"mean": "0.5"}, "mean must be a number, or one number for each channel, not '0.5'"),
         ({"mean": (0.5, "x", 0.5)}, "mean must be a number"),
         ({"mean": float("nan")}, "mean must be a number"),

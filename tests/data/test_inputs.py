@@ -98,7 +98,7 @@ def test_archives_of_several_inputs(tmp_path: Path) -> None:
         InputError, match=r"must have the arrays a, c, but has b, a|must have the arrays a, c, but has a, b"
     ):
         inputs_of_files([tmp_path / "0.npz"], [forms[0], InputForm("c", (1, 3), torch.float32)])
-    with pytest.raises(InputError, match=r"has the arrays b, a, but none is called 'c'"):
+    with pytest.raises(InputError, match=r"has the arrays b, a, but none has the name of the input\. Save the array as 'c'"):
         inputs_of_files([tmp_path / "0.npz"], [InputForm("c", (1, 3), torch.float32)])
 
 
@@ -121,7 +121,7 @@ def test_recordings(tmp_path: Path) -> None:
     [
         (IMAGE, ["none.png"], InputError, r"none\.png' does not exist"),
         (IMAGE, ["bad.png"], InputError, r"bad\.png cannot be read as an image"),
-        (IMAGE, ["a.pt"], InputError, r"a\.pt' is of no known type"),
+        (IMAGE, ["a.pt"], InputError, r"type of '.*a\.pt' is unknown"),
         (IMAGE, [], InputError, r"Give a file for each input: input0"),
         (
             IMAGE,
@@ -176,7 +176,7 @@ def test_the_classes_with_the_largest_values() -> None:
     assert top_classes(np.ones((1, 2, 1, 1)), ClassNames(("a", "b")))[0][0].name == "a"
     with pytest.raises(InputError, match="The labels name 2 classes, but the output has 3"):
         top_classes(torch.zeros(1, 3), ["a", "b"])
-    with pytest.raises(InputError, match=r"not of one of shape \(1, 3, 4, 4\)"):
+    with pytest.raises(InputError, match=r"shape \(1, 3, 4, 4\)"):
         top_classes(torch.zeros(1, 3, 4, 4))
     for k in (0, True, 1.5):
         with pytest.raises(OptionError, match="k must be a positive number"):

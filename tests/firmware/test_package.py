@@ -227,7 +227,7 @@ def test_vectors_are_read_from_a_file(tmp_path: Path) -> None:
         ({"input0": np.zeros((2, *IMAGE), np.int8)}, "lack the array 'output0'"),
         ({"input0": np.zeros((2, 1), np.int8), "output0": np.zeros((2, 1, 7), np.int8)}, "'input0' has shape"),
         ({"input0": np.zeros((2, *IMAGE)), "output0": np.zeros((2, 1, 7), np.int8)}, "dtype float64"),
-        ({"input0": np.zeros((2, *IMAGE), np.int8), "output0": np.zeros((1, 1, 7), np.int8)}, "one first dimension"),
+        ({"input0": np.zeros((2, *IMAGE), np.int8), "output0": np.zeros((1, 1, 7), np.int8)}, "equal first dimensions"),
     ],
 )
 def test_vectors_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:

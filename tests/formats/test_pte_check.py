@@ -288,7 +288,7 @@ class TestSignatures:
 
     def test_unknown_operators_have_none(self) -> None:
         assert signature_of("mine::operator.out") is None
-        assert signature_of("aten::name") is None  # an attribute of torch.ops.aten that is no operator
+        assert signature_of("aten::name") is None  # an attribute of torch.ops.aten that is not an operator
         assert signature_of("aten::no_such_operator.out") is None
 
     def test_of_nearly_all_kernels(self) -> None:

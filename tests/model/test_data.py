@@ -180,7 +180,7 @@ def test_inputs_of_an_exported_module() -> None:
         ([images().to(torch.complex64)], r"takes real numbers: give tensor\.real or tensor\.abs"),
         ([images().numpy().astype(">f4")], "A numpy array of the inputs cannot be converted to a tensor"),
         ([images(), "three"], r"Item 1 of the data is \('three'\)"),
-        ([images() / 0], "Item 0 of the data holds NaN or infinite"),
+        ([images() / 0], "Item 0 of the data contains NaN or infinite"),
         (images(3)[:, :2], "Item 0 of the data is"),
         (torch.tensor(3.0), "Item 0 of the data is"),
         ([[*images(4)]], r"Item 0 of the data is a list of 4 samples.*Stream\("),

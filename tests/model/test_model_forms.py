@@ -139,7 +139,7 @@ def test_a_method_of_a_module() -> None:
         (lambda folder: folder / "net.pth", "a file of weights.*Give the torch.nn.Module"),
         (lambda _: "net.onnx", "ONNX model.*Give the torch.nn.Module"),
         (lambda _: "net.pte", "an ExecuTorch program"),
-        (lambda _: "net", r"no exported program \(\.pt2\)"),
+        (lambda _: "net", r"not an exported program \(\.pt2\)"),
         (lambda _: Net, "Net is a class.*Net\\(...\\).eval\\(\\)"),
         (lambda _: None, "is a NoneType. Give the torch.nn.Module"),
         (lambda _: 3, "is a int. Give the torch.nn.Module"),

@@ -88,7 +88,7 @@ def test_graphs_and_node_data_agree_with_the_summary(built: Built, tmp_path: Pat
 
 
 def test_the_converted_module_gives_the_same_operators(built: Built, tmp_path: Path) -> None:
-    """Conversions to and from int8 are no nodes of the graph."""
+    """Conversions to and from int8 are not nodes of the graph."""
     quantized, program, _ = built
     converted = QuantizedModel(quantized.module, quantized.example_inputs, quantized.target)
     program.to_model_explorer(tmp_path / "a", quantized)

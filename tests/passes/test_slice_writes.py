@@ -235,7 +235,7 @@ def _halved(x: torch.Tensor, parts: Callable[[torch.Tensor], Any]) -> Any:
     return x
 
 
-# Writes through views that are no slice, reshape or transpose.
+# Writes through views other than slices, reshapes and transposes.
 VIEWS: dict[str, Function] = {
     "hsplit": lambda x: _halved(x, lambda y: torch.hsplit(y, 2)),
     "vsplit": lambda x: _halved(x, lambda y: torch.vsplit(y, [2, 3])),

@@ -332,7 +332,7 @@ class TestVerbs:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("board.log", "-o", "board.txt"), "no name of a board file"),
+            (("board.log", "-o", "board.txt"), "not the name of a board file"),
             (("board.log", "--program", "build", "-o", "b.toml"), "2 programs"),
             (("run.etdp", "-o", "b.toml"), "a fit needs at least"),
         ],

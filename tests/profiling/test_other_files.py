@@ -15,5 +15,5 @@ from openneutron.profiling.records import RECORD_BYTES
 def test_programs_models_and_archives_are_no_profiles(tmp_path: Path, begin: bytes) -> None:
     file = tmp_path / "model.pte"
     file.write_bytes(begin + bytes(4 * RECORD_BYTES - len(begin)))
-    with pytest.raises(FormatError, match="is no profile"):
+    with pytest.raises(FormatError, match="is not a profile"):
         read_profile(file)

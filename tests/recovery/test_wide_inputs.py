@@ -167,7 +167,7 @@ def test_selection(name: str) -> None:
 
 
 def test_other_readers_keep_the_input() -> None:
-    """An operator that is no layer reads the input itself, with qparams of its own."""
+    """An operator that is not a layer reads the input itself, with qparams of its own."""
     model = seeded(lambda: Reads(lambda layer, x: (layer(x), torch.sigmoid(x)), nn.Linear(BANDS, UNITS))).eval()
     samples = [(heavy_tailed(1, BANDS, seed=seed),) for seed in range(COUNT)]
     quantized = quantize(model, samples[0], samples, wide=["x"], progress=False)
@@ -195,7 +195,7 @@ def test_values_that_are_not_finite(value: float, wide: list[str] | None) -> Non
     model = seeded(MODELS["linear"][0]).eval()
     samples = [(sample.clone(),) for (sample,) in samples_of("linear")]
     samples[1][0].view(-1)[0] = value
-    with pytest.raises(CalibrationError, match=r"Check the|holds NaN or infinite"):
+    with pytest.raises(CalibrationError, match=r"Check the|contains NaN or infinite"):
         quantize(model, samples[0], samples, wide=wide, progress=False)
 
 

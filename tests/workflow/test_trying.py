@@ -217,7 +217,7 @@ def test_smaller_examples(shape: tuple[int, ...], expected: str | None) -> None:
 def test_smaller_examples_keep_the_memory_format_and_all_images() -> None:
     image = torch.zeros(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     found = smaller_examples((image, torch.zeros(1, 1, 32, 32), torch.zeros(1, 5)), Fraction(1, 2), 32)
-    assert found is None  # 16 is no multiple of 32
+    assert found is None  # 16 is not a multiple of 32
     found = smaller_examples((image, torch.zeros(1, 1, 64, 64), torch.zeros(1, 5)), Fraction(1, 2), 32)
     assert found is not None
     assert found[0] == "inputs of 1x3x32x32, 1x1x32x32"

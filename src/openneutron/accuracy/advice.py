@@ -15,7 +15,7 @@ __all__ = [
     "code_of", "finding_of", "layers_to_treat", "verdict",
 ]  # fmt: skip
 
-# At 20 dB, the amplitude of the noise is a tenth of the output's. Of the labelled networks in benchmarks.fidelity,
+# At 20 dB, the amplitude of the noise is a tenth of the output's. Among the labelled networks in benchmarks.fidelity,
 # those above 20 dB (25 dB to 32 dB) lose at most 0.6 points of accuracy, and the one below (8 dB) loses 6 points.
 HEALTHY_DB = LOW_SQNR_DB
 # Smallest share of the final error for which a single layer is treated.
@@ -64,7 +64,7 @@ class Case:
     learned_rounding: bool = False
     """Whether learned rounding has been applied to the weights already."""
     wide_name: str | None = None
-    """The name by which the option `wide` takes the layer; None for a layer that is no such input of the model."""
+    """The name by which the option `wide` takes the layer; None for a layer that is not such an input of the model."""
 
 
 @dataclass(frozen=True)

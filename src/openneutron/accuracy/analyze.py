@@ -81,7 +81,7 @@ def analyze(
     3. The share of the final error that disappears if this layer alone is in float: on the first `share_samples`, for
        the `candidates` layers with the most noise of their own.
     4. For each recurrent layer with unrolled steps (LSTM, GRU, cells in a loop), on 4 samples: the share of the error
-       that all its steps cause, the SQNR of each step, what states, gates and weights cost, and what options win
+       that all its steps cause, the SQNR of each step, what states, gates and weights cost, and what options gain
        (`Analysis.recurrent`).
     5. With a `program`, the difference between module and program, layer by layer, on `share_samples` (see
        `compare_layers`, which has its own errors).
@@ -223,7 +223,8 @@ def _gather_statistics(
             if wanted[layer.reference_node].shape != given[layer.quantize].shape:
                 raise ModelError(
                     f"A layer has shape {tuple(given[layer.quantize].shape)} in the quantized module and "
-                    f"{tuple(wanted[layer.reference_node].shape)} in the float graph: they are of different models.",
+                    f"{tuple(wanted[layer.reference_node].shape)} in the float graph, so they belong to different "
+                    f"models. Give the float model that was quantized.",
                     node=layer.operator.name,
                 )
             codes = given[layer.quantize]
@@ -249,7 +250,10 @@ def _dequantized(codes: torch.Tensor, layer: QuantizedLayer) -> torch.Tensor:
 def _outputs_of(module: GraphModule, values: Mapping[Node, Any]) -> list[torch.Tensor]:
     found = float_outputs(values[output_node(module.graph)])
     if not found:
-        raise ModelError("The model returns no float tensor, so its outputs have no error to analyze.")
+        raise ModelError(
+            "The model returns no float tensor, so its outputs have no error to analyze. Return a float tensor from "
+            "forward."
+        )
     return found
 
 

@@ -86,9 +86,10 @@ def explains(
 ) -> bool:
     """Whether all compared elements agree, with enough evidence to exclude chance.
 
-    The evidence in bits is the larger of two sums, without the elements that `parameters` fitted values explain: for
-    each changed element, -log2 of the probability that an element of another position agrees; and for each distinct
-    value, the log2 of the number of distinguishable values in the output's range.
+    The evidence in bits is the larger of two sums. The first has a term for each changed element: -log2 of the
+    probability that an element of another position agrees. The second has a term for each distinct value: the log2 of
+    the number of distinguishable values in the output's range. `parameters` is the number of fitted values; each
+    explains one term, which is left out.
     """
     bits, elements, cheapest = 0.0, 0, math.inf
     values: dict[int, set[float]] = {}

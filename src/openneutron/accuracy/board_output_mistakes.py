@@ -269,5 +269,5 @@ def _order_text(found: dict[int, list[int]], vectors: int) -> tuple[str, str]:
                 f"Each vector gives the outputs of the {which} vector: "
                 + ("an output or an input is read one run late." if late == 1 else "vectors are lost or out of order.")
             )
-    order = ", ".join(f"{vector} gives those of {others[0]}" for vector, others in list(found.items())[:4])
+    order = ", ".join(f"{vector} gives the outputs of vector {others[0]}" for vector, others in list(found.items())[:4])
     return "vectors out of order", f"The outputs belong to other vectors: vector {order}."

@@ -314,7 +314,7 @@ def _other_cuts(
                 yield text, "swapped outputs", _cut(raw, outputs, vectors, sizes, order)
     rest = len(raw) - vectors * sum(sizes)
     if 0 < rest <= _LARGEST_HEADER:
-        text = f"The dump begins with {rest} bytes that are no outputs (a header, or an error of alignment)."
+        text = f"The dump begins with {rest} bytes of no output (a header, or an error of alignment)."
         yield text, "alignment", _cut(raw[rest:], outputs, vectors, sizes)
     for shift in range(1, min(_LARGEST_HEADER, sum(sizes) // 2)):
         late = _cut(raw[shift:], outputs, vectors, sizes)
@@ -335,7 +335,7 @@ def _converted_sizes(outputs: Sequence[BoardTensor]) -> Iterator[list[int]]:
 def _agrees(
     pieces: dict[Pair, bytes], expected: Sequence[tuple[Array, ...]], outputs: Sequence[BoardTensor], limit: float
 ) -> bool:
-    """Whether the complete outputs agree, are at least half of all outputs, and are not all one byte."""
+    """Whether the complete outputs agree, are at least half of all outputs, and do not repeat one byte only."""
     pieces = {pair: piece for pair, piece in pieces.items() if pair[0] < len(expected)}
     if not pieces or 2 * len(pieces) < len(expected) * len(outputs):
         return False

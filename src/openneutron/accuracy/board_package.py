@@ -48,13 +48,15 @@ def program_of_package(folder: Path) -> Path:
     manifest = _manifest(folder)
     name = manifest.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):  # it must not lead to another folder
-        raise FormatError(f"{folder / MANIFEST} has no identifier as the name of the program. Write the package again.")
+        raise FormatError(
+            f"In {folder / MANIFEST}, the name of the program is not an identifier of C. Write the package again."
+        )
     portable = folder / f"{name}_portable.pte"
     return portable if is_file(portable) else folder / f"{name}.pte"
 
 
 def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:
-    """Reads the program and the vectors of a package. `isolated` is described at `load`.
+    """Reads the program and the vectors of a package. See `load` for `isolated`.
 
     Raises `InputError` for a missing file and for a device program without the portable program that it was compiled
     from, and `FormatError` for a damaged manifest or vectors that do not fit the program.
@@ -79,9 +81,9 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(read_file(folder / MANIFEST))
     except ValueError as error:
-        raise FormatError(f"{folder / MANIFEST} is no JSON: {error}. Write the package again.") from error
+        raise FormatError(f"{folder / MANIFEST} is not valid JSON: {error}. Write the package again.") from error
     if not isinstance(found, dict):
-        raise FormatError(f"{folder / MANIFEST} has no keys. Write the package again.")
+        raise FormatError(f"{folder / MANIFEST} is not a JSON object. Write the package again.")
     return found
 
 

@@ -170,7 +170,10 @@ def _payloads(buffer: bytes) -> tuple[list[Payload], CompileOptions]:
     calls = [call for method in pte.read(buffer).methods[:1] for call in method.calls]
     ours = [call for call in calls if isinstance(call, pte.DelegateCall) and call.backend == _BACKEND]
     if not ours:
-        raise InputError("This program has no delegate for the NPU, so there are no layers to compare.")
+        raise InputError(
+            "This program has no delegate for the NPU, so there are no layers to compare. Check the reasons in its "
+            "placement."
+        )
     payloads = [parse(call.payload) for call in ours]
     if not all(payload.is_portable for payload in payloads):
         raise InputError("This program contains microcode, which only the board runs. Give the portable .pte.")

@@ -51,7 +51,7 @@ _NO_INPUTS = Examples(())
 
 @dataclass(frozen=True)
 class _Score:
-    """The score of one run on one sample, which is a batch of rows; for top1 and top5 also those of its rows."""
+    """The score of one run on one sample, which is a batch of rows; for top1 and top5 also the scores of its rows."""
 
     value: float
     classes: ClassScores | None = None
@@ -113,7 +113,7 @@ def evaluate_side_by_side(
 
         found = evaluate_side_by_side({"float": model, "int8": quantized, ".pte": program}, "labelled/")
 
-    `runs` maps names to what `evaluate` takes as `run`; the first is the one that others are compared with. `data`,
+    `runs` maps names to values of `run` as in `evaluate`. The others are compared with the first one. `data`,
     `metric`, `jobs` and `transform` are as in `evaluate`. Images are converted to the input of the first run whose
     sizes are known, so a module that is not exported takes the same inputs as the others. `metric` gets the outputs of
     each run in the structure of the first run's outputs, if they have as many values. `progress` is called with the

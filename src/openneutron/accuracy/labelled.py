@@ -68,7 +68,7 @@ def labelled_samples(
 ) -> Iterator[LabelledSample]:
     """Returns the samples of a result of `open_labelled`, in batches of `size`. Reads them when they are needed.
 
-    `forms` are those of the model's inputs, if they are known. Calls `begin` before the first pair of each `Stream`.
+    `forms` are the forms of the model's inputs, if known. Calls `begin` before the first pair of each `Stream`.
     """
     tensors = [form for form in forms or () if form.is_tensor]
     form = tensors[0] if len(tensors) == 1 else None
@@ -106,7 +106,10 @@ def _of_pairs(
             yield from _of_pairs(item.steps, size, transform, lambda: None)
             continue
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise InputError(f"Sample {index} is a {type(item).__name__} instead of a pair of inputs and label.")
+            raise InputError(
+                f"Sample {index} is a {type(item).__name__} instead of a pair of inputs and label. Give data whose "
+                "items are (inputs, label)."
+            )
         given = item[0] if isinstance(data, DataLoader) else transform(item[0])
         inputs = tuple(given) if isinstance(given, (tuple, list)) and not hasattr(given, "_fields") else given
         register_dataclasses(inputs)
@@ -155,7 +158,7 @@ def _batch(group: Sequence[Sample], values: Sequence[Any], form: InputForm | Non
     name = group[0].name
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise InputError(
-            f"{name} is a {type(values[0]).__name__} and not a tensor. Give a transform that makes one of it."
+            f"{name} is a {type(values[0]).__name__} and not a tensor. Give a transform that returns a tensor."
         )
     if len({tensor.shape for tensor in tensors}) > 1:
         raise InputError(f"{name} and the samples after it have different shapes: {describe(tensors)}.")

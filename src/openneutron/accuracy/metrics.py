@@ -50,7 +50,8 @@ class NamedMetric:
 
 
 def class_scores(outputs: Any, label: Any, rank: int = 1) -> ClassScores:
-    """Returns which rows have the label's class among the `rank` largest values. Of equal values, the first is larger.
+    """Returns which rows have the label's class among the `rank` largest values. Among equal values, the first counts
+    as the largest.
 
     Uses the first tensor of the outputs, with shape [rows, ...], and one label for each row. With a single label, the
     whole tensor is one row. Raises `InputError` for another number of labels, for labels that are not integers, and for
@@ -72,7 +73,8 @@ def class_scores(outputs: Any, label: Any, rank: int = 1) -> ClassScores:
     outside = indices[(indices < 0) | (indices >= rows.shape[1])]
     if len(outside):
         raise InputError(
-            f"The label {int(outside[0])} is not an index of the output, which has {rows.shape[1]} classes."
+            f"The label {int(outside[0])} is not an index of the output, which has {rows.shape[1]} classes. Give "
+            f"labels from 0 to {rows.shape[1] - 1}."
         )
     own = rows.gather(1, indices[:, None])
     # NaN is neither smaller nor equal, so it counts as larger.
@@ -87,7 +89,7 @@ def class_scores(outputs: Any, label: Any, rank: int = 1) -> ClassScores:
 def top1(outputs: Any, label: Any) -> float:
     """Returns the percentage of rows whose largest value is at the index of the label.
 
-    `class_scores` tells the forms of `outputs` and `label`, and the errors.
+    See `class_scores` for the forms of `outputs` and `label`, and for the errors.
     """
     return class_scores(outputs, label, 1).percentage
 

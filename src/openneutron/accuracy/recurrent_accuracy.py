@@ -1,4 +1,4 @@
-"""Measures what recurrent layers cost, and how many dB of SQNR the options for them win."""
+"""Measures how many dB of SQNR recurrent layers lose, and how many dB their options gain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CODES = 255  # int8 codes of a half of a wide state
 
 @dataclass(frozen=True)
 class _Change:
-    """A change of the quantized network: values that are not rounded, or otherwise, and other constants."""
+    """A change of the quantized network: values that are not rounded or rounded differently, and replaced constants."""
 
     rounded: Mapping[Node, Callable[[Any], Any]] = field(default_factory=dict)
     known: Mapping[Node, Tensor] = field(default_factory=dict)

@@ -148,7 +148,7 @@ class _Search:
         return loop_of
 
     def _reached(self, nodes: Iterable[Node], direction: str) -> dict[Node, int]:
-        """Returns a bit for each loop with a use at the node or in the other `direction` from it."""
+        """Returns the loops of each node and of all nodes before it ("users": after it), as a bit mask."""
         reached: dict[Node, int] = {}
         for node in nodes:
             mask = 1 << self.loops[node] if node in self.loops else 0
@@ -160,7 +160,7 @@ class _Search:
     def _adopt(
         self, node: Node, others: list[Node], loop_of: dict[Node, int], signatures: Collection[tuple[int, object]]
     ) -> None:
-        """Assigns `node` to the loop of one of `others` if an operator like it is in the loop."""
+        """Assigns `node` to the loop of one of `others` if the loop contains an operator of the same signature."""
         if node in loop_of or node.op != "call_function" or node in self.weighted:
             return
         for other in others:

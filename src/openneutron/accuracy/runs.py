@@ -1,4 +1,4 @@
-"""What can be evaluated: modules, quantized models, programs. Calls, forms of inputs, state, and pickling."""
+"""Objects that can be evaluated (modules, quantized models, programs): their calls, inputs, state and pickling."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def to_call(run: Any) -> Run:
 class _FloatProgram:
     """Runs a program. Float values for quantized inputs are quantized, and then its quantized outputs are dequantized.
 
-    Integers are given to it as they are, and then its outputs are returned as they are.
+    Integers and the outputs for them are not converted.
     """
 
     program: HostProgram
@@ -142,7 +142,7 @@ def carries_state(run: Any) -> bool:
 class StateReset:
     """Resets the state of a run before each stream.
 
-    The initial state of a float module is that of its buffers at the first call.
+    The initial state of a float module is the content of its buffers at the first call.
     """
 
     def __init__(self, run: Any) -> None:

@@ -243,7 +243,7 @@ def _scale_of(node: Node) -> float | None:
 
 
 class Difference:
-    """Sums up the difference of one output from one reference. `scale` is that of the output, if it is quantized."""
+    """Sums up the difference of one output from one reference. `scale` belongs to a quantized output."""
 
     def __init__(self, reference: str, output: int, scale: float | None) -> None:
         self.reference, self.output, self.scale = reference, output, scale

@@ -1,4 +1,4 @@
-"""Verbs from a model to a program: build, quantize, lower, analyze."""
+"""Verbs that convert a model to a program or analyze it: build, quantize, lower, analyze."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def lower(
 ) -> None:
     """Lower a quantized model to a program.
 
-    With the folder of a build, the settings are those of its openneutron.toml.
+    For the folder of a build, its openneutron.toml gives the settings.
     """
     check_settings(settings, uses=("intermediates_dir",))
     check_output(output)

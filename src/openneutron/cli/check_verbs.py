@@ -81,9 +81,9 @@ def evaluate(
     *,
     in_process: InProcess = False,
 ) -> None:
-    """Measure the accuracy of a program on labelled data, beside that of the float and the quantized model.
+    """Measure the accuracy of a program, the float model and the quantized model on labelled data.
 
-    With the folder of a build, the model and the data are those of its openneutron.toml.
+    For the folder of a build, its openneutron.toml gives the model and the data.
     """
     check_settings(settings, "evaluate", uses=(*OF_MODEL, "evaluate", "labels", "metric", "transform"))
     from dataclasses import asdict
@@ -134,11 +134,11 @@ def validate(
 ) -> None:
     """Compare a program with the float model and the quantized model. Exits with 1 if a limit is exceeded.
 
-    The inputs are those of --calibrate, or random ones. With the folder of a build, the model, the data and the
-    quantized model are those of the folder.
+    The inputs come from --calibrate, or are random. The folder of a build gives the model, the data and the quantized
+    model.
 
-    With --against, compare the outputs of a board with those of the program on this machine, and name the mistake that
-    explains the differences. The inputs are the test vectors of a package, those of --calibrate, or random ones.
+    With --against, compare the outputs of a board with the outputs of the program on this machine, and name the mistake
+    that explains the differences. The inputs are the test vectors of a package, inputs from --calibrate, or random.
     """
     check_settings(settings, uses=(*OF_MODEL, "calibrate", "transform"))
     if against is not None:

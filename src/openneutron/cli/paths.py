@@ -72,7 +72,9 @@ def known_vectors(parameter: typer.CallbackParam, value: str) -> str:
     if number is None:
         existing_file(parameter, Path(value))
     elif number < 1:
-        raise OptionError(f"{_name(parameter)}: {value} is no number of test vectors. Give 1 or more, or a .npz file.")
+        raise OptionError(
+            f"{_name(parameter)}: {value} is not a valid number of test vectors. Give 1 or more, or a .npz file."
+        )
     return value
 
 
@@ -82,7 +84,7 @@ def number_of_vectors(text: str) -> int | None:
 
 
 def board_file_name(value: Path | None) -> Path | None:
-    """Raises `OptionError` if a path has no name of a board file. A callback of typer."""
+    """Raises `OptionError` if a path does not end in .toml, as the name of a board file does. A callback of typer."""
     if value is not None:
         check_board_name(value)
     return value
@@ -119,7 +121,7 @@ def file_reader(parameter: inspect.Parameter) -> Callable[[Path], Path] | None:
 def check_no_input(output: Path | None, inputs: Iterable[Path]) -> None:
     """Raises `OutputError` if the file that a verb writes is one of its inputs, or lies in a folder of inputs.
 
-    The input would be lost. A build is no folder of inputs.
+    The input would be lost. The folder of a build does not count as inputs.
     """
     if output is None or not is_file(output):
         return

@@ -51,7 +51,7 @@ def command_line(text: str) -> Text:
 def _wrapped(content: Any, console: Console) -> Any:
     """Returns texts whose lines end between words if `console` is a terminal; other results unchanged.
 
-    A word that is longer than a line, such as a path, is not broken, and the rows of a table of text stay lines.
+    A word that is longer than a line, such as a path, is not broken. Each row of a text table stays one line.
     """
     if not console.is_terminal:
         return content

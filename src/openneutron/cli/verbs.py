@@ -128,7 +128,7 @@ def _typed_exits(interrupts: Interrupts, *, verbose: bool) -> Iterator[None]:
 
 
 def _interrupted(number: int | None) -> typer.Exit:
-    """Returns the exit after a signal: 130 after Ctrl-C, otherwise 128 and the number of the signal, as of a shell."""
+    """Returns the exit code after a signal, as shells define it: 128 plus its number, so 130 for Ctrl-C."""
     is_ended = number is not None and number != signal.SIGINT
     what = f"ended by {signal.Signals(number).name}" if number is not None and is_ended else "interrupted"
     print_error(f"{what}. Files that were complete are kept, and no file is half-written.")

@@ -80,9 +80,8 @@ def similar_path(path: str | os.PathLike[str], suffix: str = "") -> str:
 
 
 def _mode(path: str | os.PathLike[str], kind: type[InputError | OutputError] = InputError) -> int | None:
-    """Returns the mode of a file or folder; None if there is none. Raises `kind` if the system cannot tell.
-
-    There is none at a path with characters that no path has, to which nothing can be written: `OutputError`.
+    """Returns the mode of a file or folder; None if there is none. Raises `kind` if the system cannot tell. For a path
+    with characters that no path has, returns None if `kind` is `InputError`, else raises `OutputError`.
     """
     try:
         return os.stat(path).st_mode
@@ -121,8 +120,8 @@ def output_path(path: str | os.PathLike[str]) -> Path:
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Writes several files as `write_file` does. No file is replaced before all temporary files are on the disk.
 
-    Raises `OutputError` if a file cannot be written. All files keep their earlier contents then, unless it is a rename
-    that fails: the files before it, in the order of `files`, have their new contents.
+    Raises `OutputError` if a file cannot be written. All files then keep their earlier contents, except that a failed
+    rename leaves the new contents in the files before it, in the order of `files`.
     """
     staged: list[tuple[Path, Path]] = []
     try:

@@ -33,9 +33,9 @@ class Order(IntEnum):
 class ForkSafeLock:
     """A reentrant lock. `os.fork` takes these locks first, in their order, and releases them afterwards.
 
-    So a fork waits until no other thread holds such a lock, and the data that the locks guard are consistent in both
-    processes. A fork does not wait for locks of the kind `TRACING`. In the new process, locks that the fork did not
-    take, such as these or those of an interrupted wait, are free unless the thread that forked holds them.
+    A fork therefore waits until no other thread holds such a lock, so both processes have consistent data. A fork does
+    not wait for locks of the kind `TRACING`, and Ctrl-C may end its wait for others. In the new process, a lock that
+    the fork did not take is free, unless the thread that forked holds it.
     """
 
     def __init__(self, order: Order) -> None:

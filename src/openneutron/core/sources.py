@@ -18,7 +18,7 @@ _LIBRARY_PARENT = Path(sysconfig.get_paths()["stdlib"]).parent.as_posix()
 
 
 def short_source(source: str, root: Root = None) -> str:
-    """Returns "file:line" with the path as of the folder of installed packages, or of `root`.
+    """Returns "file:line" with the path relative to the folder of installed packages, or to `root`.
 
     The path does not then depend on where the project is. Without `root`, a path in the current folder is relative to
     it, and a path elsewhere is unchanged.
@@ -34,7 +34,7 @@ def short_source(source: str, root: Root = None) -> str:
 
 
 def portable_trace(trace: str, root: Root = None) -> str:
-    """Returns the text of a stack trace with the paths of `short_source`; those of packages keep "site-packages/"."""
+    """Returns a stack trace with the paths of `short_source`. Paths of packages begin with "site-packages/"."""
     return FRAME.sub(lambda found: f'File "{_portable(found["file"], root)}", line {found["line"]}', trace)
 
 

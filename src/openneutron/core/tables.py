@@ -1,4 +1,4 @@
-"""Tables that a result shows of itself: as HTML in notebooks, and in terminals."""
+"""Shows results as tables: as HTML in notebooks, and as text in terminals."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ShownAsTable:
             raise TypeError(f"The class {cls.__name__} shows itself as a table, but has no as_table. Define as_table.")
 
     def as_table(self) -> ResultTable:
-        """Returns the table that the result shows of itself."""
+        """Returns the result as a table."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:

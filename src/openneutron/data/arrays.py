@@ -1,4 +1,4 @@
-"""Arrays of .npy and .npz files."""
+"""Reads arrays from .npy and .npz files."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def damage_of(error: Exception, source: Path | bytes) -> str:
 
 
 def _has_format(source: Path | bytes) -> bool:
-    """Whether a file begins as .npy and .npz files do. numpy takes any other file for a pickle. Raises `OSError`."""
+    """Whether a file begins as .npy and .npz files do. numpy reads any other file as a pickle. Raises `OSError`."""
     if isinstance(source, bytes):
         return source.startswith((b"\x93NUMPY", b"PK"))
     with source.open("rb") as file:
@@ -97,8 +97,8 @@ def split_labels(
 ) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
     """Returns the arrays of inputs, and the array of class indices, if there is one.
 
-    This is an array with a name in `ARRAY_LABEL_NAMES` beside others, of integral values: one for each sample if the
-    arrays hold many samples (`are_samples`), or a single one.
+    The array of class indices is not the only array, has a name in `ARRAY_LABEL_NAMES`, and holds whole numbers: one
+    for each sample if the arrays hold many samples (`are_samples`), else a single one.
     """
     for name, array in arrays.items():
         fits = array.ndim == 1 if are_samples else array.size == 1

@@ -1,4 +1,4 @@
-"""Recordings of files, and their conversion to inputs of a model."""
+"""Reads recordings from files, and converts them to inputs of a model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def _of_wave(path: Path, file: wave.Wave_read) -> Waveform:
     data = file.readframes(frames)
     found = len(data) // (channels * width)
     if found < frames:
-        raise InputError(f"{path} is cut off: it should have {frames} frames, but has {found}.")
+        raise InputError(
+            f"{path} is cut off: its header says {frames} frames, but it has {found}. Copy it again, or remove it."
+        )
     if not frames:
         raise InputError(f"{path} has no frames.")
     if width == 1:  # unsigned
@@ -71,7 +73,9 @@ def _of_wave(path: Path, file: wave.Wave_read) -> Waveform:
     elif width in (2, 4):
         values = np.frombuffer(data, f"<i{width}") / np.float32(2 ** (8 * width - 1))
     else:
-        raise InputError(f"{path} has {8 * width} bits per value; 8, 16, 24 and 32 are known.")
+        raise InputError(
+            f"{path} has {8 * width} bits per value. Convert it to WAV with integers of 8, 16, 24 or 32 bits."
+        )
     return _waveform(values.reshape(-1, channels), file.getframerate())
 
 
@@ -104,9 +108,9 @@ class AudioTransform:
     """Converts a `Waveform` to a float tensor: [T], or [C, T] for a model whose inputs have channels.
 
     - `rate`: the rate that the model was trained with, in frames per second. A recording of another rate raises
-      `InputError`; none is resampled. None takes any rate.
+      `InputError`, because recordings are not resampled. None accepts any rate.
     - `channels`: None returns [T], a number returns [C, T]. For None and 1, the channels of a recording are averaged;
-      another number must be that of the recording.
+      any other number must equal the number of channels of the recording.
     - `length`: the number of frames T. A longer recording loses its end, a shorter one is padded with zeros at its end.
       None keeps the length.
 
@@ -137,13 +141,17 @@ class AudioTransform:
             )
         for name, own, wanted in (("channels", self.channels, channels), ("length", self.length, sizes[-1])):
             if None not in (own, wanted) and own != wanted:
-                raise OptionError(f"{name}={own}, but the model takes {wanted}.")
+                raise OptionError(
+                    f"{name}={own}, but the model takes {wanted}. Give {name}={wanted}, or leave {name} out."
+                )
         return replace(self, channels=channels, length=sizes[-1] or self.length)
 
     def __call__(self, waveform: Any) -> Tensor:
         """Returns a float32 tensor [T] or [C, T]."""
         if not isinstance(waveform, Waveform):
-            raise InputError(f"AudioTransform takes a Waveform, not a {type(waveform).__name__}.")
+            raise InputError(
+                f"AudioTransform takes a Waveform, not a {type(waveform).__name__}. Give data that are WAV files."
+            )
         if self.rate not in (None, waveform.rate):
             raise InputError(
                 f"The recording has {waveform.rate} frames per second; the model takes {self.rate}. Resample it first: "
@@ -153,7 +161,10 @@ class AudioTransform:
         if self.channels in (None, 1):
             samples = samples.mean(0, keepdim=True)
         if self.channels not in (None, len(samples)):
-            raise InputError(f"The recording has {len(samples)} channels; the model takes {self.channels}.")
+            raise InputError(
+                f"The recording has {len(samples)} channels, but the model takes {self.channels}. Convert it: ffmpeg "
+                f"-i in.wav -ac {self.channels} out.wav."
+            )
         if self.length is not None:
             missing = self.length - samples.shape[1]
             samples = _padded(samples, missing) if missing > 0 else samples[:, : self.length]

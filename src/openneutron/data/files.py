@@ -1,4 +1,4 @@
-"""The files of a folder, by their types."""
+"""Finds the files of a folder by their types."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class SkippedFilesWarning(UserWarning):
 def files_in(folder: Path) -> list[Path]:
     """Returns all files below `folder`, in the order of their paths. Links to folders are followed.
 
-    Hidden files and folders, and files that systems write (`Thumbs.db`), are left out. Raises `InputError` for a folder
-    that does not exist or cannot be read.
+    Hidden files and folders, and files of the operating system (`Thumbs.db`), are left out. Raises `InputError` for a
+    folder that does not exist or cannot be read.
     """
     if not is_folder(folder):
         raise InputError(f"The folder '{folder}' does not exist.{similar_path(folder)}")
@@ -58,12 +58,12 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def is_data_folder(name: str) -> bool:
-    """Whether a folder of this name may hold data: it is neither hidden nor one that systems write."""
+    """Whether a folder of this name may hold data: it is neither hidden nor written by the operating system."""
     return not name.startswith(".") and name.lower() not in _FOLDERS_OF_SYSTEMS
 
 
 def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
-    """Returns the files below `folder`. `above` has the real paths of the folders around it, so a link ends in none."""
+    """Returns the files below `folder`. Does not follow links to `above`, the real paths of the folders around it."""
     try:
         entries = sorted(os.listdir(folder))
     except OSError as error:

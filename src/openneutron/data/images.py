@@ -1,4 +1,4 @@
-"""Images of files, and their conversion to inputs of a model."""
+"""Reads images from files, and converts them to inputs of a model."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _of_pixels(value: Any) -> Image:
 
 
 def thumbnail(source: Any, size: int = 64) -> str | None:
-    """Returns an image as a `data:` URI of a JPEG of at most `size` x `size` pixels; None for what is no image.
+    """Returns an image as a `data:` URI of a JPEG of at most `size` x `size` pixels; None if it is not an image.
 
     `source` is a path, an image of Pillow, or pixels of uint8, such as the inputs of a `Sample` without a transform.
     Raises `InputError` as `open_image` does.
@@ -173,7 +173,7 @@ class ImageTransform:
                 )
         if largest > LARGE_RANGE and means and deviations and all(0 <= value < 1 for value in (*means, *deviations)):
             raise OptionError(
-                f"mean={self.mean} and std={self.std} are those of pixels of 0..1, but scale={self.scale:g} makes them "
+                f"mean={self.mean} and std={self.std} are for pixels of 0..1, but scale={self.scale:g} makes them "
                 f"0..{largest:g}. Leave out scale, or give mean and std for 0..{largest:g}."
             )
 
@@ -181,7 +181,7 @@ class ImageTransform:
         """Returns the transform with channels, layout and size of a model's input: [N, C, H, W] or [N, H, W, C].
 
         Without `resize` and `crop`, images are resized to the model's height and width. With a number for `resize` and
-        no `crop`, the centre is cropped to them.
+        no `crop`, the centre is cropped to that size.
 
         Raises `InputError` for an input that is not an image of 1 or 3 channels, and `OptionError` if the transform
         makes images of another size or with another number of channels, or pads them.
@@ -190,7 +190,8 @@ class ImageTransform:
         channels = self.channels or ("grey" if count == 1 else "rgb")
         if CHANNELS[channels] != count:
             raise OptionError(
-                f"channels='{channels}' makes images of {CHANNELS[channels]} channels; the model has {count}."
+                f"channels='{channels}' makes images of {CHANNELS[channels]} channels, but the model takes {count}. "
+                "Leave channels out."
             )
         resize, crop = self.resize, self.crop
         if resize is None and crop is None:
@@ -219,15 +220,23 @@ class ImageTransform:
         wanted = f"the model takes {size[0]} x {size[1]}"
         crop = _pair(self.crop) if self.crop is not None else None
         if crop is not None and crop != size:
-            raise OptionError(f"crop={self.crop} makes images of {crop[0]} x {crop[1]} pixels; {wanted}.")
+            raise OptionError(
+                f"crop={self.crop} makes images of {crop[0]} x {crop[1]} pixels, but {wanted}. Leave crop out, or give "
+                "that size."
+            )
         if crop is None and not isinstance(self.resize, int) and self.resize != size:
-            raise OptionError(f"resize={self.resize} makes images of another size: {wanted}.")
+            raise OptionError(
+                f"resize={self.resize} makes images of another size, but {wanted}. Leave resize out, or give that size."
+            )
         if crop is None or self.resize is None:
             return
         # A number for resize is the shorter side, which may be the height or the width.
         resized = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
         if resized[0] < crop[0] or resized[1] < crop[1]:
-            raise OptionError(f"resize={self.resize} makes images smaller than the crop of {crop[0]} x {crop[1]}.")
+            raise OptionError(
+                f"resize={self.resize} makes images smaller than the crop of {crop[0]} x {crop[1]}. Give a larger "
+                "resize or a smaller crop."
+            )
 
     def __call__(self, image: Any) -> Tensor:
         """Returns a float32 tensor [C, H, W], or [H, W, C] for the layout "nhwc"."""
@@ -255,9 +264,9 @@ class ImageTransform:
             return _of_pixels(image)
         shape = f" of {image.dtype} {tuple(image.shape)}" if hasattr(image, "shape") else ""
         raise InputError(
-            "ImageTransform takes an image of Pillow, or uint8 pixels of shape [H, W], [H, W, C] or [C, H, W] with "
-            f"1, 3 or 4 channels, not {type(image).__name__}{shape}. For data that are transformed already, leave out "
-            "the options of images; the folder of a build has those of the build, and its model.pte alone has none."
+            "ImageTransform takes an image of Pillow, or uint8 pixels of shape [H, W], [H, W, C] or [C, H, W] with 1, "
+            f"3 or 4 channels, not {type(image).__name__}{shape}. For data that are transformed already, leave out the "
+            "options of images. A folder of a build stores the options of the build; give its model.pte to use none."
         )
 
     def _resized(self, picture: Image) -> Image:
@@ -325,6 +334,7 @@ def _checked_numbers(name: str, value: Any, channels: str | None) -> float | tup
         return float(values[0])
     if len(values) not in counts:
         raise OptionError(
-            f"{name} has {len(values)} numbers; images have {' or '.join(map(str, sorted(counts)))} channels."
+            f"{name} has {len(values)} numbers, but images have {' or '.join(map(str, sorted(counts)))} channels. Give "
+            "one number for each channel."
         )
     return tuple(map(float, values))

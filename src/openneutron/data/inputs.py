@@ -1,4 +1,4 @@
-"""Files as inputs of a program."""
+"""Reads files as inputs of a program."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ def inputs_of_files(
     `InputForm`s, else "input0", "input1", ...
 
     For a program with one tensor input, each file is one run, and a folder stands for its files. An array of several
-    samples is one run for each batch of the program's size. For a program with several, the files are the inputs in
-    their order, or "name=path"; or each file is a .npz with an array for each input. Constant inputs get their values.
+    samples is one run for each batch of the program's size. For a program with several inputs, give the files in the
+    order of the inputs, or as "name=path"; or give .npz files that have an array for each input. Constant inputs get
+    their values.
 
     Images and recordings are converted by `transform`, or as in calibration. A missing batch dimension of 1 is added.
     Float values for a quantized input of a program are quantized.
@@ -79,7 +80,7 @@ def inputs_of_files(
     slots = _slots(forms, names)
     wanted = [slot for slot in slots if slot.sizes is not None]
     if not wanted:
-        raise InputError("The program has no tensor inputs, so it takes no files.")
+        raise InputError("The program has no tensor inputs. Leave out the files.")
     if not files:
         raise InputError(f"Give a file for each input: {listed(slot.name for slot in wanted)}.")
     given = [_named(os.fspath(file), wanted) for file in files]
@@ -94,7 +95,7 @@ def inputs_of_files(
 
 
 def check_files(files: Sequence[str | os.PathLike[str]]) -> None:
-    """Raises `InputError` for a file of `inputs_of_files` that does not exist. Reads none."""
+    """Raises `InputError` for a file of `inputs_of_files` that does not exist. Reads no file."""
     for file in files:
         text = os.fspath(file)
         name, equals, rest = text.partition("=")
@@ -136,12 +137,12 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _paths_by_name(given: Sequence[tuple[str | None, Path]], slots: Sequence[_Slot]) -> dict[str, Path]:
-    """Returns the path of each input: those by name, then the others by position."""
+    """Returns the path of each input. Assigns the paths with a name first, then the others by position."""
     names = [slot.name for slot in slots]
     found: dict[str, Path] = {}
     for name, path in given:
         if name in found:
-            raise OptionError(f"The input '{name}' is given twice: '{found[name]}' and '{path}'.")
+            raise OptionError(f"The input '{name}' is given twice: '{found[name]}' and '{path}'. Leave one out.")
         if name is not None:
             found[name] = path
     rest = [name for name in names if name not in found]
@@ -179,7 +180,10 @@ def _only_array(path: Path, value: Any, slot: _Slot) -> Any:
     if not isinstance(value, Mapping):
         return value
     if slot.name not in value:
-        raise InputError(f"{path} has the arrays {listed(value)}, but none is called '{slot.name}', as the input is.")
+        raise InputError(
+            f"{path} has the arrays {listed(value)}, but none has the name of the input. Save the array as "
+            f"'{slot.name}'."
+        )
     return value[slot.name]
 
 
@@ -234,7 +238,9 @@ def _tensor(path: Path, value: Any) -> Tensor:
     try:
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except TypeError as error:
-        raise InputError(f"{path} is not a tensor, and its transform did not make one: {error}") from error
+        raise InputError(
+            f"The transform made no tensor of {path}: {error}. Return a tensor from the transform."
+        ) from error
 
 
 def _fitting(name: str, value: Tensor, slot: _Slot) -> Tensor:

@@ -51,7 +51,8 @@ class ClassNames:
                 raise InputError(f"The class '{name}' is not in {what}.{did_you_mean(_normal(name), known)}")
             if index >= len(self.names):
                 raise InputError(
-                    f"The class {index} is not in {what}, which has the classes 0 to {len(self.names) - 1}."
+                    f"The class {index} is not in {what}, which has the classes 0 to {len(self.names) - 1}. Give the "
+                    "names of all classes."
                 )
             found[name] = index
         return found
@@ -79,7 +80,7 @@ def _parts(name: str) -> list[str]:
 
 
 def read_labels(labels: str | Path | Sequence[str]) -> ClassNames:
-    """Reads names of classes: one a line in a text file, or a JSON file; a sequence of names is taken as it is.
+    """Reads names of classes: a text file with one name on each line, a JSON file, or a sequence of names.
 
     JSON holds a list of names, or an object of index to name ({"0": "tench"}), of index to a list of names
     ({"0": ["n01440764", "tench"]}), or of name to index ({"tench": 0}). Empty lines at the end do not count.
@@ -101,8 +102,8 @@ def read_labels(labels: str | Path | Sequence[str]) -> ClassNames:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"The labels '{path}' are neither a list of names nor an object that maps indices to names, or names to "
-            f"indices: {error}"
+            f"The labels '{path}' are neither a list of names nor a mapping between indices and names: {error}. Give a "
+            "text file with one name on each line."
         ) from error
 
 
@@ -123,10 +124,12 @@ def _as_line(name: Any) -> str:
 
 def _checked(names: list[str], what: str) -> ClassNames:
     if not names or not any(names):
-        raise InputError(f"{what} has no names of classes.")
+        raise InputError(f"{what} has no names of classes. Write one name on each line.")
     empty = [index for index, name in enumerate(names) if not name]
     if empty:
-        raise InputError(f"{what} has no name for class {empty[0]}: its line {empty[0] + 1} is empty.")
+        raise InputError(
+            f"{what} has no name for class {empty[0]}: its line {empty[0] + 1} is empty. Write a name there."
+        )
     return ClassNames(tuple(names))
 
 

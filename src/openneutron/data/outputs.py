@@ -31,11 +31,11 @@ class ClassScore:
 def top_classes(output: Any, labels: ClassNames | Sequence[str] | None = None, k: int = 5) -> list[list[ClassScore]]:
     """Returns the `k` classes with the largest values of each row of an output [rows, classes], the largest first.
 
-    An output with one dimension is one row; further dimensions of size 1 do not count. Of equal values, the one with
-    the lower index comes first, and NaN comes last.
+    An output with one dimension is one row; further dimensions of size 1 do not count. Among equal values, the lower
+    index comes first. NaN comes last.
 
-    Raises `InputError` for an output of another form, and if `labels` are more or fewer than its classes, and
-    `OptionError` for a `k` below 1.
+    Raises `InputError` for an output of another form and for a wrong number of `labels`, and `OptionError` for a `k`
+    below 1.
     """
     import torch
 
@@ -44,10 +44,15 @@ def top_classes(output: Any, labels: ClassNames | Sequence[str] | None = None, k
     values = torch.as_tensor(output)
     rows = values.reshape(1, -1) if values.dim() < 2 else values.flatten(1)
     if values.dim() > 2 and any(size > 1 for size in values.shape[2:]):
-        raise InputError(f"Classes are read of an output [rows, classes], not of one of shape {tuple(values.shape)}.")
+        raise InputError(
+            f"The output has shape {tuple(values.shape)}; class scores have shape [rows, classes]. Leave out the "
+            "labels."
+        )
     names = labels.names if isinstance(labels, ClassNames) else labels
     if names is not None and len(names) != rows.shape[1]:
-        raise InputError(f"The labels name {len(names)} classes, but the output has {rows.shape[1]}.")
+        raise InputError(
+            f"The labels name {len(names)} classes, but the output has {rows.shape[1]}. Give the names of all classes."
+        )
     found = []
     for row in rows.double():
         ranked = torch.where(row.isnan(), torch.tensor(-torch.inf, dtype=torch.float64), row)
@@ -98,7 +103,7 @@ def _named(outputs: Any, names: Sequence[str] | None) -> list[tuple[str, Any]]:
 
 
 def check_array_file(path: str | os.PathLike[str]) -> None:
-    """Raises `OptionError` for another type of file than .npy and .npz, and the errors of `check_output`."""
+    """Raises `OptionError` unless the file is a .npy or .npz file, and the errors of `check_output`."""
     if Path(path).suffix.lower() not in (".npy", ".npz"):
         raise OptionError(f"'{path}' must be a .npy or a .npz file.")
     check_output(path)

@@ -42,7 +42,7 @@ FORMS_OF_LABELLED = (
 
 @dataclass(frozen=True)
 class Samples(Sequence[Sample]):
-    """A sequence of samples that are read when they are asked for, each time anew, in a fixed order.
+    """A sequence of samples in a fixed order. Each access reads the sample again.
 
     `name` is the text that named the data. `classes` has the names of the classes by index, if the data or a file of
     labels name them. `transform` converts the inputs of each sample. `skipped` has the files that hold no samples.
@@ -78,7 +78,7 @@ class Samples(Sequence[Sample]):
         With `chosen`, this is an iterator over its items. Raises `OptionError` for samples of files.
         """
         if not isinstance(self.source, GivenSource):
-            raise OptionError(f"{self.name} has samples of files.")
+            raise OptionError(f"{self.name} consists of files. Give samples that Python code makes.")
         if self.chosen is None:
             return self.source.make()
         wanted = frozenset(self.chosen)
@@ -139,9 +139,9 @@ class Samples(Sequence[Sample]):
     def limited(self, limit: int | None) -> Samples:
         """Returns at most `limit` samples, evenly spread, in the same order. None keeps all.
 
-        With labels, each class gets as many samples as the others, or all that it has. Those of one class, and those
-        without labels, are evenly spread over their order: of n, number i of k has the index floor(i x n / k). Of a
-        generator, whose length is not known, these are the first samples.
+        With labels, each class gets the same number of samples, or all that it has. The samples of one class, and
+        samples without labels, are evenly spread: sample i of k has the index floor(i x n / k) among n. From a
+        generator, whose length is unknown, the first samples are taken.
         """
         if limit is None:
             return self
@@ -189,16 +189,16 @@ def read_data(
     transform: Transform | None = None,
     limit: int | None = None,
 ) -> Samples:
-    """Reads data of any form. Nothing but names of files, tables and the headers of arrays is read before it is needed.
+    """Reads data of any form. At first, it reads only names of files, tables and headers of arrays.
 
     `source` is one of:
 
     - A folder. Each image, recording, .npy or .npz file in it or in its subfolders is a sample, in the order of the
       paths. A .npz file has arrays by the names of the model's inputs. Tables of numbers (.csv, .tsv) are samples if
-      the folder has nothing else. If `labelled`, each folder in it is a class.
+      the folder has nothing else. With `labelled`, each folder in it is a class.
     - A .npy file: its first dimension counts samples.
-    - A .npz file: the first dimension of each array counts samples. Of several arrays, one of integers with one
-      dimension, called label, labels, target, targets, class or y, holds the labels.
+    - A .npz file: the first dimension of each array counts samples. If there are several arrays, a one-dimensional
+      array of integers called label, labels, target, targets, class or y holds the labels.
     - A CSV file of numbers: each row is a sample. A column with one of these names except y holds the labels.
     - A CSV file of path and label, or a text file of lines with both. Paths are relative to its folder.
     - `file.py:function` or `package.module:function`: a function without arguments that returns or yields the inputs,
@@ -325,11 +325,15 @@ def _of_file(path: Path, names: ClassNames | None, *, labelled: bool) -> Samples
 def _check_lengths(path: Path, arrays: Mapping[str, Any]) -> None:
     for name, array in arrays.items():
         if not array.ndim:
-            raise InputError(f"'{path}' has the array '{name}' without dimensions; the first dimension counts samples.")
+            raise InputError(
+                f"'{path}' has the array '{name}' without dimensions. Save it with one row for each sample."
+            )
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise InputError(f"'{path}' has arrays of different numbers of samples: {counts}.")
+        raise InputError(
+            f"'{path}' has arrays of different numbers of samples: {counts}. Save arrays with equal first dimensions."
+        )
     if not all(lengths.values()):
         raise InputError(f"'{path}' has no samples.")
 
@@ -354,6 +358,6 @@ def _table_indices(
         raise InputError(f"'{path}' has no column of labels. {FORMS_OF_LABELLED}")
     empty = sum(not text for text in texts)
     if empty:
-        raise InputError(f"'{path}' has {empty} rows without a label.")
+        raise InputError(f"'{path}' has {empty} rows without a label. Write a label in each row, or delete these rows.")
     indices, names = _indices(set(texts), texts, names, f"in '{path}'")
     return tuple(indices[text] for text in texts), names

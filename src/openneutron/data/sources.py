@@ -1,4 +1,4 @@
-"""Sequences of samples: of files, of arrays, and of functions. They read a sample when it is asked for."""
+"""Sequences of samples from files, from arrays, and from functions. A sample is read when it is accessed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read_value(path: Path) -> Any:
         values, _ = numbers_in(table)
         return values[0] if len(values) == 1 else values
     known = ", ".join(sorted(IMAGES | ARRAYS | NAMED_ARRAYS | AUDIO | COMPRESSED_AUDIO | TABLES))
-    raise InputError(f"'{path}' is of no known type ({known}).")
+    raise InputError(f"The type of '{path}' is unknown. Give a file of one of these types: {known}.")
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,15 @@ class FileSource:
 
     @functools.cached_property
     def _rate(self) -> tuple[Path, int]:
-        """The first recording, and its rate, which all others must have."""
+        """The first recording, and its rate. All other recordings must have this rate."""
         path = next(path for path in self.paths if path.suffix.lower() in AUDIO | COMPRESSED_AUDIO)
         return path, read_waveform(path).rate
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Arrays whose first dimension counts samples. A single array is the inputs, several are a mapping by their names.
+    """Arrays whose first dimension counts samples. A single array gives the inputs. Several arrays become a mapping by
+    name.
 
     `labels` has a class index for each sample, or is None.
     """
@@ -174,7 +175,7 @@ class GivenSource:
         return (self._sample(index, item) for index, item in enumerate(self.items()))
 
     def items(self) -> Iterator[Any]:
-        """Returns the items as they are given; those of a DataLoader are rows of its batches."""
+        """Returns the items as they are given. The items of a DataLoader are the rows of its batches."""
         with code_of_user(f"Reading {self.name}"):
             yield from _items(self.make(), self.name)
 

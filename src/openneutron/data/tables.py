@@ -31,7 +31,7 @@ _SHOWN = 5  # files that a message lists
 
 
 class TableHeaderWarning(UserWarning):
-    """The first line of a table of integers, or of few columns, is taken for the numbers of its columns."""
+    """The first line of a table of integers, or of few columns, was read as the numbers of its columns."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,11 @@ def read_table(path: Path) -> Table:
     - It has no number, and the second row has numbers only.
     - All its cells are in quotes, and the second row has numbers without quotes.
     - It counts the columns (0, 1, 2, ... or from another number, as pandas writes it) in digits, and a number of
-      another row is not written in digits. If all rows are, it needs three columns, and the second row must not count
-      on. A `TableHeaderWarning` tells of it then, and where fewer than four columns count.
+      another row is not written in digits. If all rows have digits only, the table needs at least three columns, and
+      the second row must not continue the count. Then, and for fewer than four columns, a `TableHeaderWarning` reports
+      the decision.
 
-    A first column without a name that counts the rows is the index that pandas writes, and is left out. Empty lines
+    A first column that counts the rows and has no name is the index that pandas writes. It is left out. Empty lines
     are left out. Raises `InputError` for a file without rows, with rows of different lengths, or of another encoding
     than UTF-8.
     """
@@ -129,7 +130,7 @@ def _cells(path: Path, lines: Sequence[str]) -> list[tuple[int, tuple[str, ...]]
     try:
         return [(reader.line_num, tuple(row)) for row in reader]
     except csv.Error as error:
-        raise InputError(f"'{path}', line {reader.line_num}, is no CSV: {error}.") from error
+        raise InputError(f"'{path}', line {reader.line_num}, is not valid CSV: {error}.") from error
 
 
 def _is_header(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:

@@ -83,7 +83,7 @@ def _homes(fullname: str) -> dict[str, str] | None:
 
 
 def _has_model_explorer() -> bool:
-    """Whether the version of Model Explorer is installed that ExecuTorch's package imports. Does not import it."""
+    """Whether the installed Model Explorer has the version that ExecuTorch's package imports. Does not import it."""
     found = importlib.util.find_spec("model_explorer")
     folders = [] if found is None else found.submodule_search_locations or []
     return any((Path(folder) / _ADAPTER).is_file() for folder in folders)

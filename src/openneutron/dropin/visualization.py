@@ -1,4 +1,4 @@
-"""Writes a program as a file for Google's Model Explorer, in place of ExecuTorch's function that needs an old one."""
+"""Writes a program as a file for Google's Model Explorer. ExecuTorch's own function needs an older version of it."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def check_name(name: object) -> str:
     """Returns the name. Raises `OptionError` if it cannot be a prefix of identifiers and a name of files."""
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or "__" in name:
         raise OptionError(
-            f"The name of a package must be an identifier of C, and {name!r} is none: letters, digits and single "
-            "underscores, with a letter first."
+            f"The name of a package must be an identifier of C, not {name!r}. Use letters, digits and single "
+            "underscores, and begin with a letter."
         )
     if name in _KEYWORDS:
         raise OptionError(f"'{name}' is a keyword of C or C++. Give the package another name, such as '{name}_model'.")

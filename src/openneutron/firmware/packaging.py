@@ -135,7 +135,7 @@ def package(
 
 @dataclass(frozen=True)
 class _Files:
-    """Makes the files of a package from what is known of its program."""
+    """Makes the files of a package."""
 
     name: str
     program: bytes

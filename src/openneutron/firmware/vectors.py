@@ -117,7 +117,8 @@ def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: 
     counts = {len(value) for value in arrays.values() if value.ndim}
     if len(counts) != 1 or not min(counts):
         raise InputError(
-            f"'{os.fspath(path)}' holds no test vectors: the arrays need one first dimension, the number of vectors."
+            f"'{os.fspath(path)}' contains no test vectors. Save arrays with equal first dimensions, the number of "
+            "vectors."
         )
     columns = [_column(arrays, f"input{i}", port, counts) for i, port in enumerate(inputs)]
     results = [_column(arrays, f"output{i}", port, counts) for i, port in enumerate(outputs)]

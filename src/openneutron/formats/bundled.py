@@ -1,4 +1,4 @@
-"""Writes ExecuTorch's bundled programs (`.bpte`): a program with inputs and the outputs that are expected of it.
+"""Writes ExecuTorch's bundled programs (`.bpte`): a program with inputs and expected outputs.
 
 The format is devtools/bundled_program/schema/bundled_program_schema.fbs of ExecuTorch 1.5, identifier "BP08".
 executorch.devtools writes it, too, but importing that package takes ten seconds.

@@ -160,7 +160,8 @@ def read_tables(parent: Table, field: int) -> Tables:
 
 
 def tables_at(source: Source, at: Offsets) -> Tables:
-    """Reads the tables at the offsets `at`. Counts all bytes of each table as read; reads of its fields count no more.
+    """Reads the tables at the offsets `at`. Counts all bytes of each table as read, so that reads of its fields are not
+    counted again.
 
     Raises `FormatError` for the first invalid table, and for too many references to the same tables.
     """

@@ -24,7 +24,7 @@ def kernel_selection_in(path: Path) -> str | None:
     A symbolic link is refused, because it may lead out of the folder of the converter's run.
     """
     if path.is_symlink():
-        raise FormatError(f"The kernel selection '{path.name}' is a symbolic link.")
+        raise FormatError(f"The kernel selection '{path.name}' is a symbolic link. Give the file itself.")
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -49,11 +49,14 @@ def kernel_selection_text(data: bytes | str, what: str = "the kernel selection")
             f"{what}, byte {error.start}: expected UTF-8 text of C. Compile the program again."
         ) from error
     for match in re.finditer(r"[^\t\n\r\f\x20-\x7e\u00a0-\U0010ffff]", text):
-        raise FormatError(f"{what}, line {_line(text, match.start())}: a control character {match[0]!r} in C source.")
+        raise FormatError(
+            f"{what}, line {_line(text, match.start())}: a control character {match[0]!r} in C source. Compile the "
+            "program again."
+        )
     joined = re.sub(r"\\\r?\n", "", text)
     code = _COMMENT_OR_STRING.sub(lambda found: found[0] if found[0][0] == '"' else " ", joined)
     if (at := _STRING.sub(lambda found: "x" * len(found[0]), code).find("/*")) >= 0:
-        raise FormatError(f"{what}, line {_line(code, at)}: a comment that does not end.")
+        raise FormatError(f"{what}, line {_line(code, at)}: a comment that does not end. Compile the program again.")
     for directive in _FILE_DIRECTIVE.finditer(code):
         name = _FILE_NAME.fullmatch(directive[1])
         if name is None or not _stays_in_folder(name[1] or name[2]):

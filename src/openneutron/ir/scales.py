@@ -50,7 +50,7 @@ def may_break_scale_limits(inputs: Sequence[QParams], output: QParams, largest_d
 
 
 def _least_limit(terms: int, *, is_sum: bool) -> float:
-    """Returns the least limit of all accumulators of sums, or of those of `terms` products."""
+    """Returns the least limit of all accumulators; with `terms`, of accumulators that add so many products."""
     return min(one.limit(terms) for one in _ACCUMULATORS if one.is_sum is is_sum)
 
 
@@ -75,7 +75,7 @@ def scale_fault(op: Op) -> str:
 
 
 def _is_zero(tensor: Tensor) -> bool:
-    """Whether the qparams are those of a value that is zero in all calibration data, such as the state before a loop.
+    """Whether the qparams belong to a value that is zero in all calibration data, such as the state before a loop.
 
     `quantizer.observers` gives it scale 1, and the zero point of a range that begins at zero.
     """

@@ -149,7 +149,10 @@ def streams_in(
         return
     for index, item in enumerate(chain(first, items)):
         if not isinstance(item, Stream):
-            raise InputError(f"Item {index} of the data is not a Stream, but the items before it are Streams.")
+            raise InputError(
+                f"Item {index} of the data is not a Stream, but the items before it are Streams. Make all items "
+                "Streams, or none."
+            )
         yield inputs_in(item.steps, forms, transform=transform)
 
 
@@ -442,7 +445,7 @@ def _check_values(values: tuple[Any, ...], forms: Sequence[InputForm], name: str
     # Masks may contain minus infinity. Observers reject it in other values.
     floats = (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
     if not all(bool((value < torch.inf).all()) for value in floats):
-        raise InputError(f"{name} holds NaN or infinite values.")
+        raise InputError(f"{name} contains NaN or infinite values. Remove the sample, or correct its preprocessing.")
     return tuple(map(align, values))
 
 
@@ -466,8 +469,8 @@ def _dtype_advice(given: torch.dtype) -> str:
 def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
     """Returns what to do about an input of shape `given` for a model that takes `sizes`.
 
-    Returns an empty text unless `given` may be a sequence of another length: up to three dimensions, of which any but
-    the first have other sizes.
+    Returns an empty text unless `given` may be a sequence of another length: up to three dimensions, of which the first
+    fits the model and another does not.
     """
     same = [size in {None, one} for one, size in zip(given, sizes, strict=False)]
     if len(given) != len(sizes) or not 1 < len(sizes) <= SEQUENCE_RANK or all(same) or not same[0]:

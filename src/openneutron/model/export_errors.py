@@ -99,8 +99,8 @@ def _message(error: Exception) -> str:
 def source_line(error: Exception, above: str) -> str | None:
     """Returns the user's line in an error of torch.export: from the traceback, or from the text of the error.
 
-    A strict export writes the line into the text. The first frames, which are of the file `above`, are skipped, as are
-    those of the caller of quantize().
+    A strict export writes the line into the text. The first frames are skipped: they belong to the file `above` and to
+    the caller of quantize().
     """
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == above:

@@ -60,7 +60,7 @@ _FILES = {
     ".onnx": "an ONNX model",
     **dict.fromkeys(
         (".pt", ".pth", ".ckpt", ".bin", ".safetensors"),
-        "a file of weights or a scripted module, and no exported program",
+        "a file of weights or a scripted module, not an exported program",
     ),
 }
 _TARGET = "openneutron_target"
@@ -150,7 +150,7 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
     """
     path = Path(file)
     if path.suffix != ".pt2":
-        kind = _FILES.get(path.suffix.lower(), "no exported program (.pt2)")
+        kind = _FILES.get(path.suffix.lower(), "not an exported program (.pt2)")
         raise ModelError(f"'{path}' is {kind}. {GIVE}: create it, load its weights, and call eval().")
     data = read_file(path)
     check_expansion(data, f"'{path}'")
@@ -163,8 +163,8 @@ def loaded_program(file: str | os.PathLike[str]) -> ExportedProgram:
 def saved_program(exported: ExportedProgram, target: str, source_root: str | os.PathLike[str] | None = None) -> bytes:
     """Returns the bytes of a file (.pt2) that holds an exported program and the name of its target.
 
-    The bytes are those of each process and folder. Removes the notes on the origin of nodes from `exported`, because
-    they contain addresses of Python objects. The paths in stack traces become those of `portable_trace`.
+    The bytes do not depend on the process and the folder. Removes the notes on the origin of nodes from `exported`,
+    because they contain addresses of Python objects. `portable_trace` shortens the paths in stack traces.
     """
     graphs = [module.graph for module in exported.graph_module.modules() if isinstance(module, GraphModule)]
     for node in (node for graph in graphs for node in graph.nodes):
@@ -185,7 +185,7 @@ def target_of_file(file: str | os.PathLike[str]) -> str | None:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except _DAMAGE:
-        return None  # it is no archive, which `loaded_program` reports
+        return None  # it is not an archive, which `loaded_program` reports
     with archive:
         names = [name for name in archive.namelist() if name.endswith(f"extra/{_TARGET}")]
         try:

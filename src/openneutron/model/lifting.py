@@ -128,7 +128,7 @@ def _can_be_copied(node: Node) -> bool:
 
 
 def _writes_statistics(node: Node) -> bool:
-    """Whether a norm writes its running statistics. Its schema does not tell of it."""
+    """Whether a norm writes its running statistics, which its schema does not declare."""
     given = arguments(node)
     uses_batch = given.get("training") or given.get("use_input_stats")
     return bool(uses_batch) and given.get("running_mean") is not None

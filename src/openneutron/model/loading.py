@@ -73,7 +73,7 @@ def _file(path: Path, *, unsafe: bool) -> nn.Module | ExportedProgram:
         return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
     except RuntimeError as error:
         if path.suffix not in {".pt", ".pth"}:
-            raise InputError(f"'{path}' is no TorchScript file: {first_line(error)}") from error
+            raise InputError(f"'{path}' is not a TorchScript file: {first_line(error)}") from error
     found = read_checkpoint(path, unsafe=unsafe)
     if isinstance(found, nn.Module):
         return found
@@ -83,7 +83,7 @@ def _file(path: Path, *, unsafe: bool) -> nn.Module | ExportedProgram:
 
 
 def _made(found: Any, model: str, positional: list[Any], keywords: Mapping[str, Any]) -> nn.Module:
-    """Returns the module that an object of a file is or makes."""
+    """Returns `found` if it is a module, else the module that `found` returns when it is called."""
     if isinstance(found, nn.Module):
         if positional or keywords:
             raise OptionError(f"'{model}' is a module already. Leave out args.")

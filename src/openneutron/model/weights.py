@@ -30,7 +30,7 @@ class WeightsWarning(UserWarning):
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What `load_weights` did."""
+    """How `load_weights` matched the names of a file to the names of a model."""
 
     key: str
     """The entry of the checkpoint that holds the state dict, such as "state_dict"; empty for a bare state dict."""
@@ -44,9 +44,9 @@ def load_weights(module: nn.Module, file: str | os.PathLike[str], *, unsafe: boo
     """Copies the weights of a file into `module`.
 
     The file is a state dict or a checkpoint that contains state dicts, in the format of torch.save or of safetensors.
-    Of several state dicts, such as those of a model and of its moving average, the first with the most names of the
-    module is used. A prefix that all names have, such as "module." of DataParallel, is removed. `unsafe` unpickles
-    files with more than tensors, which can run any code.
+    If there are several state dicts, such as of a model and of its moving average, the one with the most names of the
+    module is used; on a tie, the first. A prefix that all names have, such as "module." of DataParallel, is removed.
+    `unsafe` unpickles files with more than tensors, which can run any code.
 
     Raises `InputError` for a file that cannot be read, for parameters that the file does not have, and for tensors of
     other shapes. Warns with a `WeightsWarning` about tensors that the module does not have. Linear in the names.
@@ -55,7 +55,10 @@ def load_weights(module: nn.Module, file: str | os.PathLike[str], *, unsafe: boo
     checkpoint = read_checkpoint(file, unsafe=unsafe)
     candidates = list(_state_dicts(checkpoint))
     if not candidates:
-        raise InputError(f"'{file}' contains no state dict, that is, no mapping from names to tensors.")
+        raise InputError(
+            f"'{file}' contains no state dict (a mapping from names to tensors). Save one: "
+            "torch.save(model.state_dict(), file)."
+        )
     aligned = [(key, *_align(state, wanted)) for key, state in candidates]
     key, prefix, state = max(aligned, key=lambda one: len(wanted.keys() & one[2].keys()))
     _check(wanted, state, file)
@@ -63,7 +66,7 @@ def load_weights(module: nn.Module, file: str | os.PathLike[str], *, unsafe: boo
     module.load_state_dict({name: state.get(name, wanted[name]) for name in wanted})
     if unexpected:
         warnings.warn(
-            f"'{file}' has {len(unexpected)} tensors that the model does not have, and they are not used: "
+            f"'{file}' has {len(unexpected)} tensors that the model does not have, and these are not used: "
             f"{_shown(unexpected)}.",
             WeightsWarning,
             stacklevel=2,

@@ -63,7 +63,7 @@ def _arguments(overload: torch._ops.OpOverload) -> list[tuple[str, str]]:
 
 
 def canonical_call(node: Node) -> tuple[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any]] | None:
-    """Returns operator, arguments and keyword arguments of an equal call under the canonical name; None for others.
+    """Returns the operator and arguments of the same call under its canonical name; None for a call without alias.
 
     signbit, and logical_not of floats, are written as comparisons with 0. signbit differs for -0.0, which int8
     values do not have. expand_as and the like of integers get the shape, so that constant indices stay constants.

@@ -119,7 +119,7 @@ Rule = Callable[[ComplexRewriting], Pair | Node]
 
 
 def rules(rule: Rule, names: str, overloads: Sequence[str] = ("default",)) -> dict[str, Rule]:
-    """Returns `rule` for each overload of each ATen operator of `names`, which spaces separate."""
+    """Returns `rule` for each overload of each ATen operator in `names`, a list separated by spaces."""
     return {f"aten.{name}.{overload}": rule for name in names.split() for overload in overloads}
 
 

@@ -75,7 +75,7 @@ def has_supported_geometry(instance: OpInstance) -> bool:
 
 @constraint
 def fits_accumulation(instance: OpInstance) -> bool:
-    """Kernel height x width x input channels, rounded up to the MACs per pipeline, is at most
+    """Kernel height x width x input channels, rounded up to a multiple of the MACs per pipeline, is at most
     {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     channels = instance.target.align_channels(instance.shape_of("weight")[1])

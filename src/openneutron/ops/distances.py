@@ -24,8 +24,8 @@ LEAST_SQUARE = 1e-8
 def _normalize_vectors(rewriting: Rewriting, vectors: Node, dim: int, size: int, least: float) -> Node:
     """Divides each vector along `dim` (a negative number) by its norm, sqrt(sum of squares + `least`).
 
-    `size` is the number of values of a vector after broadcasting. If `vectors` has size 1 along `dim`, the norm is that
-    of the broadcast vector.
+    `size` is the number of values of a vector after broadcasting. If `vectors` has size 1 along `dim`, the norm of the
+    broadcast vector is computed.
     """
     shape = shape_of(vectors)
     squares = mul(rewriting, vectors, vectors)

@@ -23,7 +23,7 @@ _SUM, _MEAN, _MAX = 0, 1, 2
 
 
 def _bag_starts(instance: OpInstance) -> list[int] | None:
-    """Returns the first index of each bag, and at last the number of indices; None unless all are known."""
+    """Returns the first index of each bag, followed by the number of indices; None unless all are known."""
     offsets, shape = instance.constant("offsets"), instance.shape_of("indices")
     if offsets is None or not all(isinstance(size, int) for size in shape):
         return None

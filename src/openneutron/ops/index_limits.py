@@ -95,7 +95,7 @@ def _along_dimension(args: dict[str, Any]) -> Reads:
 
 
 def _filled_along_dimension(args: dict[str, Any]) -> Reads:
-    """Unlike the other operators with a dimension, index_fill takes negative indices."""
+    """Returns the reads of index_fill, which takes negative indices, unlike the other operators with a dimension."""
     for indices, size, _ in _along_dimension(args):
         yield indices, size, True
 

@@ -46,7 +46,7 @@ def _feature_count(instance: OpInstance) -> int:
 
 @constraint
 def fits_a_convolution(instance: OpInstance) -> bool:
-    """The features, rounded up to the MACs per pipeline, are at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
+    """The features, rounded up to a multiple of the MACs per pipeline, are at most {MAX_WEIGHTS_OF_ONE_OUTPUT}."""
     return instance.target.align_channels(_feature_count(instance)) <= MAX_WEIGHTS_OF_ONE_OUTPUT
 
 

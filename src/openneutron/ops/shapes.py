@@ -326,7 +326,7 @@ SPECS = (
         lower=lower_identity,
         facts=Facts(movement=Movement.COPY),
         becomes="nothing",
-        notes="Its memory format only has an effect on inputs and outputs of a partition.",
+        notes="Its memory format has an effect at inputs and outputs of a partition only.",
         is_compute=False,
     ),
     OpSpec(
@@ -345,7 +345,8 @@ SPECS = (
         lower=lower_identity,
         facts=Facts(computes_masks=True),
         becomes="nothing",
-        notes="From float32 to float32. Its memory format only has an effect on inputs and outputs of a partition.",
+        notes="It converts float32 to float32. Its memory format has an effect at inputs and outputs of a partition "
+        "only.",
         is_compute=False,
     ),
 )

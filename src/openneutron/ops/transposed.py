@@ -72,8 +72,8 @@ def has_supported_geometry(instance: OpInstance) -> bool:
 
 @constraint
 def fits_accumulation(instance: OpInstance) -> bool:
-    """Kernel height x width (including dilation) x input channels of a group, rounded up to the MACs per pipeline, is
-    at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
+    """Kernel height x width (including dilation) x input channels of a group, rounded up to a multiple of the MACs per
+    pipeline, is at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     channels = instance.target.align_channels(instance.shape_of("weight")[0] // int(instance.args["groups"]))
     return math.prod(window.extent for window in _forward_windows(instance)) * channels <= MAX_WEIGHTS_OF_ONE_OUTPUT
@@ -161,7 +161,7 @@ def _transpose_convolve(lowering: Lowering, nhwc: Tensor, filters: Filters, wind
 def _with_larger_kernel(
     instance: OpInstance, filters: Filters, windows: tuple[Window, Window]
 ) -> tuple[Filters, tuple[Window, Window]] | None:
-    """Returns filters with zeros, and their windows, with which padding SAME is torch's; None if there are none."""
+    """Returns filters extended by zeros, and their windows, so that SAME equals torch's padding; None if impossible."""
     vertical, horizontal = (window.zeros_for_same() for window in windows)
     if vertical is None or horizontal is None:
         return None

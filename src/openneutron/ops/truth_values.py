@@ -39,7 +39,7 @@ _KEEPS_FINITE = (
 
 
 def is_finite(module: GraphModule, node: Node, finite: Set[Node]) -> bool:
-    """Whether all values of `node` are finite. `finite` are the finite ones of the nodes before."""
+    """Whether all values of `node` are finite. `finite` has the earlier nodes with finite values."""
     constant = constant_of(module, node)
     if constant is not None:
         return bool(constant.isfinite().all())
@@ -67,7 +67,7 @@ def is_tested_for_nan(node: Node) -> bool:
 def truth_of(node: Node, known: Mapping[Node, bool], finite: Set[Node]) -> bool | None:
     """Returns the value of all elements of a bool tensor if it is known, else None.
 
-    `known` are the known values of the nodes before, `finite` those nodes whose values are finite.
+    `known` has the known values of earlier nodes, `finite` the earlier nodes with finite values.
     """
     if dtype_of(node) != torch.bool:
         return None
@@ -123,7 +123,7 @@ def value_without_nan(node: Node, finite: Set[Node]) -> Node | None:
 
 
 def selected_value(node: Node, known: Mapping[Node, bool]) -> Node | None:
-    """Returns the operand that a `where` or `masked_fill` selects by a known condition; None if that is no node."""
+    """Returns the operand that a `where` or `masked_fill` selects by a known condition; None if it is not a node."""
     if _name(node) not in ("where", "masked_fill"):
         return None
     args = arguments(node)

@@ -43,8 +43,8 @@ def has_supported_volume_geometry(instance: OpInstance) -> bool:
 
 @constraint
 def fits_volume_accumulation(instance: OpInstance) -> bool:
-    """Kernel height x width x input channels times kernel depth, rounded up to the MACs per pipeline, is at most
-    {MAX_WEIGHTS_OF_ONE_OUTPUT}.
+    """Kernel height x width x input channels times kernel depth, rounded up to a multiple of the MACs per pipeline, is
+    at most {MAX_WEIGHTS_OF_ONE_OUTPUT}.
     """
     _, inputs, depth, *area = instance.shape_of("weight")
     return math.prod(area) * instance.target.align_channels(inputs * depth) <= MAX_WEIGHTS_OF_ONE_OUTPUT

@@ -118,7 +118,7 @@ def shows_sram(summary: Summary) -> bool:
 
 
 def _weights_in_sram(summary: Summary) -> list[int]:
-    """Returns the bytes of weights in SRAM at each operator: all, or those of this and of the next layer."""
+    """Returns the bytes of weights in SRAM at each operator: all weights, or the weights of this and the next layer."""
     sizes = [layer.weight_bytes for layer in summary.layers]
     if summary.memory.verdict not in ("fits with fetch_constants_to_sram", "does not fit"):
         return [summary.memory.weight_bytes] * len(sizes)
@@ -265,7 +265,7 @@ def _marked(analysis: AnalysisRows) -> list[LayerAccuracyRow]:
 
 
 def _points(layers: Sequence[LayerAccuracyRow], name: str) -> Iterator[dict[str, float]]:
-    """Returns the points of a line. Of each group of consecutive layers, the lowest value counts."""
+    """Returns the points of a line. Keeps the lowest value of each group of consecutive layers."""
     size = _group_size(len(layers), MOST_POINTS)
     for start in range(0, len(layers), size):
         known = [

@@ -322,7 +322,7 @@ class AdviceRow:
 
 @dataclass(frozen=True)
 class GainRow:
-    """An option and the SQNR in dB that it wins; None if unknown or infinite."""
+    """An option and the SQNR in dB that it gains; None if unknown or infinite."""
 
     code: str
     gain_db: float | None
@@ -372,7 +372,7 @@ class FileRow:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict in one sentence, and what stands in the way."""
+    """The verdict in one sentence, and the findings that block the build or need a check."""
 
     level: str
     """ "ready", "check" (something needs a decision) or "blocked"."""

@@ -132,7 +132,10 @@ def _small_enough(template: Any, content: Mapping[str, Any]) -> str:
 
 
 def analysis_page(analysis: AnalysisRows) -> str:
-    """Returns a page with the sections about accuracy by layer alone. Raises `OptionError` as `page_of` does."""
+    """Returns a page that has only the sections about the accuracy of layers.
+
+    Raises `OptionError` as `page_of` does.
+    """
     title = "Accuracy by layer"
     return _small_enough(_environment().get_template("analysis.html"), {"title": title, **_of_analysis(analysis)})
 
@@ -275,7 +278,7 @@ def breakable(text: str) -> Any:
 
 
 def _without_short_parts(parts: Sequence[str]) -> list[str]:
-    """Returns the parts, those shorter than `SHORTEST_PART` joined with the part before: no line has a single digit."""
+    """Joins parts shorter than `SHORTEST_PART` with the part before, so that no line consists of one digit."""
     joined = [*parts[:1]]
     for part in parts[1:]:
         if len(part) < SHORTEST_PART and len(joined[-1]) + len(part) <= LONGEST_UNBROKEN:

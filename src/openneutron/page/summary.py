@@ -83,12 +83,12 @@ def summarize(
     """Returns the summary of a program, with the results that are given.
 
     - `model`: the name of the model.
-    - `program`: the result of `lower`, or a `.pte` as bytes or by its path. Of a bare `.pte`, the operators have no
+    - `program`: the result of `lower`, or a `.pte` as bytes or by its path. The operators of a bare `.pte` have no
       nodes, modules, source lines and reasons.
     - `quantized`, `analysis`: the results of `quantize` and `analyze`. `quantized` gives the recipe, and the estimated
       cycles of operators on the CPU.
-    - `accuracy`: the result of `evaluate_side_by_side`, or rows. The first row is the one that others are compared
-      with, usually that of the float model.
+    - `accuracy`: the result of `evaluate_side_by_side`, or rows. The other rows are compared with the first one,
+      usually the row of the float model.
     - `validation`: the result of `validate`, or rows.
     - `options`: the options of the build by their names. Their values are written as text.
     - `date`: the date of the build as text. The clock is not read, so that equal builds have equal summaries.

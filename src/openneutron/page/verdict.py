@@ -1,4 +1,4 @@
-"""Judges a build: the verdict in one sentence, and what stands in the way."""
+"""Judges a build: the verdict in one sentence, and the findings that block it or need a check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOW_SQNR_DB = 20.0
 
 
 def verdict_of(summary: Summary) -> Verdict:
-    """Returns the verdict on a build. Its level is that of the worst finding."""
+    """Returns the verdict on a build. Its level is the level of the worst finding."""
     blocked, check = list(_blocked(summary)), list(_checks(summary))
     reasons = (*blocked, *check)
     place = f"{summary.target.soc} ({summary.target.name})"

@@ -69,7 +69,7 @@ class NeutronBackend(BackendDetails):
 def _debug_handles(edge_program: ExportedProgram) -> dict[int, tuple[int, ...]]:
     """Returns the debug handles of each kernel's operators, by the kernel's number in the NPU's profile.
 
-    The last number is that of the NPU's write of the profile itself; it has no debug handles.
+    The last number stands for the NPU's own write of the profile, which has no debug handles.
     """
     handles: dict[int, tuple[int, ...]] = {}
     for node in filter(is_trace, edge_program.graph.nodes):

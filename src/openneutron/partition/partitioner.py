@@ -211,8 +211,8 @@ def _refuse_second_backend() -> None:
     others = [f"{backend.__module__}" for backend in named if backend is not NeutronBackend]
     if others:
         raise OptionError(
-            f"'{others[0]}' has a backend named {NeutronBackend.__name__} too, and ExecuTorch would pick either. Load "
-            "one of them in a process: run scripts written for the other with `python -m openneutron.dropin`."
+            f"'{others[0]}' has a backend named {NeutronBackend.__name__} too, and ExecuTorch may use either. Load one "
+            "of them in a process: run scripts written for the other with `python -m openneutron.dropin`."
         )
 
 

@@ -155,8 +155,8 @@ def _check_eval(node: Node) -> None:
         )
     if draws_random_numbers(node) and (node.users or writes_memory(node)):
         raise ModelError(
-            "This operator draws random numbers, other ones in each call, so calibration and the device would not see "
-            "the same values. Draw only if self.training, or make the numbers an input or a buffer of the model.",
+            "This operator draws new random numbers in each call, so calibration and the device would not see the "
+            "same values. Draw only if self.training, or make the numbers an input or a buffer of the model.",
             **where,
         )
     # A batch norm in train mode counts its batches. The counter remains after the batch norm was folded.
@@ -190,8 +190,8 @@ def check_batch_norm(node: Node) -> None:
     if is_op(node, "batch_norm") and arguments(node)["running_mean"] is None:
         raise error_at(
             node,
-            "This batch norm has no running statistics (track_running_stats=False): it normalizes by whatever batch it "
-            "is given, and cannot be folded. Train it with track_running_stats=True.",
+            "This batch norm has no running statistics (track_running_stats=False): it normalizes by the statistics "
+            "of each batch, and cannot be folded. Train it with track_running_stats=True.",
         )
 
 

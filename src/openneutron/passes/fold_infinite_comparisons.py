@@ -42,7 +42,7 @@ def fold_infinite_comparisons(module: GraphModule) -> bool:
 
     A value is finite if a layer or a matrix product computes it, or if sums, products, moves and the like compute it
     from finite values. Inputs of the model may be masks with -inf, so they count as finite for comparisons with +inf
-    only. A graph without comparisons is left at once, so its constants are not searched for infinity.
+    only. The pass does not change a graph without comparisons, and does not search its constants for infinity.
     """
     if not any(map(tests_values, module.graph.nodes)):
         return False

@@ -76,7 +76,7 @@ def _control_flow_error(node: Node) -> ModelError:
             "one program for each branch."
         )
     else:
-        message = f"The operator '{name}' calls a graph of its own, which OpenNeutron cannot inline."
+        message = f"The subgraph of the operator '{name}' cannot be inlined. Write this part with other operators."
     inner = (inside for source in _called_graphs(node) for inside in source.graph.nodes if inside.op == "call_function")
     source = source_of(node) or next(filter(None, map(source_of, inner)), None)
     return ModelError(message, node=node.name, op=op_name(node), source=source)

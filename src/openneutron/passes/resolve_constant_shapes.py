@@ -25,7 +25,7 @@ __all__ = ["resolve_constant_shapes"]
 def resolve_constant_shapes(module: GraphModule) -> bool:
     """Computes unknown shapes and numbers. Rules, linear in nodes and uses:
 
-    1. An operator on constants becomes a constant if its shape is unknown, as that of nonzero is.
+    1. An operator on constants becomes a constant if its shape is unknown, as the shape of nonzero is.
     2. A selection by a constant mask (x[:, mask], masked_select) becomes a selection by the indices of the true values.
     3. The shapes of all later operators are computed again. A number that is then known replaces its node.
     4. An operator that takes sizes from a constant tensor (`ops/sizes_from_tensors.py`) takes numbers instead.

@@ -238,7 +238,7 @@ def _expand_channels(channels: torch.Tensor, node: Node) -> torch.Tensor:
 
 def _without_repeats(numbers: torch.Tensor, keeps_dim: int | None = None) -> torch.Tensor:
     """Returns `numbers` with one index of each dimension that repeats its values without memory (`expand`), except for
-    `keeps_dim`. So that the work is linear in channels, where all values of a channel have one number.
+    `keeps_dim`. The work is therefore linear in channels if all values of a channel have one number.
     """
     for dim, (stride, size) in enumerate(zip(numbers.stride(), numbers.shape, strict=True)):
         if stride == 0 and size > 1 and dim != keeps_dim:

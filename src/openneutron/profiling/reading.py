@@ -29,7 +29,7 @@ def read_profile(path: str | os.PathLike[str]) -> BoardProfile:
     is_other = data[4:6] == b"ET" or data[4:8] == b"TFL3" or data.startswith(b"PK")  # programs, models, archives
     if not data or len(data) % RECORD_BYTES or text is not None or is_other:
         raise FormatError(
-            f"{name} is no profile. Give an ETDump (.etdp), a log with lines of the form '{FORM}', or the bytes of the "
-            "profile buffer of a delegate."
+            f"{name} is not a profile. Give an ETDump (.etdp), a log with lines of the form '{FORM}', or the bytes of "
+            "the profile buffer of a delegate."
         )
     return profile_of_records(data, name)

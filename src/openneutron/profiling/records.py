@@ -116,7 +116,7 @@ def times_of(data: bytes, name: str) -> tuple[list[int], int]:
     """
     if not data or len(data) % RECORD_BYTES:
         raise FormatError(
-            f"{name} has {len(data)} bytes, which are no records of {RECORD_BYTES} bytes. Record "
+            f"{name} has {len(data)} bytes, which is not a multiple of the {RECORD_BYTES} bytes of a record. Record "
             "the profile again: its end is missing."
         )
     kernels: list[int] = []

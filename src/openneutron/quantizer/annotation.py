@@ -292,7 +292,7 @@ class Annotation:
 
         A group gets no limit if an operator without a note reads one of its values that has no note, as when the model
         itself computes with an initial cell state. Operators that only move values do not count: their outputs are
-        values of the group. Of different limits, the group gets the smallest interval that contains all. Linear in the
+        values of the group. If the limits differ, the group gets the smallest interval that contains all. Linear in the
         uses of `values`.
         """
         moves = {fused.instance.node for fused in self.operators if fused.rule is OutputRule.SHARED}

@@ -49,7 +49,7 @@ class CellLayer:
 
     @property
     def has_unlimited_steps(self) -> bool:
-        """Whether these are several steps, and neither a decomposition nor a selection gave them ranges."""
+        """Whether the layer has several steps whose ranges neither a decomposition nor a selection has limited."""
         given = any(RANGE_LIMIT.read(cell).has_limit or is_scaled_cell(cell) for cell in self.cells)
         return len(self.steps) > 1 and not given
 

@@ -176,7 +176,7 @@ def _search_range(cost: Cost, low: float, high: float, *, one_bound: bool) -> tu
     """Returns the cheapest range found.
 
     The search first scales both ends of the widest range (`low` <= 0 <= `high`) by one share, then each end alone. Each
-    step tries the `SHARES`, then finer ones. Of equally cheap ranges, the first one tried is returned. With `one_bound`
+    step tries the `SHARES`, then finer ones. On a tie, the range that was tried first is returned. With `one_bound`
     the range is symmetric around 0.
     """
     if one_bound:

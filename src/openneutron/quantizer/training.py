@@ -88,9 +88,7 @@ def prepare_for_training(module: GraphModule) -> None:
             reader.meta = dict(value.meta)
             node.replace_input_with(value, reader)
         elif draws_random_numbers(node):
-            raise _training_error(
-                node, "This operator draws random numbers, and would draw them in the converted model, too."
-            )
+            raise _training_error(node, "This operator draws random numbers, in the converted model too.")
     module.graph.eliminate_dead_code()
 
 

@@ -64,7 +64,7 @@ def batches_of(samples: Sequence[tuple[Any, ...]], form: Batches) -> list[Batch]
 def run_in_batch(
     module: GraphModule, node: Node, value_of: Callable[[Node], Any], count: int, *, overwrites: bool = False
 ) -> Any:
-    """Computes a node of any kind except placeholders on values of `count` samples, as `run_node` on those of one.
+    """Computes a node of any kind except placeholders on values of `count` samples, as `run_node` does for one sample.
 
     With `overwrites`, an activation overwrites its operand if nothing else reads the operand. Allocating memory costs
     more than the activation.

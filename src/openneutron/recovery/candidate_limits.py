@@ -43,7 +43,7 @@ class _Candidate:
     input_gate: Node
     total: Node
     operands: tuple[Node, ...]
-    """The addends of `total` that are computed; none if `total` is no sum of two computed values."""
+    """The addends of `total` that are computed; none if `total` is not a sum of two computed values."""
 
     @property
     def read(self) -> tuple[Node | None, ...]:

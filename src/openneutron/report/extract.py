@@ -25,7 +25,10 @@ def tflite_models(program: bytes | str | os.PathLike[str]) -> Iterator[bytes]:
     what = "the program" if isinstance(program, bytes) else os.fspath(program)
     calls = [call for call in pte.read(data, what).methods[0].delegates if call.backend == NEUTRON_BACKEND]
     if not calls:
-        raise InputError(f"{what} has no delegate for the NPU: all its operators run on the CPU.")
+        raise InputError(
+            f"{what} has no delegate for the NPU: all its operators run on the CPU. Check the reasons in the placement "
+            "of the program."
+        )
     for call in calls:
         yield parse(call.payload).tflite
 

@@ -102,7 +102,7 @@ def place(parts: Sequence[Part], board: Board) -> BoardFit:
     """Places each part in one region, and prefers the regions that `board.may_hold` lists first.
 
     A region of unknown size has room for all parts; the verdict is then "unknown". Places the parts one by one in the
-    order of `parts`. If they do not all fit so, tries all combinations of regions, if there are at most
+    order of `parts`. If they do not all fit in this way, tries all combinations of regions, if there are at most
     `MOST_COMBINATIONS`.
     """
     choices = [_regions_for(part, board) for part in parts]
@@ -202,5 +202,5 @@ def remedy_of(change: str, found: BoardFit, how: str = "computed") -> Remedy:
 
 
 def without(parts: Iterable[Part], role: str, saved: int) -> tuple[Part, ...]:
-    """Returns the parts; that of `role` has `saved` bytes less."""
+    """Returns the parts, with `saved` bytes less for `role`."""
     return tuple(replace(part, bytes=max(0, part.bytes - saved)) if part.role == role else part for part in parts)

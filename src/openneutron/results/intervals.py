@@ -14,7 +14,7 @@ _NORMAL_QUANTILE = 1.959963984540054
 def normal_interval(scores: Sequence[float]) -> tuple[float, float] | None:
     """Returns the 95 % interval of the mean of `scores`: mean -+ 1.96 x standard deviation / sqrt(number).
 
-    This is the normal approximation, which takes the scores for independent; None for fewer than two scores.
+    This is the normal approximation for independent scores. Returns None for fewer than two scores.
     """
     count = len(scores)
     if count < 2:

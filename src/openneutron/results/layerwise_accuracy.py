@@ -103,7 +103,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Gain:
-    """An option and what it wins."""
+    """An option of `quantize`, and the SQNR in dB that it gains."""
 
     code: str
     """The option of `quantize()`, or the call, as Python code."""
@@ -140,7 +140,7 @@ class RecurrentAccuracy:
     nodes: tuple[str, ...]
     """Names of its layers, as in `LayerAccuracy.node`."""
     gains: tuple[Gain, ...]
-    """What options win, the largest gain first, and training last."""
+    """The gains of options, the largest first, and training last."""
 
     @property
     def name(self) -> str:

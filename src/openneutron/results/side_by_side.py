@@ -56,10 +56,10 @@ class ChangedSample:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """The results of runs on the same samples. The first run is the one that others are compared with.
+    """The results of runs on the same samples. The other runs are compared with the first one.
 
-    `names` and `paths` are those of the samples, if the data are files, and `classes` the names of the classes, if the
-    data name them. `labels` is None for a metric that is a function.
+    `names` and `paths` belong to the samples if the data are files. `classes` has the names of the classes if the data
+    name them. `labels` is None for a metric that is a function.
     """
 
     metric: str

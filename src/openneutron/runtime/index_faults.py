@@ -1,4 +1,4 @@
-"""Finds the value that made a CPU kernel fail which reads tensors at indices: an input or a state of the program."""
+"""Finds the input or state whose indices made a CPU kernel fail."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _import_module() -> ModuleType | str:
     except (ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == _NAME:
             return (
-                f"{_NEEDED}, and this installation has none: it was built without a C++20 compiler, or with "
+                f"{_NEEDED}, which this installation lacks: it was built without a C++20 compiler, or with "
                 f"OPENNEUTRON_NATIVE=0. Install a wheel for your platform, or install a C++20 compiler and {_BUILD}."
             )
         return (

@@ -16,7 +16,7 @@ _NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate"
 
 @contextmanager
 def without_notices() -> Iterator[None]:
-    """Removes the notice that LiteRT writes when it makes its first interpreter, which has no level that hides it.
+    """Removes the notice that LiteRT writes when it makes its first interpreter. No log level hides it.
 
     All other text that the process writes to its error stream in the block is written at the end of the block.
     """

@@ -72,7 +72,10 @@ class TensorInfo:
 
     def _qparams(self) -> tuple[float, int]:
         if self.scale is None or self.zero_point is None:
-            raise InputError(f"this tensor of {self.dtype} is not quantized: it has no scale and zero point")
+            raise InputError(
+                f"this tensor of {self.dtype} is not quantized: it has no scale and zero point. Use its values as they "
+                "are"
+            )
         return self.scale, self.zero_point
 
 
@@ -112,8 +115,8 @@ class HostProgram:
         """Loads the bytes of a `.pte`. Error messages call the program `name`.
 
         Without `loads`, only its inputs and outputs are read, and it cannot run. `leaves` give the path of each input
-        in the arguments of `forward`; by default, they are read from the `.pte`. `isolated` and `threads` are
-        described at `load`. Raises HostError if the program cannot run on this machine.
+        in the arguments of `forward`; by default, they are read from the `.pte`. See `load` for `isolated` and
+        `threads`. Raises HostError if the program cannot run on this machine.
         """
         if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
             raise HostError(f"{name} is not an ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")

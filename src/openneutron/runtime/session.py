@@ -52,7 +52,10 @@ class Session:
                 self.method: Any = self._loaded_method() if is_installed() and loads else None
                 self._constants = {program.get_method_name(i) for i in range(program.num_methods())} - {METHOD}
         except MemoryError as error:
-            raise HostError(f"{name} cannot be loaded: this machine has too little memory for its tensors") from error
+            raise HostError(
+                f"{name} cannot be loaded: this machine has too little memory for its tensors. Free memory, or use a "
+                "machine with more"
+            ) from error
         except (RuntimeError, ValueError, IndexError) as error:
             raise _failure_error(f"{name} cannot be loaded", _missing_kernels(data) or error) from error
 

@@ -34,7 +34,7 @@ def check_quantized(path: Path) -> None:
         raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
     if path.suffix != ".pt2" or begin != _ARCHIVE:
         raise InputError(
-            f"'{path}' is no quantized model (.pt2). Give the file that `openneutron quantize` writes, or "
+            f"'{path}' is not a quantized model (.pt2). Give the file that `openneutron quantize` writes, or "
             f"{QUANTIZED} in the folder of a build."
         )
 

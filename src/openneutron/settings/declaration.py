@@ -42,8 +42,8 @@ def setting(
 
     `path` is "file" for a path that must exist, "object" for a path that must exist, file.py:name or a name in a
     package, "name" for an object without the path, "target" for a target, which may be the path of a board file, and
-    None if the setting is none of these. `words` are values that are no paths; a word that ends with a colon stands for
-    all values that begin with it.
+    None if the setting is none of these. `words` are values that are not paths; a word that ends with a colon stands
+    for all values that begin with it.
     """
     metadata = {
         "help": help, "choices": choices, "metavar": metavar, "path": path, "words": words,
@@ -254,7 +254,7 @@ class Field:
     most: float | None
 
     def path_in(self, value: Any) -> str | None:
-        """Returns the path in a value of this setting; None if it names a package or a word, or is no path.
+        """Returns the path in a value of this setting; None if it names a package or a word, or is not a path.
 
         "net.py:Net" and "photos/" contain paths. "package.module:name", "timm:name" and "none" do not.
         """

@@ -51,7 +51,7 @@ def checked_value(name: str, kind: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value of TOML for a message, as far as it is short."""
+    """Returns a value of TOML for a message, shortened if it is long."""
     if isinstance(value, (date, time)):
         return f"the {type(value).__name__} {value}"
     return shown(value)

@@ -38,9 +38,9 @@ def is_board_file(target: object) -> bool:
 
 
 def check_board_name(path: Path) -> None:
-    """Raises `OptionError` if the path of a file to write has no name of a board file."""
+    """Raises `OptionError` if the path of a file to write does not end in .toml, as board files do."""
     if not is_board_file(path.name):
-        raise OptionError(f"'{path}' is no name of a board file. Give a name that ends in .toml.")
+        raise OptionError(f"'{path}' is not the name of a board file. Give a name that ends in .toml.")
 
 
 @functools.cache

@@ -1,3 +1,3 @@
-"""Training of a converted module: its weights, biases and ranges change, its operators and its codes' limits do not."""
+"""Trains a converted module: changes weights, biases and ranges, and keeps operators and limits of codes."""
 
 __all__: list[str] = []

@@ -106,7 +106,7 @@ class TrainableModel(nn.Module):
     def _mapped(self, leaves: list[Any], structure: pytree.TreeSpec) -> Any:
         """Returns the outputs for samples along the first dimension of the tensors in `leaves`.
 
-        Outputs that are no tensors, such as None, are returned once.
+        Outputs that are not tensors, such as None, are returned once.
         """
         found: list[Any] = []
         form: list[pytree.TreeSpec] = []

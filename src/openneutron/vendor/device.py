@@ -200,7 +200,7 @@ def _positions_of(
     known = {tensor.index: position for position, tensor in enumerate(among)}
     positions = [known.get(-1 if tensor is None else tensor.index, -1) for tensor in wanted]
     if sorted(positions) != list(range(len(among))):
-        raise ConverterError(f"{what[:1].upper()}{what[1:]} is unknown to the graph around it, or one is missing.")
+        raise ConverterError(f"{what[:1].upper()}{what[1:]} is missing, or the graph does not declare it.")
     return tuple(positions)
 
 
@@ -267,5 +267,8 @@ def _delegates_of(data: bytes, what: str) -> dict[int | None, pte.DelegateCall]:
     delegates = [delegate for method in pte.read(data, what).methods for delegate in method.delegates]
     ours = {delegate.segment: delegate for delegate in delegates if delegate.backend == BACKEND}
     if not ours:
-        raise ModelError(f"{what} has no delegate of {BACKEND}, so there is nothing to compile.")
+        raise ModelError(
+            f"{what} has no delegate of {BACKEND}, so there is nothing to compile. Check the reasons in the placement "
+            "of the program."
+        )
     return ours

@@ -1,4 +1,4 @@
-"""Checks the installed converter of the vendor step by step, and writes a report for a bug report."""
+"""Checks the installed converter of the vendor step by step, and writes a text for bug reports."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def installed() -> tuple[Converter, ...]:
 def _may_hold_a_converter(folder: str) -> bool:
     """Whether an entry of `folder` has the name of a converter. `pkgutil` reads all packages there, which takes longer.
 
-    True for what is not a folder, such as a zip file.
+    Returns True if `folder` is not a folder, such as a zip file.
     """
     try:
         return any(name.startswith((PACKAGE, FLAVOR_PREFIX)) for name in os.listdir(folder or os.curdir))
@@ -359,7 +359,7 @@ def _write_cache(folder: Path, converted: Converted) -> None:
 
 
 def _cached_model(digest: str) -> str:
-    """Returns the name of a file in an entry. Raises `ValueError` for a text that is no hash, such as a path."""
+    """Returns the name of a file in an entry. Raises `ValueError` for a text that is not a hash, such as a path."""
     if not _DIGEST.fullmatch(digest):
         raise ValueError(f"'{digest}' is not a hash of SHA-256. Delete the entry of the cache.")
     return f"{digest}.tflite"

@@ -199,7 +199,7 @@ def evaluate_from_settings(
 ) -> SideBySide:
     """Evaluates a program beside the float model and the quantized model, as far as they are given.
 
-    `isolated` is described at `load`.
+    See `load` for `isolated`.
 
     Raises the errors of `evaluate`.
     """
@@ -222,8 +222,8 @@ def validate_from_settings(
 ) -> Validation:
     """Validates a program against the float model and the quantized model, as far as they are given.
 
-    The inputs are the calibration data of the settings, or random. `options` are those of `validate`,
-    and `isolated` is described at `load`.
+    The inputs are the calibration data of the settings, or random. `options` are the options of `validate`. See `load`
+    for `isolated`.
     """
     model = None if settings.model.model is None else model_from(settings)
     data = None if settings.data.calibrate is None else calibration_of(settings)
@@ -245,7 +245,7 @@ def validate_board_from_settings(
     """Compares the outputs of a board with those of a program, or of the folder of a package or of a build.
 
     The inputs are the test vectors of a package, else the calibration data of the settings, else random. `max_lsb` None
-    stands for the tolerance of a package, else for 1. `isolated` is described at `load`.
+    stands for the tolerance of a package, else for 1. See `load` for `isolated`.
 
     Raises the errors of `load`, `read_package` and `validate_board`.
     """
@@ -321,7 +321,7 @@ def build_from_settings(
 
 
 def _name(settings: Settings) -> str:
-    """Returns the name of the model for the report: the name of its class, that in its package, or that of its file."""
+    """Returns the name of the model for the report: its class, its name in its package, or its file."""
     model = str(settings.model.model)
     is_name = is_reference(model) or _field("model").is_word(model)
     return re.split("[:/]", model)[-1] if is_name else Path(model).stem
@@ -338,7 +338,7 @@ def _field(name: str) -> Field:
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
-    """Returns the settings for the report. Of a path, it shows the name, which is the same in every folder."""
+    """Returns the settings for the report. A path is shown by its name, which is the same in every folder."""
     given = {name: value for values in settings.given().values() for name, value in values.items() if name != "date"}
     return {name: _without_folder(_field(name), value) for name, value in given.items()}
 

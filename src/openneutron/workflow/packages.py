@@ -35,7 +35,7 @@ def package_files(
 
     `samples` are files or folders of inputs for the test vectors, as `openneutron run` takes them, and read with the
     transform of the settings. `portable` is the portable program from which a device program was compiled. The kernel
-    selection and the ETRecord beside the program are packaged, too. `isolated` is described at `load`.
+    selection and the ETRecord beside the program are packaged, too. See `load` for `isolated`.
 
     Raises the errors of `openneutron.firmware.package`, `inputs_of_files` and `load`.
     """

@@ -37,8 +37,8 @@ def fitted_board(
     A single program stands for all profiles. `target` is the board or the chip that the file describes otherwise, by
     default that of the first program.
 
-    Raises `OptionError` for different numbers of profiles and programs, and for a name of the file that is no board
-    file, the errors of `profiled_summary` and `fit_costs`, and `OutputError` if the file cannot be written.
+    Raises `OptionError` for different numbers of profiles and programs, and for an output that does not end in .toml,
+    the errors of `profiled_summary` and `fit_costs`, and `OutputError` if the file cannot be written.
     """
     if len(programs) not in (1, len(recorded)):
         raise OptionError(

@@ -57,7 +57,7 @@ def run_files(
 
     State is kept from one run to the next. `output` is a .npy or .npz file for the outputs; several runs need a .npz
     file, in which the names of arrays begin with the number of the run. `repeat` is the number of runs for the time.
-    `isolated` is described at `load`. The time contains no copies between processes.
+    See `load` for `isolated`. The time contains no copies between processes.
 
     Raises the errors of `load`, `inputs_of_files`, `save_outputs` and `HostProgram.run`.
     """

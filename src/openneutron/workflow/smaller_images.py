@@ -52,7 +52,7 @@ def image_size(text: str) -> ImageSize:
     """Returns height and width from a text such as "96x128". Raises `OptionError` for another text."""
     found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text, re.ASCII)
     if found is None:
-        raise OptionError(f"'{text}' is no size of images. Give height and width in pixels, such as 96x128.")
+        raise OptionError(f"'{text}' is not a size of images. Give height and width in pixels, such as 96x128.")
     return int(found[1]), int(found[2])
 
 

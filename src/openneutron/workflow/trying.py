@@ -193,8 +193,9 @@ def _check_same_inputs(method: pte.Method, quantized: QuantizedModel) -> None:
     of_model = [tuple(leaf.shape) for leaf in quantized.examples.leaves if isinstance(leaf, torch.Tensor)]
     if of_program != of_model:
         raise ModelError(
-            f"The quantized model is not that of the program: its inputs have the shapes {of_model}, and those of the "
-            f"program {of_program}. Give the quantized model from which the program was lowered."
+            "The program was not lowered from this quantized model: the inputs of the model have the shapes "
+            f"{of_model}, and the inputs of the program {of_program}. Give the quantized model from which the program "
+            "was lowered."
         )
 
 
@@ -236,12 +237,12 @@ def _try(
         warnings.simplefilter("ignore")  # the program is measured only
         program = lower(quantized, target=board, **{**options, **changed})
     found = inspect_bytes(program.buffer, "the program", board).estimate.on_board
-    assert found is not None, "the first program has this board, too"
+    assert found is not None, "the first program is for this board, too"
     return remedy_of(", ".join(changes), found, "tried")
 
 
 def _channels_last(value: Any) -> Any:
-    """Returns the same object if it is no image, or an image in channels-last."""
+    """Returns an image in channels-last; any other object unchanged."""
     if (
         not isinstance(value, torch.Tensor)
         or value.dim() != 4
