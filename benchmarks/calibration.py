@@ -97,7 +97,7 @@ def measure(name: str, rounds: int, counts: Sequence[int], console: Console) -> 
         seconds = time.perf_counter() - start
         table.add_row(label, f"{times[label]:.1f}", f"{times[label] / times['float']:.2f}", f"{seconds:.2f}")
     console.print(table)
-    table = Table("batch", "layout", "float, ms a sample", "ours, ms a sample", "ours to float at batch 1")
+    table = Table("batch", "layout", "float, ms per sample", "ours, ms per sample", "ours to float at batch 1")
     single = bare_graph(prepared(model, samples[0], None))
     for count in counts:
         for layout, channels_last in {"NCHW": False, "channels-last": True}.items():
@@ -113,7 +113,8 @@ def measure(name: str, rounds: int, counts: Sequence[int], console: Console) -> 
     many = list(NETWORKS[name].calibration().spread(SAMPLES))
     own, ours = whole(model, many, max(rounds // 10, 3))
     console.print(
-        f"calibrate() of {len(many)} samples: {ours:.1f} ms a sample, float {own:.1f}: {ours / own:.2f} of it\n"
+        f"calibrate() of {len(many)} samples: {ours:.1f} ms per sample; one float run takes {own:.1f} ms: ratio "
+        f"{ours / own:.2f}\n"
     )
 
 

@@ -39,7 +39,7 @@ EXACT = re.compile(r"^PASS: .* largest difference 0 LSB", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured for one network. Bytes are those on a 32-bit processor."""
+    """The measurements of one network. Bytes are for a 32-bit processor."""
 
     network: str
     program_bytes: int

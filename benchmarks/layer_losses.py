@@ -64,7 +64,7 @@ def largest_loss(reference: GraphModule, converted: GraphModule, inputs: tuple[T
     """Return the layer with the largest loss of SQNR from its worst input to its output; None without any loss.
 
     `reference` is the float graph of `converted` before `prepare_pt2e`; nodes with equal names compute the same value.
-    Of layers with equal losses, the first is returned.
+    On a tie, the first layer is returned.
     """
     expected, found = _values(reference, inputs), _values(converted, inputs)
     ratios: dict[Node, float] = {}

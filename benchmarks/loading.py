@@ -26,7 +26,7 @@ REPEATS = 50
 
 
 def main() -> None:
-    """The command."""
+    """Prints the table of the files on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
     programs = {path.name: path.read_bytes() for path in parser.parse_args().files} or _programs()

@@ -17,24 +17,24 @@ class Comparison:
     """The top-1 of int8 and float on the same samples.
 
     `top1_float` and `top1_int8` are percentages of samples whose top-1 class is right. `lost` counts the samples that
-    are right only in float, `won` those that are right only in int8.
+    are right only in float, `gained` the samples that are right only in int8.
     """
 
     samples: int
     top1_float: float
     top1_int8: float
     lost: int
-    won: int
+    gained: int
 
     @property
     def difference(self) -> float:
         """Percentage points of int8 above float."""
-        return 100 * (self.won - self.lost) / self.samples
+        return 100 * (self.gained - self.lost) / self.samples
 
     @property
     def error(self) -> float:
         """The standard error of `difference` in points, from the samples that are right in only one of the two."""
-        flipped, net = self.won + self.lost, self.won - self.lost
+        flipped, net = self.gained + self.lost, self.gained - self.lost
         return 100 * math.sqrt(max(flipped - net * net / self.samples, 0)) / self.samples
 
 
@@ -46,7 +46,7 @@ def compare(of_float: Tensor, of_int8: Tensor, right: Tensor) -> Comparison:
         top1_float=100 * hits.float().mean().item(),
         top1_int8=100 * hits_int8.float().mean().item(),
         lost=int((hits & ~hits_int8).sum()),
-        won=int((hits_int8 & ~hits).sum()),
+        gained=int((hits_int8 & ~hits).sum()),
     )
 
 

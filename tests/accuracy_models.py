@@ -63,7 +63,7 @@ def sabotaged() -> Net:
 
 
 def quantized(model: nn.Module, **options: Any) -> QuantizedModel:
-    """Quantizes as in the documented flow, one sample at a time, as observers draw other values from a batch."""
+    """Quantizes as in the documented flow, one sample at a time, because observers sample other values from a batch."""
     return quantize(model, (images(1)[0],), images(8), batch_size=1, recover=None, **{**PLAIN, **options})
 
 

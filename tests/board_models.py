@@ -63,7 +63,7 @@ class Signal(nn.Module):
 
 
 class Sums(nn.Module):
-    """Keeps a state."""
+    """Returns a decaying sum of all its inputs, which a buffer stores."""
 
     total: torch.Tensor
 

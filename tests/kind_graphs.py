@@ -49,7 +49,7 @@ def _weight(*shape: int, axis: int) -> Tensor:
 
 
 def _transposed() -> tuple[str, Graph]:
-    """TRANSPOSE_CONV has its weight before its input."""
+    """Returns the graph of TRANSPOSE_CONV, whose weight comes before its input."""
     name, graph = _graph(
         k.TRANSPOSE_CONV, [_IMAGE], (1, 8, 10, 2), [_weight(2, 2, 2, 3, axis=0), _bias(2)],
         output_shape=(1, 8, 10, 2), **{**_STRIDES, "stride_h": 2, "stride_w": 2},

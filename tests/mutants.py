@@ -276,7 +276,7 @@ def _alarm() -> Iterator[None]:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command, and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--minutes", type=float, default=1)

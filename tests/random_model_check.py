@@ -290,15 +290,16 @@ class _OffByOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _off_by_one(converted: GraphModule, unseen: list[Sample], seed: int) -> list[Any]:
-    """Return the outputs of `converted` with such codes: how far the tolerance of kernels may move it."""
+    """Returns the outputs of `converted` with the codes of `_OffByOne`, which kernels may return within their
+    tolerance.
+    """
     reset(converted)
     with _OffByOne(seed):
         return _outputs(converted, unseen)
 
 
 def _disturbed(build: Callable[[], torch.nn.Module], unseen: list[Sample], seed: int) -> list[Any]:
-    """Returns the outputs of `model` with that noise, which shows how much permitted approximations
-    change the model.
+    """Returns the outputs of `model` with the noise of `_Disturbed`: the change that permitted approximations cause.
     """
     module = build()
     with _Disturbed(seed):

@@ -5,8 +5,8 @@ beside a copy of the package. Then it runs the tests that call the native module
 Needs cmake, ninja, and gcc with its sanitizers. The detection of leaks is off, because Python does not free everything
 when it exits. Torch, ExecuTorch and LiteRT are not instrumented: their allocations are checked, their accesses are not.
 ThreadSanitizer sees no race between two threads in these libraries. It also does not see the locks in them and in
-glibc's loader, so it may report a race that a lock prevents. `SUPPRESSIONS` has what was reported without a cause.
-ThreadSanitizer needs the addresses of a process without randomization, hence `setarch`.
+glibc's loader, so it may report a race that a lock prevents. `SUPPRESSIONS` lists reports that have no cause in this
+code. ThreadSanitizer needs the addresses of a process without randomization, hence `setarch`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ NO_FAULTS = {outcome.name for outcome in Outcome if not Finding(outcome).is_faul
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command, and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--models", type=int, default=10**9, help="ends after so many")

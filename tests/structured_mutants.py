@@ -64,7 +64,7 @@ def _integer(rng: random.Random, near: int) -> int:
 
 
 def _list(rng: random.Random, values: Any, largest: int | None = None) -> list[int]:
-    """Returns a list of integers with one change. `largest` is that of indices."""
+    """Returns a list of integers with one change. `largest` is the largest valid index, if the integers are indices."""
     numbers = [] if values is None else [int(value) for value in values]
     what = rng.randrange(4)
     at = rng.randrange(len(numbers)) if numbers else 0

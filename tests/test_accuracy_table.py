@@ -20,17 +20,17 @@ def logits(*classes: int) -> torch.Tensor:
 class TestCompare:
     def test_samples_that_flip_are_counted_both_ways(self) -> None:
         found = compare(logits(0, 1, 2, 3), logits(0, 0, 1, 2), torch.tensor([0, 1, 1, 2]))
-        assert found == Comparison(samples=4, top1_float=50, top1_int8=75, lost=1, won=2)
+        assert found == Comparison(samples=4, top1_float=50, top1_int8=75, lost=1, gained=2)
         assert found.difference == 25
         assert found.error == pytest.approx(100 * (3 - 1 / 4) ** 0.5 / 4)
 
 
 @pytest.mark.parametrize(
-    ("lost", "won", "seconds", "holds"),
+    ("lost", "gained", "seconds", "holds"),
     [(3, 0, 1, True), (4, 0, 1, False), (4, 1, 1, True), (0, 9, 1, True), (0, 0, 61, False)],
 )
-def test_a_target_is_points_below_float_and_seconds(lost: int, won: int, seconds: float, *, holds: bool) -> None:
-    found = Comparison(1000, 90, 90 + (won - lost) / 10, lost, won)
+def test_a_target_is_points_below_float_and_seconds(lost: int, gained: int, seconds: float, *, holds: bool) -> None:
+    found = Comparison(1000, 90, 90 + (gained - lost) / 10, lost, gained)
     assert Target(0.3, 60).holds(found, seconds) == holds
     assert Target(0.3).holds(found, 1e6) == (holds or seconds > 60)
 

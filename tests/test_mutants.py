@@ -1,4 +1,4 @@
-"""Damaged files end no process: mutants by seed, and files that once were findings of `tests.mutants`."""
+"""Damaged files do not end the process: mutants by seed, and files that were findings of `tests.mutants`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def jitter(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of `images` [N, 1, 32, 32] whose top-1 class is that of `labels` [N]."""
+    """Return the share of `images` [N, 1, 32, 32] whose top-1 class equals the label in `labels` [N]."""
     network.eval()
     logits: Tensor = network(images)
     return (logits.argmax(1) == labels).float().mean().item()

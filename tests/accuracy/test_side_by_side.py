@@ -339,7 +339,7 @@ class Scores:
 
 
 class Structured(nn.Module):
-    """Scores of grey levels in a container, beside None and a number."""
+    """Returns scores of grey levels, None and a number in a container."""
 
     def __init__(self, container: Callable[..., Any]) -> None:
         super().__init__()

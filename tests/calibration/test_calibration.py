@@ -323,7 +323,7 @@ def fail(value: Any) -> int:
 class TestProcesses:
     @pytest.fixture(autouse=True)
     def _one_thread(self) -> Iterator[None]:
-        """OpenNeutron warns about workers with more threads than cores."""
+        """Sets torch to one thread, because OpenNeutron warns about workers with more threads than cores."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield

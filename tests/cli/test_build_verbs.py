@@ -1,4 +1,4 @@
-"""The verbs from a model to a program: right use, wrong use, files, JSON.
+"""The verbs that convert a model to a program: right use, wrong use, files, JSON.
 
 Tests that compare bytes or read all output of a process start processes; the others call the verbs in this process.
 """

@@ -1,4 +1,4 @@
-"""Errors of the user's functions name the user's line, and errors of OpenNeutron keep what they tell."""
+"""Errors of the user's functions name the user's line, and errors of OpenNeutron keep their messages."""
 
 from __future__ import annotations
 

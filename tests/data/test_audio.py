@@ -1,4 +1,4 @@
-"""Recordings of files, and their transform."""
+"""Reading recordings from files, and their transform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms and options in docs/data.md are those of the code."""
+"""docs/data.md lists the forms and options that the code has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of files, and their transforms."""
+"""Reading images from files, and their transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of classes in data: indices in any form, names, and folders that systems write."""
+"""Names of classes in data: indices in any form, names, and folders of the operating system."""
 
 from __future__ import annotations
 

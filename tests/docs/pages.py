@@ -9,7 +9,7 @@
 
 In expected output, "..." stands for any text, and a line of it for any lines. Numbers with a decimal point may differ,
 because they depend on the processor: by 10 %, or by 1.5 if that is more. Integers of four digits or more may differ by
-5 %, and counts of samples, which are those of a line with "%", by 3. Runs of blanks are equal, and borders of tables
+5 %, and counts of samples (integers in a line with "%") by 3. Runs of blanks are equal, and borders of tables
 are ignored.
 """
 

@@ -1,4 +1,4 @@
-"""A clock that goes backwards, or stands before 1980, as that of a machine without a battery."""
+"""A clock that goes backwards, or is before 1980, as on a machine without a battery."""
 
 from __future__ import annotations
 

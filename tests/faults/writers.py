@@ -53,7 +53,7 @@ class Writer:
     numbered: tuple[str, ...] = ()
     """Folders in which each run makes a folder with a new number."""
     wants_new_folder: bool = False
-    """Whether the writer refuses a folder that is not empty, such as that of an earlier run."""
+    """Whether the writer refuses a folder that is not empty, such as the folder of an earlier run."""
     optional: tuple[str, ...] = ()
     """Folders whose files may be missing after a failure that the call survives, such as a cache."""
 

@@ -46,7 +46,7 @@ def test_a_64_bit_board_needs_the_sizes_of_its_pools(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
 def test_sources_have_no_warnings(name: str, tmp_path: Path) -> None:
-    """For a board and for this host. The compiler knows ExecuTorch's headers as system headers."""
+    """Compiles the sources for a board and for this host. The compiler knows ExecuTorch's headers as system headers."""
     folder = program(name).package(tmp_path / "firmware", name="net", array="c").folder
     for options in (POOLS, (*POOLS, "-DOPENNEUTRON_HOST"), (*POOLS, "-DNET_PRINT_PROFILE=1", DEFINITIONS[1])):
         made = compiled(folder, *CHECK, *options)

@@ -1,6 +1,6 @@
 """Loads and runs mutated programs: `python -m tests.fuzz.programs --seconds 60`.
 
-The programs run in a child process. A signal, an error that is no `OpenNeutronError`, and a program that takes longer
+The programs run in a child process. A signal, an error other than `OpenNeutronError`, and a program that takes longer
 than 10 s are findings. A finding is kept in `out/fuzz/program-SEED.pte`, and a child with the next seed
 continues.
 """

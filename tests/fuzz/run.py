@@ -1,8 +1,8 @@
 """Gives mutated files to the readers: `python -m tests.fuzz.run --minutes 10 [READER ...]`, or `make fuzz MINUTES=10`.
 
-An error that is no `OpenNeutronError`, a signal, and an input that takes longer than 10 s or more than 2 GB are
+An error other than `OpenNeutronError`, a signal, and an input that takes longer than 10 s or more than 2 GB are
 findings. Each reader runs in a process of its own. With the package atheris, coverage of the package guides the
-mutations; without it, the mutations are those of `mutations.py`. An input that fails is written to `out/fuzz`. Put it
+mutations; without it, `mutations.py` makes the mutations. An input that fails is written to `out/fuzz`. Put it
 into `tests/fuzz/seeds/READER/` when the reader is repaired: the tests read all seeds.
 """
 
@@ -31,7 +31,7 @@ def seeds(name: str) -> list[bytes]:
 
 
 def check(name: str, data: bytes) -> bool:
-    """Reads an input. Returns whether the reader took it. Raises any error that is no `OpenNeutronError`."""
+    """Reads an input. Returns whether the reader took it. Raises any error other than `OpenNeutronError`."""
     from tests.fuzz.readers import READERS
 
     from openneutron.errors import OpenNeutronError

@@ -81,7 +81,7 @@ TAKEN: dict[str, Callable[[Net, Path], Any]] = {
 
 
 class Wrapper:
-    """Holds a module, and is none."""
+    """An object that is not a module, and has a module as an attribute."""
 
     def __init__(self, module: Net) -> None:
         self.net = module

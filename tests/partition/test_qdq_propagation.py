@@ -93,7 +93,7 @@ def placed(converted: GraphModule) -> Placed:
 
 
 def checked(converted: GraphModule) -> Lowered:
-    """Lowers the program, and checks that its outputs are bitwise equal to those of the converted module."""
+    """Lowers the program, and checks that its outputs equal the outputs of the converted module, bit for bit."""
     inputs = (torch.randn(IMAGE, generator=torch.Generator().manual_seed(1)),)
     lowered = lower_documented(converted, inputs)
     torch.testing.assert_close(lowered.run(*inputs), converted(*inputs), rtol=0, atol=1e-6)

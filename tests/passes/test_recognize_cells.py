@@ -1,4 +1,4 @@
-"""Cell states of LSTMs that a model computes itself get the ranges of those of `nn.LSTM`."""
+"""Cell states of LSTMs that a model computes itself get the same ranges as in `nn.LSTM`."""
 
 from __future__ import annotations
 

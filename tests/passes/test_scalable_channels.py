@@ -1,4 +1,4 @@
-"""Channels that may be scaled. Of the two factors of a product, only one may be scaled."""
+"""Channels that may be scaled. Only one of the two factors of a product may be scaled."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class TestLayout:
             return a(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))
 
         model = built(focus, (1, 3, 8, 8), parts=lambda: convs((12, 8)))
-        # One TRANSPOSE is that of the NCHW input, the other that of the output.
+        # One TRANSPOSE converts the NCHW input, the other one the output.
         self.check(model, CONV_2D=1, RESHAPE=2)
 
     def test_swin_patch_merging(self) -> None:

@@ -1,4 +1,4 @@
-"""Files of other formats whose size is a multiple of that of a record."""
+"""Files of other formats whose size is a multiple of the size of a record."""
 
 from __future__ import annotations
 

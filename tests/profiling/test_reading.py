@@ -104,7 +104,7 @@ def test_cut_off_last_run(tmp_path: Path) -> None:
 def test_times_that_end_before_they_start(
     tmp_path: Path, kernel: int, start: int, end: int, found: int | None
 ) -> None:
-    """A counter of 32 bits overflows; a longer time is none."""
+    """An end before the start is an overflow of the 32-bit counter. Other impossible times are damage."""
     file = tmp_path / "run.etdp"
     name = None if kernel == 0 else "native_call_add.out"
     file.write_bytes(etdump([[event(name, 1, kernel, start, end), event(None, 2, 0, 0, 5), event(None, 2, 1, 0, 5)]]

@@ -1,4 +1,4 @@
-"""The limits of candidates of LSTMs that recipes select by the error of the hidden states."""
+"""Recipes select the limits of LSTM candidates by the error of the hidden states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits of cell states that recipes select by the error of the hidden states."""
+"""Recipes select the limits of cell states by the error of the hidden states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of their own for the units of a cell state: the same outputs in float, and less error in int8."""
+"""Units of a cell state with separate ranges: the same outputs in float, and less error in int8."""
 
 from __future__ import annotations
 

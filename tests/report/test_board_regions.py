@@ -156,7 +156,7 @@ def convolutions() -> dict[str, openneutron.NeutronProgram]:
 
 
 def on(name: str, sram: int, flash: int = 1 << 20) -> NeutronTargetSpec:
-    """A board of the name's chip with less SRAM."""
+    """Returns a board with the chip of this name and less SRAM."""
     chip = boards()[name].chip
     regions = (Region("sram", "SRAM", sram, npu_reads=True), Region("flash", "flash", flash, npu_reads=False))
     return NeutronTargetSpec(Board("small", chip, regions=regions))

@@ -1,4 +1,4 @@
-"""The tables that results show of themselves in notebooks and terminals."""
+"""Results as tables in notebooks and terminals."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class TwoTables(nn.Module):
 
 
 class Kept(nn.Module):
-    """Reads a table of 5 rows at the indices of the last run, and one of 200 rows at those of this run."""
+    """Reads a table of 5 rows at the indices of the last run, and a table of 200 rows at the indices of this run."""
 
     at: Tensor
 

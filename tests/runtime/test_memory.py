@@ -213,7 +213,7 @@ def compiled(program: NeutronProgram, version: int, **words: int) -> bytes:
 
 
 class TestBoard:
-    """What NXP's delegate allocates, by the order of its source."""
+    """The allocations of NXP's delegate, in the order of its source code."""
 
     def test_microcode_states_the_sizes(self, programs: dict[str, NeutronProgram]) -> None:
         program = programs["one delegate of int8"]

@@ -135,7 +135,7 @@ def test_runs_of_several_threads_leave_the_streams_of_the_process(program: Neutr
 
 
 def test_programs_that_are_deleted_while_they_run(program: NeutronProgram) -> None:
-    """The last reference is that of the running thread, and the garbage collector runs in all threads."""
+    """The running thread has the last reference, and the garbage collector runs in all threads."""
     data = inputs(1)[0]
     expected = program.run(data)
     programs = {number: load(program.buffer) for number in range(THREADS)}

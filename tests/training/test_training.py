@@ -21,7 +21,7 @@ from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.quantizer.trained_modules import BatchNorm
 from openneutron.training.fake_quantize import fake_quantize
 
-# Of the largest output. Float rounding in products of another order seldom moves a value to the next code.
+# As a share of the largest output. Float rounding in products of another order seldom moves a value to the next code.
 CLOSE = 0.03
 
 

@@ -77,8 +77,8 @@ def _duration(event: Table, start: int, end: int) -> int:
     found = end - start if end >= start else (end - start) % _WRAP
     if (end < start and start >= _WRAP) or found > _LONGEST:
         raise FormatError(
-            f"{event.source.what}: byte {event.at}: an event begins at {start} and ends before that, at {end}. Record "
-            "the profile again."
+            f"{event.source.what}: byte {event.at}: an event cannot last from {start} to {end}. Record the profile "
+            "again."
         )
     return found
 
