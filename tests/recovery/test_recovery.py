@@ -33,7 +33,13 @@ from openneutron.recovery import (
     round_weights_by_gptq,
     zero_inactive_channels,
 )
-from openneutron.recovery.gptq_rounding import ALIKE, PULL, InputRows, _least_squares_weights, _Moments
+from openneutron.recovery.gptq_rounding import (
+    CORRELATED_POSITIONS,
+    LEAST_SQUARES_DAMPING,
+    InputRows,
+    _least_squares_weights,
+    _Moments,
+)
 from openneutron.recovery.layerwise import run_layerwise, samples_within_memory
 from openneutron.recovery.weighted_layers import layers_of
 
@@ -421,13 +427,13 @@ def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
 
     def moved(count: float) -> float:
         """Returns how far weights moved from `rows` to the best weights for the samples."""
-        wanted = _least_squares_weights(rows, _Moments(own, cross, count / (count + size)), ALIKE)
+        wanted = _least_squares_weights(rows, _Moments(own, cross, count / (count + size)), CORRELATED_POSITIONS)
         return float(((wanted - rows) * (best - rows)).sum() / (best - rows).square().sum())
 
     shares = [moved(count) for count in (1, 100, 1e4, 1e9)]
     assert shares == sorted(shares)
     assert shares[0] < 0.01
-    assert shares[3] == pytest.approx(1 / (1 + PULL), abs=0.1)
+    assert shares[3] == pytest.approx(1 / (1 + LEAST_SQUARES_DAMPING), abs=0.1)
 
 
 def test_weights_are_not_fitted_to_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,8 +442,10 @@ def test_weights_are_not_fitted_to_few_samples(monkeypatch: pytest.MonkeyPatch) 
     module = exported(load_network(), (1, *data.test_images.shape[1:]))
     seen, unseen = ([(image[None],) for image in images] for images in (data.train_images[:40], data.test_images[:200]))
     found = []
-    for alike in (0.0, ALIKE):
-        monkeypatch.setattr(sys.modules[_least_squares_weights.__module__], "ALIKE", alike)
+    for correlated_positions in (0.0, CORRELATED_POSITIONS):
+        monkeypatch.setattr(
+            sys.modules[_least_squares_weights.__module__], "CORRELATED_POSITIONS", correlated_positions
+        )
         quantized = converted(module, seen)
         round_weights_by_gptq(quantized, module, seen)
         found.append((noise(module, quantized, seen), noise(module, quantized, unseen)))

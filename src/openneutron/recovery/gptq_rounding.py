@@ -38,14 +38,14 @@ POSITIONS_PER_INPUT = 16
 DAMPING = 0.01
 # Damping of the least-squares weights, as a multiple of the same mean. It is larger, because the errors of earlier
 # layers are only partly predictable.
-PULL = 0.3
-# Number of positions that count as one independent position for the least-squares weights. Positions of a sample are
-# similar, and the errors of earlier layers differ between samples. Weights that fit them too well generalize worse to
+LEAST_SQUARES_DAMPING = 0.3
+# This number of positions counts as one independent position for the least-squares weights. Positions of a sample are
+# correlated, and the errors of earlier layers differ between samples. Weights that fit them too well generalize worse to
 # other inputs.
-ALIKE = 100.0
+CORRELATED_POSITIONS = 100.0
 # Candidates for this number where several layers read a weight. The one with the least error on held-out samples is
 # selected: every `STRIDE`th sample is held out, if there are at least `FEWEST_SAMPLES`.
-ALIKE_OF_SHARED = (10.0, 30.0, ALIKE)
+CORRELATED_POSITIONS_OF_SHARED = (10.0, 30.0, CORRELATED_POSITIONS)
 STRIDE, FEWEST_SAMPLES = 4, 16
 # Candidates for the scale, as multiples of the scale that the observer chose.
 SHRINKING = (1.0, 0.9, 0.8, 0.7, 0.6)
@@ -107,7 +107,7 @@ def round_weights_by_gptq(
 
     def visit(layer: WeightedLayer, layer_io: LayerIO) -> list[torch.Tensor] | None:
         if _is_rounded(layer, most_inputs):
-            _round_weight([layer], layer_io.weight, _estimate_moments(layer, layer_io), ALIKE)
+            _round_weight([layer], layer_io.weight, _estimate_moments(layer, layer_io), CORRELATED_POSITIONS)
         return correct_bias(layer, layer_io)
 
     def pool(shared: SharedLayer) -> Pool:
@@ -166,35 +166,39 @@ class _PooledRounding:
     def apply(self) -> None:
         """Replaces the codes and the scale of the weight, and the biases."""
         assert self._weight is not None
-        alike = ALIKE
+        correlated_positions = CORRELATED_POSITIONS
         if self._held_out.count:
-            alike = _select_alike(self._weight, self._shared.first, self._sums.moments(), self._held_out.moments())
+            correlated_positions = _select_correlated_positions(
+                self._weight, self._shared.first, self._sums.moments(), self._held_out.moments()
+            )
             self._sums.merge(self._held_out)
-        _round_weight(self._shared.uses, self._weight, self._sums.moments(), alike)
+        _round_weight(self._shared.uses, self._weight, self._sums.moments(), correlated_positions)
         self._biases.apply()
 
 
-def _select_alike(real: torch.Tensor, layer: WeightedLayer, seen: _Moments, held_out: _Moments) -> float:
-    """Returns the one of `ALIKE_OF_SHARED` with the least output error on held-out samples.
+def _select_correlated_positions(real: torch.Tensor, layer: WeightedLayer, seen: _Moments, held_out: _Moments) -> float:
+    """Returns the one of `CORRELATED_POSITIONS_OF_SHARED` with the least output error on held-out samples.
 
     Compares the least-squares weights of the other samples before rounding.
     """
     rows = real.reshape(layer.groups, real.shape[0] // layer.groups, -1).double()
 
-    def error(alike: float) -> float:
-        wanted = _least_squares_weights(rows, seen, alike)
+    def error(correlated_positions: float) -> float:
+        wanted = _least_squares_weights(rows, seen, correlated_positions)
         # The mean squared error of the outputs, without the term that does not depend on the weights.
         return float(((wanted @ held_out.own - 2 * rows @ held_out.cross) * wanted).sum())
 
-    return min(reversed(ALIKE_OF_SHARED), key=error)
+    return min(reversed(CORRELATED_POSITIONS_OF_SHARED), key=error)
 
 
-def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments, alike: float) -> None:
+def _round_weight(
+    layers: Sequence[WeightedLayer], real: torch.Tensor, moments: _Moments, correlated_positions: float
+) -> None:
     """Rounds the float weight `real`, which all of `layers` read."""
     layer = layers[0]
     groups, outputs = layer.groups, real.shape[0]
     rows = real.reshape(groups, outputs // groups, -1).double()
-    wanted, covariance = _least_squares_weights(rows, moments, alike), moments.shrunk
+    wanted, covariance = _least_squares_weights(rows, moments, correlated_positions), moments.shrunk
     scale = layer.scale.expand(outputs, *layer.scale.shape[1:]) if layer.scale.dim() else layer.scale.expand(outputs)
     scale = scale.reshape(groups, -1, 1).double()
     at_once = max(1, WEIGHTS_AT_ONCE // wanted.numel())
@@ -214,15 +218,15 @@ def _round_weight(layers: Sequence[WeightedLayer], real: torch.Tensor, moments: 
         shrink(layers, factor)
 
 
-def _least_squares_weights(rows: torch.Tensor, moments: _Moments, alike: float) -> torch.Tensor:
+def _least_squares_weights(rows: torch.Tensor, moments: _Moments, correlated_positions: float) -> torch.Tensor:
     """Returns the weights whose outputs on the quantized inputs are nearest to the float outputs (ridge regression).
 
-    The regularization towards `rows` grows with the number of inputs per position. `alike` positions count as one.
+    The damping, towards `rows`, grows with the number of inputs per position; `correlated_positions` count as one.
     """
     size = rows.shape[-1]
-    pull = (PULL + alike * (1 / moments.trust - 1)) * _mean_of_diagonal(moments.own)
-    system = moments.own + pull * torch.eye(size, dtype=torch.float64)
-    wanted: torch.Tensor = torch.linalg.solve(system, rows @ moments.cross + pull * rows, left=False)
+    damping = (LEAST_SQUARES_DAMPING + correlated_positions * (1 / moments.trust - 1)) * _mean_of_diagonal(moments.own)
+    system = moments.own + damping * torch.eye(size, dtype=torch.float64)
+    wanted: torch.Tensor = torch.linalg.solve(system, rows @ moments.cross + damping * rows, left=False)
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""The pull of least-squares weights towards the float weights, which held-out samples select for shared weights."""
+"""Held-out samples select the damping of least-squares weights for shared weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from torch import nn
 
 from openneutron import quantize
 from openneutron.recovery import gptq_rounding
-from openneutron.recovery.gptq_rounding import ALIKE, ALIKE_OF_SHARED, _MomentSums, _select_alike
+from openneutron.recovery.gptq_rounding import (
+    CORRELATED_POSITIONS,
+    CORRELATED_POSITIONS_OF_SHARED,
+    _MomentSums,
+    _select_correlated_positions,
+)
 from openneutron.recovery.weighted_layers import layers_of
 
 INPUTS, POSITIONS = 16, 64
@@ -25,8 +30,10 @@ def linear() -> Any:
     return layer
 
 
-@pytest.mark.parametrize(("is_common", "alike"), [(True, ALIKE_OF_SHARED[0]), (False, ALIKE)])
-def test_held_out_samples_select_the_pull(is_common: bool, alike: float) -> None:
+@pytest.mark.parametrize(
+    ("is_common", "correlated_positions"), [(True, CORRELATED_POSITIONS_OF_SHARED[0]), (False, CORRELATED_POSITIONS)]
+)
+def test_held_out_samples_select_the_damping(is_common: bool, correlated_positions: float) -> None:
     """Weights should fit errors of the inputs that are the same in held-out samples, and not those that differ."""
     layer, generator = linear(), torch.Generator().manual_seed(0)
     sums = _MomentSums(layer)
@@ -36,7 +43,10 @@ def test_held_out_samples_select_the_pull(is_common: bool, alike: float) -> None
         real = torch.randn(1, POSITIONS, INPUTS, generator=generator)
         part.add(real + sign * real @ common, real)
         part.accumulate()
-    assert _select_alike(layer.real_weight, layer, sums.moments(), held_out.moments()) == alike
+    assert (
+        _select_correlated_positions(layer.real_weight, layer, sums.moments(), held_out.moments())
+        == correlated_positions
+    )
 
 
 def test_merged_sums_are_those_of_all_samples() -> None:
@@ -58,7 +68,7 @@ def test_merged_sums_are_those_of_all_samples() -> None:
 
 @pytest.mark.parametrize(("samples", "selections"), [(4, 0), (16, 1)])
 def test_few_samples_are_all_used(samples: int, selections: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A weight that two operators read has its pull selected, if there are enough samples to hold some out."""
+    """A weight that two operators read has its damping selected, if there are enough samples to hold some out."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -71,10 +81,10 @@ def test_few_samples_are_all_used(samples: int, selections: int, monkeypatch: py
     calls: list[float] = []
 
     def select(*args: Any) -> float:
-        calls.append(_select_alike(*args))
+        calls.append(_select_correlated_positions(*args))
         return calls[-1]
 
-    monkeypatch.setattr(gptq_rounding, "_select_alike", select)
+    monkeypatch.setattr(gptq_rounding, "_select_correlated_positions", select)
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(1, INPUTS, generator=generator),) for _ in range(samples)]
     quantize(seeded(Twice), data[0], data, progress=False)
