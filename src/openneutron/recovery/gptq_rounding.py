@@ -40,8 +40,8 @@ DAMPING = 0.01
 # layers are only partly predictable.
 LEAST_SQUARES_DAMPING = 0.3
 # This number of positions counts as one independent position for the least-squares weights. Positions of a sample are
-# correlated, and the errors of earlier layers differ between samples. Weights that fit them too well generalize worse to
-# other inputs.
+# correlated, and the errors of earlier layers differ between samples. Weights that fit them too well generalize worse
+# to other inputs.
 CORRELATED_POSITIONS = 100.0
 # Candidates for this number where several layers read a weight. The one with the least error on held-out samples is
 # selected: every `STRIDE`th sample is held out, if there are at least `FEWEST_SAMPLES`.
