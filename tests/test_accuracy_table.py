@@ -67,7 +67,7 @@ def test_rescaled_networks_are_as_good_as_float(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_without_equalization_nothing_is_left_of_a_rescaled_network() -> None:
+def test_a_rescaled_network_fails_without_equalization() -> None:
     """Runs the converted module, because the host has no kernels for scales with such ratios."""
     network = RESCALED["efficientnet_lite_rescaled"].network(FEW_EPOCHS)
     model = network.build()

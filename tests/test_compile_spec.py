@@ -75,7 +75,7 @@ def test_the_documented_call() -> None:
     assert options.target_spec.name == "imxrt700"
 
 
-def test_values_are_text_for_executorch_and_typed_for_us() -> None:
+def test_option_values_are_text_in_compile_specs_and_typed_in_options() -> None:
     by_key = {spec.key: spec.value for spec in generate_neutron_compile_spec("imx95", use_profiling=True)}
     assert by_key["use_profiling"] == b"True"
     assert by_key["fetch_constants_to_sram"] == b"False"
@@ -118,7 +118,7 @@ def test_operators_come_in_a_list(value: Any) -> None:
         generate_neutron_compile_spec("imxrt700", operators_not_to_delegate=value)
 
 
-def test_system_config_is_refused_unless_it_is_none() -> None:
+def test_a_system_config_other_than_none_is_refused() -> None:
     assert generate_neutron_compile_spec("imxrt700", None) == generate_neutron_compile_spec("imxrt700")
     with pytest.raises(OptionError, match="system_config"):
         generate_neutron_compile_spec("imxrt700", "whatever")

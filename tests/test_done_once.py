@@ -94,7 +94,7 @@ def test_a_copy_for_prepared_graphs_leaves_the_quantizer_as_it_is() -> None:
     assert (changed.observer, changed.observer_of_outputs) == ("an observer", quantizer.observer_of_outputs)
 
 
-def test_a_graph_is_prepared_by_prepare_pt2e_unless_it_was() -> None:
+def test_prepare_pt2e_skips_prepared_graphs() -> None:
     exported = torch.export.export(model().eval(), (image(),)).module()
     quantizer = NeutronQuantizer()
     graph = quantizer.prepare_graph(exported, equalizes=False)

@@ -95,7 +95,7 @@ class TestErrors:
             quantize(seeded(small), (image(),), [])
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-    def test_calibration_on_what_is_not_finite(self, value: float) -> None:
+    def test_calibration_on_values_that_are_not_finite(self, value: float) -> None:
         x = image()
         x[0, 0, 0, 0] = value
         module = prepared(seeded(small), (image(),))
@@ -146,7 +146,7 @@ class TestErrors:
         with pytest.raises(InputError, match=r"example.inputs"):
             lower(module, examples)
 
-    def test_lower_what_is_not_quantized(self) -> None:
+    def test_lower_a_model_that_is_not_quantized(self) -> None:
         for model in (seeded(small), torch.export.export(seeded(small), (image(),)).module()):
             with pytest.raises(ModelError, match=r"Call quantize\(\) first"):
                 lower(model, (image(),))  # type: ignore[arg-type]

@@ -209,7 +209,7 @@ def test_short_way(name: str) -> None:
     assert worst_lsb(quantized.module, program.run, [inputs, inputs_of(shapes, seed=50)]) <= 1
 
 
-def test_a_program_is_loaded_once_and_can_be_sent_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_is_loaded_once_and_can_be_pickled_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[bytes] = []
     load_program = HostProgram.__init__
 
@@ -336,7 +336,7 @@ def test_mobilenet_v2_is_one_delegate() -> None:
     assert worst_lsb(converted, lowered.run, [inputs]) <= 1
 
 
-def test_the_older_call_is_refused_in_words() -> None:
+def test_the_older_call_is_refused_with_a_message() -> None:
     inputs = (image(),)
     edge = to_edge(torch.export.export(convert(seeded(small), inputs), inputs))
     with pytest.raises(OptionError, match="to_edge_transform_and_lower"):

@@ -30,7 +30,7 @@ def test_quick_leaves_out_slow_tests_and_most_rows_of_a_table() -> None:
     assert [item for item in quick if item not in TABLE] == [PLAIN, DATA]
 
 
-def test_the_rest_is_all_that_quick_does_not_run_without_data() -> None:
+def test_rest_runs_all_tests_that_quick_skips() -> None:
     quick, rest = cast("list[Any]", quick_tests(ALL)), cast("list[Any]", rest_of_tests(ALL))
     assert {*quick, *rest} == set(ALL)
     assert {*quick} & {*rest} == {DATA}

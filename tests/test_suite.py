@@ -29,7 +29,7 @@ def measured(member: Member) -> Result:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("member", ZOO.values(), ids=lambda member: member.name)
-def test_network_fits_the_npu_and_keeps_its_signal(member: Member) -> None:
+def test_networks_run_on_the_npu_with_enough_sqnr(member: Member) -> None:
     result = measured(member)
     assert not result.on_cpu
     assert result.delegates == 1
@@ -41,7 +41,7 @@ def test_network_fits_the_npu_and_keeps_its_signal(member: Member) -> None:
 
 @pytest.mark.parametrize("member", ZOO.values(), ids=lambda member: member.name)
 @torch.no_grad()
-def test_network_is_alive(member: Member) -> None:
+def test_network_outputs_depend_on_the_input(member: Member) -> None:
     """The output depends on the input, and noise does not grow much. Otherwise, accuracy figures would mean nothing."""
     try:
         model = member.build(member.small)

@@ -65,7 +65,7 @@ def test_a_sabotaged_layer_comes_first_with_nearly_all_of_the_error(found: Analy
     assert sorted(worst.largest_codes)[-2] <= 3
 
 
-def test_the_advice_is_a_scale_for_each_channel_and_it_keeps_what_it_promises(found: Analysis) -> None:
+def test_the_advice_is_per_channel_scales_and_has_the_stated_gain(found: Analysis) -> None:
     (advice,) = found.advice
     assert advice.module == "second"
     assert advice.code == 'layers={"second": "per_channel"}'
@@ -101,7 +101,7 @@ def test_only_the_candidates_with_most_noise_are_measured(broken: QuantizedModel
     assert unmeasured == sorted(unmeasured)
 
 
-def test_moves_are_no_layers_and_keep_a_float_value_as_it_is(found: Analysis) -> None:
+def test_moves_are_not_layers_and_keep_float_values(found: Analysis) -> None:
     assert [layer.op for layer in sorted(found.layers, key=lambda layer: layer.position)] == [
         "input", "aten.conv2d.default", "aten.conv2d.default", "aten.conv2d.default", "aten.mean.dim",
         "aten.linear.default",
@@ -180,7 +180,7 @@ def test_sqnr_with_weights_alone_is_that_of_the_float_model_with_their_int8_valu
     assert head.activations_sqnr_db == pytest.approx(analysis.activations_sqnr_db, abs=1e-3)
 
 
-def test_all_noise_is_that_of_activations_where_weights_have_codes_of_their_own() -> None:
+def test_exact_weights_leave_only_noise_of_activations() -> None:
     model = net()
     with torch.no_grad():
         for layer in (model.first, model.second, model.third, model.head):
@@ -214,7 +214,7 @@ def test_dead_channels_and_saturation_are_counted_as_by_brute_force() -> None:
     assert layer.float_range == (float(outputs.min()), float(outputs.max()))
 
 
-def test_a_relu_does_not_count_as_saturation_and_one_value_is_no_dead_channel(healthy: QuantizedModel) -> None:
+def test_relus_are_not_saturation_and_single_values_are_not_dead_channels(healthy: QuantizedModel) -> None:
     analysis = analyze(None, healthy, images(1))
     assert layer_row(analysis, "first").saturation == 0.0
     assert all(layer.dead_channels == layer.lost_channels == 0 for layer in analysis.layers if layer.channels == 10)
@@ -229,7 +229,7 @@ def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
 # ------------------------------------------------------------------------------------------------------------- advice
 
 
-def test_a_weight_that_takes_one_scale_only_is_left_in_float() -> None:
+def test_advice_for_a_weight_limited_to_one_scale_is_float() -> None:
     features = 2**16  # more than a convolution supports
     model = seeded(lambda: nn.Sequential(nn.Linear(features, 16), nn.ReLU6(), nn.Linear(16, 8)))
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_advice_omits_learned_rounding_if_it_was_applied(found: Analysis) -> Non
         assert all(('recover="auto"' in advice.what) == is_said for advice in analysis.advice)
 
 
-def test_a_key_names_the_module_or_the_operator_where_the_module_holds_more(found: Analysis) -> None:
+def test_a_key_names_the_operator_if_the_module_has_several(found: Analysis) -> None:
     assert key_of(found.layers[0], found.layers) == "second"
     (mean,) = (layer for layer in found.layers if layer.op == "aten.mean.dim")
     assert mean.module == ""
@@ -306,7 +306,7 @@ def test_a_key_names_the_module_or_the_operator_where_the_module_holds_more(foun
 # ------------------------------------------------------------------------------------------------------------ formats
 
 
-def test_json_has_all_of_it_and_comes_back(found: Analysis, tmp_path: Path) -> None:
+def test_json_has_all_results_and_can_be_read_back(found: Analysis, tmp_path: Path) -> None:
     found.save_json(tmp_path / "found.json")
     text = (tmp_path / "found.json").read_text()
     assert text == found.to_json()
@@ -322,7 +322,7 @@ def test_infinite_numbers_are_null_in_json(found: Analysis) -> None:
     assert json.loads(perfect.to_json())["output_sqnr_db"] is None
 
 
-def test_the_page_is_whole_and_names_the_layers(found: Analysis, tmp_path: Path) -> None:
+def test_the_page_is_complete_and_names_the_layers(found: Analysis, tmp_path: Path) -> None:
     found.save_html(tmp_path / "found.html")
     page = (tmp_path / "found.html").read_text()
     assert not re.search(r"<(script|link|img|iframe)\b[^>]*\b(src|href)=", page)
@@ -422,7 +422,7 @@ def test_a_pair_of_different_models_is_a_model_error(healthy: QuantizedModel) ->
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_mobilenet_v2_loses_it_in_depthwise_convolutions() -> None:
+def test_mobilenet_v2_loses_accuracy_in_depthwise_convolutions() -> None:
     network = NETWORKS["mobilenet_v2"]
     model = quantize(network.build(), network.example_inputs(), network.calibration().spread(8), recover=None, **PLAIN)
     analysis = analyze(None, model, network.evaluation().spread(4), candidates=8)

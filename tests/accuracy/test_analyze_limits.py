@@ -15,7 +15,7 @@ from openneutron import quantize
 from openneutron.accuracy import analyze
 
 
-def test_values_that_readers_do_not_distinguish_are_no_error() -> None:
+def test_values_that_readers_do_not_distinguish_are_not_an_error() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(16, 16), nn.Sigmoid(), nn.Linear(16, 8)))
     with torch.no_grad():
         model.get_parameter("0.weight").mul_(40)
@@ -43,7 +43,7 @@ class SumOfLayers(nn.Module):
 
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("documented", [False, True])
-def test_values_beyond_the_limits_of_a_sum_are_no_error(documented: bool, saved: bool, tmp_path: Path) -> None:
+def test_values_beyond_the_limits_of_a_sum_are_not_an_error(documented: bool, saved: bool, tmp_path: Path) -> None:
     model = seeded(SumOfLayers)
     data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
     inputs = [(one,) for one in data]

@@ -46,7 +46,7 @@ def test_shuffled_values_get_no_diagnosis(name: str, int8_io: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_noise_of_a_few_steps_is_no_mistake_that_is_known(name: str, int8_io: bool) -> None:
+def test_noise_of_a_few_steps_is_not_a_known_mistake(name: str, int8_io: bool) -> None:
     one = board(name, int8_io)
     tensor = one.simulation.outputs[0]
     generator = np.random.default_rng(0)

@@ -57,7 +57,7 @@ def test_every_delegate_is_compared_where_the_cpu_is_in_between() -> None:
     assert worse.first.module == "head"
 
 
-def test_a_program_by_its_bytes_or_path_or_made_for_the_purpose(healthy: QuantizedModel, tmp_path: Path) -> None:
+def test_compare_takes_bytes_paths_and_no_program(healthy: QuantizedModel, tmp_path: Path) -> None:
     program, data = lower(healthy), images(2, seed=8)
     program.save(tmp_path / "net.pte")
     expected = compare_layers(healthy, program, data)
@@ -76,7 +76,7 @@ def test_a_program_of_another_model_is_a_model_error(healthy: QuantizedModel) ->
         compare_layers(healthy, program, images(1))
 
 
-def test_convolutions_of_volumes_are_compared_whatever_dimension_the_frames_lie_in() -> None:
+def test_convolutions_of_volumes_are_compared_in_any_frame_dimension() -> None:
     model = seeded(
         lambda: nn.Sequential(nn.BatchNorm3d(2), nn.AvgPool3d((1, 2, 2)), nn.Conv3d(2, 4, (1, 3, 3), padding=(0, 1, 1)))
     )
@@ -85,7 +85,7 @@ def test_convolutions_of_volumes_are_compared_whatever_dimension_the_frames_lie_
     assert compare_layers(quantized, lower(quantized), data).first is None
 
 
-def test_a_layer_that_holds_its_values_in_another_order_is_not_compared() -> None:
+def test_layers_in_another_order_are_not_compared() -> None:
     class Interleaved(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -64,7 +64,7 @@ def test_top1_of_several_rows() -> None:
 
 
 @pytest.mark.slow
-def test_all_that_runs_is_taken_by_any_number_of_processes(tmp_path: Path) -> None:
+def test_any_number_of_processes_evaluates_each_form(tmp_path: Path) -> None:
     model = network()
     quantized = quantize(model, (data()[0][0],), [x for x, _ in data()])
     program = lower(quantized)
@@ -113,7 +113,7 @@ def test_several_inputs_and_data_without_batches() -> None:
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, 2), (2, 8)])
-def test_samples_are_let_go(jobs: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_freed(jobs: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[evaluate.__module__], "SAMPLES_OF_A_JOB", 2)
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     counts = []

@@ -180,7 +180,7 @@ def test_top5() -> None:
 
 @pytest.mark.parametrize("label", [-1, 6, torch.tensor([7])])
 @pytest.mark.parametrize("metric", [top1, top5])
-def test_labels_that_are_no_index(label: Any, metric: Callable[[Any, Any], float]) -> None:
+def test_labels_that_are_not_indices(label: Any, metric: Callable[[Any, Any], float]) -> None:
     with pytest.raises(InputError, match=r"is not an index of the output, which has 6 classes"):
         metric(torch.zeros(1, 6), label)
 

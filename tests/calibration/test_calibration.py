@@ -129,7 +129,7 @@ class TestBareGraph:
         ],
         ids=["convolution", "relu6", "sum", "read twice", "an input", "observed", "integers"],
     )
-    def test_activations_take_the_memory_of_what_they_alone_read(self, function: Any, operator: str) -> None:
+    def test_activations_overwrite_operands_without_other_readers(self, function: Any, operator: str) -> None:
         module = prepared(seeded(lambda: Applied(function)))
         single, inputs = bare_graph(module), images()
         kept = inputs.clone()
@@ -166,7 +166,7 @@ class TestBatches:
         assert lower(short).buffer == lower_documented(documented, EXAMPLE).pte
 
     @pytest.mark.parametrize("jobs", [1, 2])
-    def test_where_samples_begin_in_memory_makes_no_difference(self, jobs: int) -> None:
+    def test_the_memory_address_of_samples_does_not_change_results(self, jobs: int) -> None:
         """Matrix products differ in the last bit with the memory address of samples; the result must not."""
         rows = torch.split(torch.randn(24, 27, generator=torch.Generator().manual_seed(0)), 3)
         assert {row.data_ptr() % 16 for row in rows} == {0, 4, 8, 12}
@@ -240,7 +240,7 @@ class TestBatches:
         with pytest.raises(OptionError, match=f"does not run in batches of 8: .*({reason}).* Leave batch_size out"):
             calibrate(module, singles(8), CalibrationOptions(batch_size=8))
 
-    def test_proof(self) -> None:
+    def test_batches_of_the_prepared_model_are_proven_exact(self) -> None:
         assert batching_failure(bare_graph(prepared()), singles(3), Batches(3)) is None
 
 
@@ -411,7 +411,7 @@ class TestConvergence:
         return singles(4) * (count // 4)
 
     @pytest.mark.parametrize("jobs", [1, 2])
-    def test_it_stops_when_ranges_stand_still(self, jobs: int, caplog: pytest.LogCaptureFixture) -> None:
+    def test_calibration_stops_when_ranges_converge(self, jobs: int, caplog: pytest.LogCaptureFixture) -> None:
         module = prepared()
         with caplog.at_level(logging.INFO, "openneutron"):
             used = calibrate(module, self.steady(160), CalibrationOptions(stop_when_converged=True, jobs=jobs))
@@ -421,14 +421,14 @@ class TestConvergence:
         calibrate(reference, self.steady(used))
         assert equal(module, reference)
 
-    def test_it_goes_on_while_they_move(self) -> None:
+    def test_calibration_continues_while_ranges_move(self) -> None:
         growing = [(x * (1 + index),) for index, (x,) in enumerate(self.steady(160))]
         assert calibrate(prepared(), growing, CalibrationOptions(stop_when_converged=True)) == 160
 
 
 class TestProgress:
     @pytest.mark.parametrize("shown", [True, False, None])
-    def test_it_is_shown_where_it_is_wanted(self, shown: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_progress_bar_is_shown_on_request(self, shown: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
         calibrate(prepared(), singles(3), CalibrationOptions(progress=shown))
         captured = capsys.readouterr()
         assert ("3/3" in captured.err) is bool(shown)

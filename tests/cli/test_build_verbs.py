@@ -92,7 +92,7 @@ class TestBuild:
             ([*MODEL, "--calibrate", "net.py"], "net.py"),
         ],
     )
-    def test_wrong_use_is_told_before_anything_is_written(
+    def test_wrong_use_is_refused_before_anything_is_written(
         self, here: Here, tmp_path: Path, arguments: list[str], message: str
     ) -> None:
         result = here("build", *arguments, "-o", tmp_path / "out")

@@ -72,7 +72,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 class TestTargets:
-    def test_lists_all_and_that_no_converter_is_there(self, run: Run) -> None:
+    def test_targets_lists_all_and_says_that_no_converter_is_installed(self, run: Run) -> None:
         code, text = run("targets")
         assert code == 0
         assert all(name in text for name in TARGETS)
@@ -124,7 +124,7 @@ class TestInspect:
         assert "[file]" in text
         assert "Traceback" not in text
 
-    def test_a_file_that_is_not_there_and_a_target_that_is_none(self, run: Run, folder: Path) -> None:
+    def test_a_missing_file_and_an_unknown_target_are_refused(self, run: Run, folder: Path) -> None:
         assert run("inspect", folder / "none.pte")[0] == 2
         code, text = run("inspect", folder / "model.pte", "--target", "imx9")
         assert code == 2
@@ -139,7 +139,7 @@ class TestCompile:
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.usefixtures("installed")
-    def test_writes_the_program_its_kernels_and_what_was_between(self, run: Run, folder: Path, tmp_path: Path) -> None:
+    def test_compile_writes_the_program_kernels_and_intermediates(self, run: Run, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "between").mkdir()
         output = tmp_path / "device.pte"
         code, text = run("compile", folder / "model.pte", "-o", output, "--intermediates-dir", tmp_path / "between")
@@ -153,7 +153,7 @@ class TestCompile:
         jsonschema.validate(json.loads(text), SCHEMAS["compile"])
 
     @pytest.mark.usefixtures("installed")
-    def test_a_flavour_that_is_not_there_lists_those_that_are(self, run: Run, folder: Path, tmp_path: Path) -> None:
+    def test_a_missing_flavour_lists_the_installed_ones(self, run: Run, folder: Path, tmp_path: Path) -> None:
         code, text = run("compile", folder / "model.pte", "-o", tmp_path / "device.pte", "--flavor", "SDK_25_09")
         assert code == 2
         assert "neutron_converter_SDK_25_06" in text
@@ -170,7 +170,7 @@ class TestCompile:
 class TestDoctor:
     @pytest.mark.usefixtures("installed")
     @pytest.mark.parametrize("flavor", [(), ("--flavor", "SDK_25_06")])
-    def test_all_is_well(self, run: Run, flavor: tuple[str, ...]) -> None:
+    def test_all_checks_pass(self, run: Run, flavor: tuple[str, ...]) -> None:
         code, text = run("doctor", *flavor)
         assert code == 0
         assert text.count("[ok]") == 6

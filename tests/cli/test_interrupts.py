@@ -63,7 +63,7 @@ def test_a_step_without_an_interrupt_ends_well() -> None:
     assert not interrupts.seen
 
 
-def test_a_process_that_ignores_ctrl_c_goes_on_doing_so() -> None:
+def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with Interrupts() as interrupts:
@@ -75,7 +75,7 @@ def test_a_process_that_ignores_ctrl_c_goes_on_doing_so() -> None:
 
 
 @pytest.mark.parametrize("name", ["swallowed", "other_error", "plain"])
-def test_a_verb_ends_with_130_whatever_becomes_of_the_interrupt(
+def test_a_verb_ends_with_130_even_if_the_interrupt_is_lost(
     here: Here, work: Path, tmp_path: Path, name: str
 ) -> None:
     (work / "interrupted.py").write_text(TRANSFORM)

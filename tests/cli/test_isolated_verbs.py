@@ -48,7 +48,7 @@ def test_the_end_of_the_process_is_an_error(
 
 
 @pytest.mark.parametrize("form", ["build", "package"])
-def test_a_board_is_compared_with_a_program_in_a_process_of_its_own(
+def test_a_board_is_compared_with_a_program_in_a_child_process(
     here: Here, built: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, dump = built if form == "build" else package(built, tmp_path / "package"), tmp_path / "wrong.bin"

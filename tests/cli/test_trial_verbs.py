@@ -47,7 +47,9 @@ def test_inspect_reads_the_board_of_a_build(here: Here, built: Path, board_file:
     assert here("inspect", moved / "model.pte", "--json").json["estimate"]["on_board"] is None
 
 
-def test_a_bare_program_needs_its_quantized_model(here: Here, built: Path, board_file: Path, tmp_path: Path) -> None:
+def test_trying_changes_of_a_bare_program_needs_the_quantized_model(
+    here: Here, built: Path, board_file: Path, tmp_path: Path
+) -> None:
     shutil.copy(built / "model.pte", tmp_path / "bare.pte")
     missing = here("inspect", tmp_path / "bare.pte", "--target", board_file, "--try-changes")
     assert missing.code == 2

@@ -198,7 +198,7 @@ def test_names_that_are_not_utf_8(here: Here, built: Path, work: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_bare_program_beside_a_build_has_not_moved(here: Here, built: Path, tmp_path: Path) -> None:
+def test_operators_of_a_bare_program_are_not_reported_as_moved(here: Here, built: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "model.pte").write_bytes((built / "model.pte").read_bytes())

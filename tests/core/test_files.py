@@ -58,7 +58,7 @@ def test_an_interruption_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
 
 
-def test_outputs_are_checked_before_they_are_made(tmp_path: Path) -> None:
+def test_output_paths_are_checked_before_the_first_step(tmp_path: Path) -> None:
     check_output(tmp_path / "new")
     with pytest.raises(OutputError, match="it is a folder"):
         check_output(tmp_path)

@@ -34,14 +34,14 @@ def test_references(text: str, expected: Reference) -> None:
 
 
 @pytest.mark.parametrize("text", ["net", "net.pt2", "net.py:", "net.py:1", ":Net", "photos/", "C:/photos", "a-b:c", ""])
-def test_texts_that_are_no_references(text: str) -> None:
+def test_texts_that_are_not_references(text: str) -> None:
     assert not is_reference(text)
     for function in (parse_reference, load_object, check_object):
         with pytest.raises(OptionError, match=r"^The model '.*' must have the form 'file\.py:name' or"):
             function(text, "The model")
 
 
-def test_a_value_that_is_no_text() -> None:
+def test_a_value_that_is_not_text() -> None:
     with pytest.raises(OptionError, match=r"must be a text of the form .*, not a int"):
         load_object(3)  # type: ignore[arg-type]
 
@@ -131,7 +131,7 @@ def test_objects_that_are_found_without_running_the_file(
         function(str(tmp_path / name), "The model")  # type: ignore[operator]
 
 
-def test_checking_runs_nothing_and_accepts_what_may_be_defined_at_run_time(tmp_path: Path) -> None:
+def test_checks_run_no_code_and_accept_names_defined_at_run_time(tmp_path: Path) -> None:
     file = write(tmp_path / "net.py", "from os.path import *\nraise ValueError('ran')\n")
     assert check_object(f"{file}:join") == Reference(file, None, "join")
     assert check_object("no.such.module:name").module == "no.such.module"

@@ -35,7 +35,7 @@ def test_the_line_of_the_user_is_named_and_not_that_of_a_library(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["openneutron_of_mine.py", "openneutron_mine/a.py"])
-def test_a_file_whose_name_begins_as_the_package_is_of_the_user(
+def test_a_file_named_like_the_package_counts_as_user_code(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = prefixes_of([tmp_path / "openneutron"])  # all neighbours of an installed one are libraries
@@ -52,9 +52,7 @@ def test_files_of_python_and_of_the_package_are_of_a_library() -> None:
         assert is_library(file)
 
 
-def test_installed_packages_are_recognized_by_their_path_and_by_the_folder_it_leads_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_installed_packages_are_recognized_through_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
     real.mkdir()
     link.symlink_to(real, target_is_directory=True)

@@ -28,12 +28,12 @@ def test_other_names_are_sorted(names: list[str]) -> None:
     assert indices == {name: index for index, name in enumerate(sorted(names))}
 
 
-def test_large_integers_are_no_indices() -> None:
+def test_large_integers_are_not_indices() -> None:
     with pytest.raises(InputError, match="'20240102' is an index beyond"):
         class_names_of(["20240101", "20240102"])
 
 
-def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
+def test_folders_of_the_operating_system_are_not_classes(tmp_path: Path) -> None:
     for name in ("cat", "dog", "__MACOSX", ".cache"):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "0.npy", np.zeros(3, np.float32))

@@ -57,7 +57,7 @@ NUMBERS = [[0.5, 1.0, 2.0], [3.0, 4.0, 5.0]]
         ("0\n0.5\n", [[0], [0.5]]),
     ],
 )
-def test_a_row_of_numbers_is_a_header_where_it_counts_the_columns(header: str, rows: Any, tmp_path: Path) -> None:
+def test_a_row_that_counts_the_columns_is_a_header(header: str, rows: Any, tmp_path: Path) -> None:
     found = read_data(text(tmp_path / "a.csv", header))
     assert [sample.inputs.tolist() for sample in found] == rows
 
@@ -101,11 +101,11 @@ def test_a_row_that_counts_few_columns_warns(content: str, warns: bool, tmp_path
         ("a.csv", "file,label\na.wav,2\n", 1),
     ],
 )
-def test_a_row_with_the_name_of_a_file_is_no_header(name: str, content: str, rows: int, tmp_path: Path) -> None:
+def test_a_row_with_the_name_of_a_file_is_not_a_header(name: str, content: str, rows: int, tmp_path: Path) -> None:
     assert len(read_table(text(tmp_path / name, content)).rows) == rows
 
 
-def test_a_label_that_is_a_name_of_columns_is_no_header(tmp_path: Path) -> None:
+def test_a_label_named_like_a_column_is_not_a_header(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         image(tmp_path / name)
     found = read_data(text(tmp_path / "a.csv", "a.png,target\nb.png,target\n"), labelled=True)

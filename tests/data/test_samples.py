@@ -37,7 +37,7 @@ def test_files_of_a_folder_in_order(tmp_path: Path) -> None:
     assert samples.paths == tuple(tmp_path / name for name in ("a/1.JPG", "a/2.png", "b.png", "c.png"))
 
 
-def test_files_that_are_no_data_are_counted_and_named(tmp_path: Path) -> None:
+def test_files_without_data_are_counted_and_named(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     for name in ("notes.txt", "clip.mov", "clip2.mov", "README"):
         (tmp_path / name).touch()
@@ -48,7 +48,7 @@ def test_files_that_are_no_data_are_counted_and_named(tmp_path: Path) -> None:
     assert len(samples) == 1
 
 
-def test_files_of_systems_are_ignored(tmp_path: Path) -> None:
+def test_files_of_the_operating_system_are_ignored(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.png", "._a.png"):
         (tmp_path / name).touch()
@@ -320,7 +320,7 @@ def test_a_limit_takes_samples_evenly(tmp_path: Path) -> None:
             samples.limited(wrong)  # type: ignore[arg-type]
 
 
-def test_a_limit_reads_no_more_of_a_generator() -> None:
+def test_a_limit_stops_reading_a_generator() -> None:
     read = []
 
     def endless() -> Iterator[int]:

@@ -33,7 +33,7 @@ def test_a_constant_output_is_named() -> None:
         check_delegate_outputs(wrong, "net.pte")
 
 
-def test_an_output_that_is_no_tensor_is_named() -> None:
+def test_an_output_that_is_not_a_tensor_is_named() -> None:
     method = pte.read(program("constants").buffer).methods[0]
     number = method.output_numbers[2]
     calls = tuple(replace(call, numbers=(*call.numbers[:-1], number)) for call in method.delegates)

@@ -172,7 +172,7 @@ def test_microcode_must_agree_with_the_header(version: int) -> None:
 
 
 @pytest.mark.parametrize("word", [6, 7, 8])
-def test_no_memory_is_taken_on_the_word_of_a_size(word: int) -> None:
+def test_large_sizes_in_a_header_are_refused(word: int) -> None:
     data = bytearray(pack_device(HEADER, *device_blocks(HEADER)))
     struct.pack_into("<I", data, 16 + 4 * word, 0xFFFFFFFF)
     with pytest.raises(PayloadError, match=f"byte {16 + 4 * word} .*expected at most .* found 4294967295"):
@@ -186,7 +186,7 @@ def test_pack_device_refuses_blocks_of_other_sizes() -> None:
 
 
 @pytest.mark.parametrize("tflite", [b"", b"TFL3", b"\x18\0\0\0TFL2" + bytes(20)])
-def test_pack_portable_refuses_what_is_no_tflite(tflite: bytes) -> None:
+def test_pack_portable_refuses_other_files_than_tflite(tflite: bytes) -> None:
     with pytest.raises(PayloadError, match="expected b'TFL3'"):
         pack_portable(HEADER, tflite)
 

@@ -67,7 +67,7 @@ class TestTflite:
             (MODEL[:400], "byte"),
         ],
     )
-    def test_refuses_what_is_none(self, data: bytes, message: str) -> None:
+    def test_refuses_damaged_files(self, data: bytes, message: str) -> None:
         with pytest.raises(FormatError, match=message):
             tflite.read(data)
 
@@ -174,7 +174,7 @@ READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
 
 
 @pytest.mark.parametrize(("read", "original"), READERS.values(), ids=READERS)
-def test_no_bytes_bring_a_reader_down(read: Callable[[bytes], object], original: bytes) -> None:
+def test_random_bytes_do_not_crash_a_reader(read: Callable[[bytes], object], original: bytes) -> None:
     @settings(max_examples=300, deadline=None)
     @given(st.one_of(mutated(original), st.binary(max_size=200)))
     def check(data: bytes) -> None:

@@ -189,7 +189,7 @@ def test_operators_have_their_int8_versions(files: dict[str, tuple[Graph, bytes]
     assert len(files) < len(varied()) or versions == INT8_VERSIONS
 
 
-def test_every_code_also_stands_in_the_older_field(files: dict[str, tuple[Graph, bytes]]) -> None:
+def test_every_operator_code_is_in_the_older_field_too(files: dict[str, tuple[Graph, bytes]]) -> None:
     for _, data in files.values():
         assert all(code.deprecatedBuiltinCode == min(code.builtinCode, 127) for code in read(data).operatorCodes)
 

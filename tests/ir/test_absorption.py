@@ -67,7 +67,7 @@ def absorbed(graph: Graph) -> str:
 
 
 class TestRules:
-    def test_rule_1_padding_that_puts_back_what_was_sliced(self) -> None:
+    def test_rule_1_padding_that_restores_a_slice_is_removed(self) -> None:
         net = Channels()
         x = net.first(net.pool(net.input(1, 3, 3, 8)), 5)
         assert absorbed(net.returns(net.first(net.pool(net.pad(x, 8)), 5))) == golden("""
@@ -170,7 +170,7 @@ class TestRules:
         x = net.first(net.relu(net.input(1, 32, 32, 256)), 8)
         assert "SLICE" in absorbed(net.returns(net.conv(x, 64, kernel=3)))
 
-    def test_rule_3_not_for_channels_further_behind(self) -> None:
+    def test_rule_3_not_for_later_channels(self) -> None:
         net = Channels()
         x = net.first(net.relu(net.input(1, 3, 3, 8)), 5, begin=2)
         assert "SLICE" in absorbed(net.returns(net.conv(x, 4)))
@@ -192,7 +192,7 @@ class TestRules:
         x = net.reshape(net.first(net.pool(net.input(1, 2, 3, 8)), 5), 10, 3)
         assert "SLICE" in absorbed(net.returns(net.linear(x, 4)))
 
-    def test_all_rules_leave_nothing_between_convolutions(self) -> None:
+    def test_all_rules_remove_operators_between_convolutions(self) -> None:
         net = Channels()
         x = net.conv(net.input(1, 6, 6, 3), 12, kernel=3)
         x = net.first(net.pool(net.pad(x, 16)), 12)

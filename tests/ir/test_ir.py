@@ -286,7 +286,7 @@ class TestRewrites:
             output %6
         """)
 
-    def test_transposes_as_images_rule_1_not_where_it_is_one_or_cannot_be(self) -> None:
+    def test_transposes_as_images_rule_1_not_for_images_and_other_permutations(self) -> None:
         net = Net()
         net.transpose(net.input(1, 2, 3, 4), *TO_NCHW)
         net.transpose(net.input(2, 2, 3, 4), *TO_NCHW)

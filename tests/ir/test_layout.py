@@ -53,7 +53,7 @@ class TestBlocks:
             output %4
         """)
 
-    def test_rule_3_a_dimension_of_one_stays_behind_the_one_it_followed(self) -> None:
+    def test_rule_3_a_unit_dimension_stays_after_its_predecessor(self) -> None:
         net = Net()
         spread = net.reshape(nchw(net, 1, 3, 4, 2), 1, 2, 3, 1, 4)
         twice = net.op(CONCATENATION, [spread, spread], (1, 2, 3, 2, 4), axis=3, **NO_ACTIVATION)
@@ -66,7 +66,7 @@ class TestBlocks:
             output %3
         """)
 
-    def test_rule_3_not_for_dimensions_of_values_that_are_no_neighbors(self) -> None:
+    def test_rule_3_not_for_dimensions_of_nonadjacent_atoms(self) -> None:
         view = View.identity(Tensor((6, 4), constant(1).dtype, constant(1).qparams)).reshaped((2, 3, 4))
         assert view is not None
         mixed = view.permuted((1, 0, 2)).reshaped((6, 4))
@@ -76,7 +76,7 @@ class TestBlocks:
 
 
 class TestWishes:
-    def test_rule_4_what_must_be_moved_is_moved_to_where_its_readers_want_it(self) -> None:
+    def test_rule_4_transposes_give_the_order_that_readers_prefer(self) -> None:
         net = Net()
         x = shuffled(net, nchw(net, 1, 3, 4, 4), 2)
         pooled = [net.pool(net.transpose(part(net, x, 1, first, 2), *TO_NHWC)) for first in (0, 2)]
@@ -103,7 +103,7 @@ class TestWishes:
         ]  # fmt: skip
         assert ops[3].output.shape == (1, 3, 4, 4)
 
-    def test_rule_4_one_transpose_of_an_input_for_several_behind_its_readers(self) -> None:
+    def test_rule_4_one_transpose_of_an_input_replaces_several_later_ones(self) -> None:
         net = Net()
         x = net.input(1, 4, 2, 3)
         pooled = [net.pool(net.transpose(part(net, x, 1, first, 2), *TO_NHWC)) for first in (0, 2)]
@@ -155,7 +155,7 @@ class TestWishes:
         graph = propagate_layouts(net.returns(net.pool(net.transpose(part(net, x, 1, 0, 2), *TO_NHWC))))
         assert [op.kind.name for op in graph.ops] == ["SLICE", "TRANSPOSE", "MAX_POOL_2D"]
 
-    def test_rule_4_for_nothing_where_dimensions_of_one_alone_move(self) -> None:
+    def test_rule_4_moves_of_unit_dimensions_are_free(self) -> None:
         net = Net()
         planes = [net.reshape(part(net, nchw(net, 1, 3, 4, 2), 1, 0, 1), 1, 3, 4) for _ in range(2)]
         images = [net.reshape(plane, 1, 1, 3, 4) for plane in planes]
@@ -163,7 +163,7 @@ class TestWishes:
         graph = propagate_layouts(net.returns(net.pool(net.transpose(both, *TO_NHWC))))
         assert [op.kind.name for op in graph.ops] == ["SLICE", "SLICE", "CONCATENATION", "MAX_POOL_2D"]
 
-    def test_wishes_pass_operators_of_any_order(self) -> None:
+    def test_preferences_propagate_through_operators_of_any_order(self) -> None:
         net = Net()
         x = net.input(1, 4, 2, 3)
         padded = net.op(PAD, [x], (1, 4, 3, 3), paddings=((0, 0), (0, 0), (1, 0), (0, 0)))

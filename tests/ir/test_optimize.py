@@ -39,7 +39,7 @@ class TestOptimize:
 
     @given(graphs())
     @settings(max_examples=100, deadline=None)
-    def test_no_more_is_transposed_than_was_asked_for(self, graph: Graph) -> None:
+    def test_no_values_are_transposed_beyond_the_model(self, graph: Graph) -> None:
         assert transposed(optimize(graph)) <= transposed(eliminate_dead_code(graph))
 
     @pytest.mark.parametrize("case", [
@@ -67,7 +67,7 @@ class TestOptimize:
             output %4
         """)
 
-    def test_operators_that_differ_in_their_views_alone_are_one(self) -> None:
+    def test_operators_that_differ_only_in_views_are_merged(self) -> None:
         net = Net()
         x = net.input(3, 4)
         there_and_back = net.relu(net.transpose(net.relu(net.transpose(x, 1, 0)), 1, 0))
@@ -97,7 +97,7 @@ class TestOptimize:
             output %3
         """)
 
-    def test_views_are_sunk_where_both_are_as_good(self) -> None:
+    def test_views_move_to_outputs_on_a_tie(self) -> None:
         net = Net()
         x = net.relu(net.reshape(net.input(3, 4), 12))
         assert text(optimize(net.returns(x))) == golden("""

@@ -62,7 +62,7 @@ def test_the_message_for_many_terms(terms: int, limit: str) -> None:
 
 
 @pytest.mark.parametrize("terms", [1, 64, 33025, 33026, 70000, 2**20])
-def test_the_fast_test_finds_all_faults(terms: int) -> None:
+def test_the_fast_check_of_scales_finds_all_faults(terms: int) -> None:
     limit = BATCH_MATMUL.accumulator.limit(terms) if BATCH_MATMUL.accumulator else 0.0
     for factor, is_fault in ((1.01 * limit, True), (0.99 * limit, False), (1e-6, False)):
         op = product(terms, factor)

@@ -37,7 +37,7 @@ def viewed(shape: Shape, steps: Sequence[tuple[str, Shape]], data: Array) -> tup
 class TestViews:
     @given(chains())
     @settings(max_examples=400, deadline=None)
-    def test_chain_is_what_numpy_makes_of_it(self, chain: tuple[Shape, list[tuple[str, Shape]]]) -> None:
+    def test_a_chain_of_views_equals_numpy(self, chain: tuple[Shape, list[tuple[str, Shape]]]) -> None:
         shape, steps = chain
         data = np.arange(math.prod(shape)).reshape(shape)
         view, expected = viewed(shape, steps, data)
@@ -94,6 +94,6 @@ class TestViews:
             data = np.arange(math.prod(shape)).reshape(shape)
             np.testing.assert_array_equal(data.transpose(perm).ravel(), data.reshape(blocks).T.ravel())
 
-    def test_reshape_through_an_atom_is_no_view(self) -> None:
+    def test_a_reshape_that_splits_an_atom_is_not_a_view(self) -> None:
         assert View.identity(Tensor((2, 3), INT8, Q)).permuted((1, 0)).reshaped((2, 3)) is None
         assert View.identity(Tensor((2, 3), INT8, Q)).reshaped((3, 2)) is not None

@@ -85,7 +85,7 @@ def test_a_data_set_by_number() -> None:
     assert torch.equal(joined(TensorDataset(images(4), torch.arange(4))), images(4))
 
 
-def test_nothing_is_read_before_it_is_asked_for() -> None:
+def test_samples_are_read_on_access() -> None:
     endless = (images(seed=seed) for seed in count())
     assert len(list(islice(inputs_in(endless, FORM), 3))) == 3
     assert torch.equal(next(endless), images(seed=3))
@@ -348,6 +348,6 @@ def test_analyze_takes_all_forms_of_calibration_data(form_of_data: str, folder: 
     assert comparison.samples == 4
 
 
-def test_items_of_what_has_none() -> None:
+def test_items_of_an_object_that_is_not_iterable() -> None:
     with pytest.raises(InputError, match="must be an iterable of inputs"):
         items_of(None)  # type: ignore[arg-type]

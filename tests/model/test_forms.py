@@ -209,7 +209,7 @@ def test_outputs(name: str, recover: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["none in a dict", "numbers", "a buffer", "twice", "an input as it is"])
-def test_outputs_with_int8_io_and_in_what_measures(name: str) -> None:
+def test_outputs_of_any_form_with_int8_io_and_in_evaluation(name: str) -> None:
     model = seeded(Positional, OUTPUTS[name])
     data = [(x(),) for _ in range(SAMPLES)]
     quantized = quantize(model, data[0], data, recover=None, progress=False)
@@ -437,7 +437,7 @@ def test_paths_of_a_serialized_tree(tree: Any, paths: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[1, {}]", '[1, {"children_spec": [1]}]', '[1, {"children_spec": [1, 2]}]'])
-def test_a_broken_tree_is_no_tree(text: str) -> None:
+def test_a_damaged_tree_is_refused(text: str) -> None:
     assert paths_from_tree(text) is None
 
 

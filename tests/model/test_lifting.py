@@ -170,7 +170,7 @@ def test_other_inputs_are_left_to_torch_export(examples: Examples) -> None:
     assert lifted_program(quantized("linear").module, examples) is None
 
 
-def test_a_module_that_is_no_graph_is_left_to_torch_export() -> None:
+def test_only_graph_modules_are_lifted() -> None:
     assert lifted_program(nn.Linear(4, 4), Examples((torch.zeros(4, 4),))) is None
 
 

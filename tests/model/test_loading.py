@@ -90,13 +90,13 @@ class TestModel:
             ("Ne", None, OptionError, "Did you mean 'Net'"),
         ],
     )
-    def test_values_that_are_no_models_are_refused(
+    def test_values_that_are_not_models_are_refused(
         self, file: Path, name: str, args: str | None, error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=message):
             load_model(f"{file}:{name}", args=args)
 
-    def test_a_file_of_weights_is_no_model(self, tmp_path: Path) -> None:
+    def test_a_file_of_weights_is_not_a_model(self, tmp_path: Path) -> None:
         torch.save(network().state_dict(), tmp_path / "w.pt")
         with pytest.raises(ModelError, match="contains weights and no model"):
             load_model(str(tmp_path / "w.pt"))
@@ -143,7 +143,7 @@ class TestWeights:
         wrapped = nn.ModuleDict({"model": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))})
         assert load_weights(wrapped, tmp_path / "w.pt").prefix == ""
 
-    def test_of_several_state_dicts_the_one_that_fits(self, tmp_path: Path) -> None:
+    def test_the_state_dict_that_fits_is_selected(self, tmp_path: Path) -> None:
         optimizer = {"0.weight": torch.zeros(4, 3)}
         torch.save({"optimizer": optimizer, "ema": network().state_dict()}, tmp_path / "w.pt")
         assert load_weights(network(), tmp_path / "w.pt").key == "ema"

@@ -99,7 +99,7 @@ def _applied(module: nn.Module, x: Tensor) -> Any:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TAKEN)
-def test_taken(name: str, tmp_path: Path) -> None:
+def test_each_form_of_a_model_is_quantized(name: str, tmp_path: Path) -> None:
     model, data = net(), images()
     quantized = quantize(TAKEN[name](model, tmp_path), (data[0],), data, recover=None, progress=False)
     program = lower(quantized)
@@ -385,7 +385,7 @@ def test_sparse_buffers_that_no_operator_of_the_npu_reads() -> None:
         (torch.nested.nested_tensor([torch.ones(2, 8), torch.ones(3, 8)]), "nested tensor.*Give a padded tensor"),
     ],
 )
-def test_inputs_that_are_no_arrays_of_values(value: Tensor, message: str) -> None:
+def test_inputs_that_are_not_arrays_of_values(value: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         quantize(nn.Linear(8, 4).eval(), (value,), [(value,)], progress=False)
 

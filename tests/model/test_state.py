@@ -103,7 +103,7 @@ class TestEveryWayToKeepState:
 
 class TestStreams:
     @pytest.mark.parametrize("flow", ["short", "documented"])
-    def test_two_hundred_steps_are_those_of_the_stateless_form(self, flow: str) -> None:
+    def test_two_hundred_steps_equal_the_stateless_form(self, flow: str) -> None:
         model = models.RingBuffer().eval()
         steps = models.stream(model, 200)
         recording = torch.cat([frame for (frame,) in steps], -1)
@@ -190,7 +190,7 @@ class TestStreams:
 
 
 class TestOtherWays:
-    def test_a_write_by_an_index_of_the_input_is_the_cpus(self) -> None:
+    def test_a_write_at_an_input_index_runs_on_the_cpu(self) -> None:
         model = models.Written().eval()
         generator = torch.Generator().manual_seed(0)
         steps = [(torch.randn(1, 8, generator=generator), torch.tensor([step % 4])) for step in range(STEPS)]
@@ -229,7 +229,7 @@ class TestOtherWays:
         assert not converted.cache.any()
         assert sqnr_db(outputs(converted, steps), outputs(lower(converted, steps[0]).run, steps)) > 60
 
-    def test_a_program_that_reads_what_it_wrote(self) -> None:
+    def test_a_program_that_reads_its_own_write(self) -> None:
         class Shifts(nn.Module):
             cache: torch.Tensor
 

@@ -11,7 +11,7 @@ STEPS = 32
 
 
 @pytest.mark.parametrize("name", STREAMING)
-def test_the_network_keeps_its_signal(name: str) -> None:
+def test_the_network_has_enough_sqnr(name: str) -> None:
     row = measure(name, STEPS)
     assert row.delegates == 1
     assert set(row.on_cpu) == {"aten.copy_.default"}

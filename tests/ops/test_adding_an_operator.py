@@ -74,7 +74,7 @@ def model() -> Function:
         return Function(forward, torch.nn.Conv2d(4, 4, 1))
 
 
-def test_one_declaration_takes_an_operator_to_the_pte(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_declaration_suffices_for_an_operator_in_the_pte(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ops.OPERATORS, THRICE.targets[0], THRICE)
     monkeypatch.setitem(ops.DECOMPOSITIONS, BENT.targets[0], BENT)
     quantized_model = quantized(model(), (SHAPE,))

@@ -186,7 +186,7 @@ class TestIR:
 
     @pytest.mark.parametrize("target", ["imxrt700", "mcxn94x", "imx95"])
     @pytest.mark.parametrize("shape", [(1, 16), (5, 13), (2, 3, 40)])
-    def test_it_takes_the_cycles_of_a_fully_connected(self, shape: Shape, target: str) -> None:
+    def test_a_linear_per_channel_takes_the_cycles_of_a_fully_connected(self, shape: Shape, target: str) -> None:
         def products(granularity: str) -> Graph:
             layer = nn.Linear(shape[-1], 11)
             (graph,) = partition_graphs(quantized(layer, (shape,), target=target, weight_granularity=granularity))

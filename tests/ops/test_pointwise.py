@@ -278,7 +278,7 @@ def test_root_of_zero_is_finite_in_calibration_and_zero_in_the_program() -> None
 
 
 @pytest.mark.parametrize("make", [lambda: nn.LayerNorm(16), lambda: nn.RMSNorm(16, 1e-5)])
-def test_norm_of_what_does_not_vary_is_finite(make: Callable[[], nn.Module]) -> None:
+def test_the_norm_of_constant_values_is_finite(make: Callable[[], nn.Module]) -> None:
     """A row of equal values has variance 0. The result is finite, although int8 rounds eps to zero."""
     values = samples_like([(1, 8, 16)], 1, 0, (0.0, 1.0))[0][0]
     values[0, 3] = 0.0

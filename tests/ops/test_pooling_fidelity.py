@@ -41,7 +41,7 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], Shape, float]] = {
 
 @pytest.mark.parametrize("deviation", [1.0, 3.0])
 @pytest.mark.parametrize("name", TABLE)
-def test_quantization_keeps_the_signal(name: str, deviation: float) -> None:
+def test_quantized_outputs_have_enough_sqnr(name: str, deviation: float) -> None:
     """The test uses the calibration inputs, so no value saturates."""
     build, shape, floor = TABLE[name]
     torch.manual_seed(0)

@@ -122,7 +122,7 @@ class Keywords(nn.Module):
 
 @pytest.mark.parametrize("network", [nn.GRU, nn.LSTM], ids=lambda network: network.__name__)
 @torch.no_grad()
-def test_int8_keeps_the_signal(network: Any) -> None:
+def test_int8_has_enough_sqnr(network: Any) -> None:
     torch.manual_seed(0)
     model = Keywords(network).eval()
     converted = quantized(model, ((1, 49, 40),))

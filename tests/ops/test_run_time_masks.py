@@ -243,7 +243,7 @@ def test_in_the_documented_flow(index: int, strict: bool) -> None:
     assert signal_to_noise(program.run, model, inputs) >= 28
 
 
-def test_a_bias_that_arrives_keeps_its_resolution() -> None:
+def test_a_bias_input_keeps_its_resolution() -> None:
     """A number that is added to scores without hiding one is not a mask, and does not widen the range of the scores."""
     model = seeded(lambda: Attention(lambda s, m: s + m))
     generator = torch.Generator().manual_seed(2)
@@ -265,7 +265,7 @@ def test_zeros_for_padding() -> None:
     assert signal_to_noise(program.run, model, inputs) >= 30
 
 
-def test_a_query_that_sees_nothing_gets_the_mean_of_all_values() -> None:
+def test_a_fully_masked_query_returns_the_mean_of_all_values() -> None:
     """docs/options.md documents this for each kind of mask."""
     for index in (0, 13, 16, 18):
         spelling = SPELLINGS[index]
@@ -297,7 +297,7 @@ def test_a_mask_while_training(index: int) -> None:
     assert signal_to_noise(convert_pt2e(prepared), model.eval(), inputs) >= 26
 
 
-def test_infinite_values_that_are_no_mask() -> None:
+def test_infinite_values_that_are_not_a_mask() -> None:
     model = nn.Linear(FEATURES, 4).eval()
     inputs = [(torch.full((1, FEATURES), -math.inf),)]
     with pytest.raises(CalibrationError, match="infinite"):

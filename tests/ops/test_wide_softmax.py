@@ -125,7 +125,7 @@ def test_the_warning_for_another_dimension_says_what_to_do() -> None:
         convert(model, maps()[0], quantizer=NeutronQuantizer())
 
 
-def test_values_without_weight_use_no_codes() -> None:
+def test_negligible_scores_are_clamped() -> None:
     scores = torch.tensor([[[0.0, 5.0], [9.0, -20.0]]])
     least = ScoreRange(count=4, distance=10.0).least(scores)
     assert least is not None

@@ -171,7 +171,7 @@ def test_wide_states_are_trained_quantized() -> None:
     assert signal_to_noise(converted, model.eval(), TESTS) >= 10
 
 
-def test_a_cell_passes_its_state_on_in_one_tensor() -> None:
+def test_a_cell_returns_its_state_in_one_tensor() -> None:
     model = Function(everything, nn.LSTMCell(INPUTS, HIDDEN)).eval()
     states = (torch.zeros(1, HIDDEN), torch.ones(1, HIDDEN))
     with pytest.raises(OptionError, match="matches no lstm"):

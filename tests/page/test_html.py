@@ -151,7 +151,7 @@ def test_cycles_are_summed_by_operator(summary: Summary) -> None:
     assert table(few, "cycles")[0][0] == "position"
 
 
-def test_samples_change_sides_only_by_metrics_of_right_and_wrong(summary: Summary) -> None:
+def test_samples_change_sides_only_for_top1_and_top5(summary: Summary) -> None:
     rows = [replace(row, metric="error", unit="", changed=()) for row in summary.accuracy]
     page = parsed(page_of(replace(summary, accuracy=tuple(rows))))
     assert "lost, gained" not in table(page, "accuracy")[0]

@@ -67,9 +67,7 @@ def test_the_numbers_are_those_of_the_program(summary: Summary, program: Neutron
     assert sum(section.bytes for section in summary.sections) == summary.program_bytes == len(program.buffer)
 
 
-def test_each_layer_on_the_npu_names_the_node_and_module_that_it_came_from(
-    summary: Summary, program: NeutronProgram
-) -> None:
+def test_each_layer_on_the_npu_names_its_node_and_module(summary: Summary, program: NeutronProgram) -> None:
     rows = {row.node: row for row in program.placement}
     assert summary.layers
     for layer in summary.layers:
@@ -322,7 +320,7 @@ NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
          r"the validation exceeds 1 limit: Output 0 has 3\.0 dB against float, below 20\.$"),
     ],
 )  # fmt: skip
-def test_the_verdict_names_what_stands_in_the_way(
+def test_the_verdict_names_the_findings_that_block(
     summary: Summary, change: dict[str, Any], level: str, sentence: str
 ) -> None:
     plain = replace(summary, placement=(NPU,), accuracy=(), validation=(), analysis=None)

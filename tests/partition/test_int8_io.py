@@ -202,7 +202,7 @@ class TestFloatOperators:
         program = with_int8_io(model)
         assert (program.inputs[0].dtype, program.outputs[0].dtype) == (torch.float32, torch.float32)
 
-    def test_integers_stay_what_they_are_without_a_word(self) -> None:
+    def test_integer_outputs_stay_integers_without_a_warning(self) -> None:
         inputs = (*inputs_of(1), torch.arange(5))
         model = quantized(lambda m, x, i: (m.c(x), i + 1), inputs)
         with warnings.catch_warnings():

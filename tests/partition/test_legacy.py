@@ -58,7 +58,7 @@ def test_program_follows_the_converted_module(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "turn"), [("imxrt700", 0), ("imx95", 1)])
-def test_no_partition_has_what_the_generation_lacks(target: str, turn: int) -> None:
+def test_no_partition_has_operators_that_the_generation_lacks(target: str, turn: int) -> None:
     """Tests the first case of every second operator, so that two targets cover all, and the last
     case of every fourth.
     """
@@ -91,7 +91,7 @@ class TestTargets:
 
     @pytest.mark.parametrize("channels", [4, 8, 12, 16, 20])
     @pytest.mark.parametrize("name", GRANULAR)
-    def test_each_takes_multiples_of_its_own(self, name: str, channels: int) -> None:
+    def test_each_target_takes_multiples_of_its_macs(self, name: str, channels: int) -> None:
         build, otherwise = GRANULAR[name]
         model = quantized(build(channels), ((1, channels, 3, 3),))
         program = torch.export.export(model.module, model.example_inputs)
@@ -121,7 +121,7 @@ class TestTargets:
         [case for case in REJECTED if case.is_legacy and case.constraint.depends_on_alignment],
         ids=lambda case: case.id,
     )
-    def test_limits_hold_for_the_target_and_not_for_the_first(self, case: Rejected) -> None:
+    def test_limits_belong_to_the_target_of_each_call(self, case: Rejected) -> None:
         torch.manual_seed(0)
         model = quantized(case.model(), case.shapes)
         nodes = torch.export.export(model.module, model.example_inputs).graph.nodes
@@ -173,7 +173,7 @@ class TestPadding:
         assert padded.original.shape == (1, 12, 3, 3)
         assert padded.instance.node.name == padded.original.node.name
 
-    def test_nothing_is_padded_where_that_is_not_enough(self) -> None:
+    def test_padding_that_does_not_suffice_is_not_added(self) -> None:
         assert padded_instance(8, nn.MaxPool2d(2, dilation=2), 1, 12, 6, 6) is None
         assert padded_instance(8, Function(lambda x: x.mean(1)), 1, 12, 6, 6) is None
         assert padded_instance(8, Function(lambda x: x.softmax(1)), 1, 12) is None
@@ -193,7 +193,7 @@ class TestPadding:
         assert "a multiple of the MACs per pipeline" in row.reason
         assert row.reason.endswith("cycles on the NPU, and it takes about 171400 on the CPU (estimates).")
 
-    def test_nothing_is_left_of_it_between_convolutions(self) -> None:
+    def test_no_padding_remains_between_convolutions(self) -> None:
         model = nn.Sequential(
             nn.Conv2d(3, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Conv2d(12, 12, 1), nn.ReLU(),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
@@ -203,7 +203,7 @@ class TestPadding:
             "CONV_2D", "MAX_POOL_2D", "MAX_POOL_2D", "CONV_2D", "MEAN", "RESHAPE", "FULLY_CONNECTED",
         ]  # fmt: skip
 
-    def test_where_others_read_the_value_one_pad_is_left(self) -> None:
+    def test_one_pad_remains_if_others_read_the_value(self) -> None:
         (graph,) = partition_graphs(quantized(SqueezeExcite(12), ((1, 12, 9, 9),)), neutron_converter_flavor=LEGACY)
         assert kinds(graph) == ["PAD", "MEAN", "CONV_2D", "CONV_2D", "LOGISTIC", "MUL"]
 
@@ -226,7 +226,7 @@ class TestTransposes:
         (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
         assert "TRANSPOSE" not in kinds(graph)
 
-    def test_swap_is_written_as_that_of_an_image(self) -> None:
+    def test_swap_is_written_as_a_transpose_of_an_image(self) -> None:
         model = quantized(nn.Conv1d(8, 16, 3), ((1, 8, 12),))
         (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
         transposes = [op for op in graph.ops if op.kind.name == "TRANSPOSE"]
@@ -241,7 +241,7 @@ class TestTransposes:
         assert all("would have to transpose" in reason for reason in reasons(program.placement))
         assert agreement(program, model).worst <= 1
 
-    def test_only_the_operator_that_asks_stays_on_the_cpu(self) -> None:
+    def test_only_the_operator_with_unsupported_transposes_stays_on_the_cpu(self) -> None:
         model = quantized(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten()), ((1, 3, 5, 5),))
         program = lowered(model, neutron_converter_flavor=LEGACY)
         assert {row.op: row.where for row in program.placement} == {

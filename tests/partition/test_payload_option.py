@@ -95,7 +95,7 @@ class TestAuto:
         assert [info.shape for info in program.outputs] == [(1, 8, 8, 8)] * 2
 
     @pytest.mark.usefixtures("only_a_flavor")
-    def test_with_another_one_it_is_portable_with_a_warning(self, quantized: QuantizedModel) -> None:
+    def test_with_another_converter_the_program_is_portable_with_a_warning(self, quantized: QuantizedModel) -> None:
         with pytest.warns(ConverterWarning, match=r"stay portable.*installed: neutron_converter_SDK_25_06"):
             program = lower(quantized)
         assert payloads(program.buffer) == [True]
@@ -108,7 +108,7 @@ class TestAsked:
         assert payloads(documented(quantized, payload="portable")) == [True]
 
     @pytest.mark.parametrize("way", [lower, documented])
-    def test_device_without_a_converter_says_how_to_go_on(self, way: Any, quantized: QuantizedModel) -> None:
+    def test_a_device_payload_without_a_converter_says_what_to_do(self, way: Any, quantized: QuantizedModel) -> None:
         with pytest.raises(ConverterError, match=r"installed: none.*openneutron compile"):
             way(quantized, payload="device")
 
@@ -124,7 +124,7 @@ class TestAsked:
         with pytest.raises(OptionError, match="payload is one of auto, portable, device"):
             CompileOptions(payload=value)
 
-    def test_the_choice_reaches_the_partitioner_and_leaves_no_trace(self, quantized: QuantizedModel) -> None:
+    def test_the_payload_option_reaches_the_partitioner_and_is_not_stored(self, quantized: QuantizedModel) -> None:
         specs = generate_neutron_compile_spec("imxrt700", payload="portable")
         assert CompileOptions.from_specs(specs).payload == "portable"
         (delegate,) = pte.read(documented(quantized, payload="portable")).methods[0].delegates
@@ -178,7 +178,7 @@ class TestFiles:
         assert lines == [f"// kernels of {size} bytes" for size in sizes]
 
     @pytest.mark.filterwarnings("ignore:These operators run on the CPU")
-    def test_in_the_documented_flow_they_are_with_the_intermediates(
+    def test_the_documented_flow_writes_kernel_selections_to_intermediates_dir(
         self, in_two: dict[str, Any], tmp_path: Path
     ) -> None:
         documented(

@@ -183,7 +183,7 @@ def test_unequal_scales_are_requantized() -> None:
     assert (found - converted(*inputs)).abs().max() <= 1.01 * float(scale)
 
 
-def test_a_value_that_int8_rounds_is_not_moved_across() -> None:
+def test_qdq_does_not_move_across_rounded_values() -> None:
     converted = foreign(
         lambda a, b, x: b(F.pad(a(x), (1, 1), value=0.123)), two_convolutions(), quantizes_outputs=False
     )

@@ -154,7 +154,7 @@ def test_random_graphs(steps: tuple[Step, ...]) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(random_steps(kinds=("cpu", "relu", "add", "move", "join")))
-def test_as_few_partitions_as_must_be_each_of_which_computes(steps: tuple[Step, ...]) -> None:
+def test_the_number_of_partitions_is_minimal_and_each_computes(steps: tuple[Step, ...]) -> None:
     built = build(steps)
     partitions, reasons = built.split()
     assert len(partitions) == partitions_that_must_be(steps)
@@ -194,7 +194,7 @@ def test_inputs_and_outputs(steps: tuple[Step, ...]) -> None:
         assert list(partition.outputs) == [cluster.quantize for cluster in partition.clusters]  # all values are outputs
 
 
-def test_a_value_that_only_the_partition_reads_is_no_output() -> None:
+def test_a_value_that_only_the_partition_reads_is_not_an_output() -> None:
     built = build((Step("relu", (0,)), Step("relu", (1,))))
     graph = built.program.graph
     returned = next(node for node in graph.nodes if node.op == "output")
@@ -203,13 +203,13 @@ def test_a_value_that_only_the_partition_reads_is_no_output() -> None:
     assert partition.outputs == (built.clusters[1].quantize,)
 
 
-def test_parallel_branches_of_one_level_are_one_partition() -> None:
+def test_parallel_branches_of_one_step_are_one_partition() -> None:
     steps = (Step("relu", (0,)), Step("cpu", (1,)), Step("cpu", (1,)), Step("relu", (2,)), Step("relu", (3,)))
     partitions, _ = build(steps).split()
     assert [len(partition.clusters) for partition in partitions] == [1, 2]
 
 
-def test_a_move_that_the_cpu_waits_for_costs_no_partition() -> None:
+def test_a_move_that_the_cpu_needs_adds_no_partition() -> None:
     """If the move were on the NPU, an operator after it could not be in one partition with an operator next to it."""
     steps = (
         Step("relu", (0,)), Step("cpu", (1,)), Step("move", (2,)), Step("cpu", (3,)), Step("relu", (4,)),

@@ -145,7 +145,7 @@ def sqnr(model: nn.Module, converted: Callable[..., Any], case: Case) -> float:
 
 
 @each((*PLAIN, *SPECIAL))
-def test_which_models_torchao_folds_right(case: Case) -> None:
+def test_models_that_torchao_folds_correctly(case: Case) -> None:
     module = export(seeded(case.build), samples_of(case)[0]).module()
     assert is_folded_wrongly(module) == case.wrong
 
@@ -165,7 +165,7 @@ def test_the_short_way_computes_what_float_does(case: Case) -> None:
     assert sqnr(model, quantize(model, samples[0], samples, recover=recover), case) > case.floor
 
 
-def test_a_linear_and_its_norm_are_one_operator_of_the_program() -> None:
+def test_a_linear_and_its_norm_become_one_operator() -> None:
     samples = [(image(4, 8, seed=seed),) for seed in range(SAMPLES)]
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 8, bias=False), bn1(8)))
     converted = convert(model, samples[0], calibration=samples)

@@ -62,7 +62,7 @@ def test_the_dtype_is_converted_in_both_flows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_dtype_that_values_take_over_is_refused(name: str) -> None:
+def test_a_constant_dtype_that_changes_the_result_dtype_is_refused(name: str) -> None:
     samples = samples_of([(2, 8)], 2)
     with pytest.raises(ModelError, match=r"float(64|16) is not supported") as error:
         quantize(_model(REFUSED[name]), samples[0], samples, progress=False)

@@ -62,7 +62,7 @@ def test_one_delegate_in_both_flows(name: str) -> None:
 
 
 @pytest.mark.parametrize("writes", [lambda m, x: m.mask.logical_or_(x[0] > 0), lambda m, _: m.mask[:4].fill_(True)])
-def test_a_mask_that_the_model_writes_is_no_constant(writes: Function) -> None:
+def test_a_mask_that_the_model_writes_is_not_a_constant(writes: Function) -> None:
     model, samples = _model(lambda m, x: (writes(m, x), x[:, m.mask])[1]), samples_of([SHAPE])
     with pytest.raises(ModelError, match="how many values of a mask are true"):
         quantize(model, samples[0], samples, recover=None, progress=False)

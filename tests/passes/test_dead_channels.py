@@ -96,7 +96,9 @@ def test_rule_2_does_not_fire_for_a_sum_of_values_of_different_rank() -> None:
         lambda x: torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear"),
     ],
 )
-def test_rule_2_reaches_through_what_stays_within_the_range(keeps: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_rule_2_reaches_through_operators_that_stay_within_the_range(
+    keeps: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
     class Model(Chain):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor = self.project(keeps(self.first(self.stem(x))))
@@ -107,7 +109,7 @@ def test_rule_2_reaches_through_what_stays_within_the_range(keeps: Callable[[tor
     assert found[:, 3].any()
 
 
-def test_pools_without_a_batch_mix_what_stands_in_dimension_1() -> None:
+def test_pools_without_a_batch_pool_over_dimension_1() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -135,7 +137,7 @@ def test_shared_weights_stay() -> None:
     assert weights(module)[1][2].any()
 
 
-def test_a_weight_that_an_input_can_wake_stays() -> None:
+def test_a_weight_of_a_channel_that_may_be_active_stays() -> None:
     model = seeded(lambda: Chain(frozenset(), nn.ReLU6))
     with torch.no_grad():
         model.get_parameter("stem.bias").fill_(-100.0)  # zero for images, but not for inputs of 1e6

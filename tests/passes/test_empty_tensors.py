@@ -53,7 +53,7 @@ def _model(function: Function) -> nn.Module:
 
 
 class TestRemoveEmpties:
-    def test_rule_1_what_has_no_elements_is_a_constant(self) -> None:
+    def test_rule_1_tensors_without_elements_become_constants(self) -> None:
         module = after(passes.remove_empties, Model(lambda _, x: (x * 2, (x * 3)[:, :0] + 1)))
         assert names(module) == ["mul.Tensor"]
 

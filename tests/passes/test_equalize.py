@@ -204,7 +204,7 @@ class TestScales:
         for rows in weights(module)[:1]:
             assert spread(rows) < 4
 
-    def test_along_a_residual_and_a_depthwise_convolution(self) -> None:
+    def test_equalization_along_a_residual_and_a_depthwise_convolution(self) -> None:
         def function(m: Any, x: Tensor) -> Any:
             start = m.a(x)
             return m.e(start + m.d(F.relu(m.b(F.relu(m.c(start))))))
@@ -315,7 +315,7 @@ def first_weight(module: GraphModule) -> Tensor:
 
 class TestRules:
     @pytest.mark.parametrize("name", HANDED_ON)
-    def test_handed_on(self, name: str) -> None:
+    def test_operators_that_pass_factors_on(self, name: str) -> None:
         model: Any = seeded(lambda: Model(HANDED_ON[name], **layers()))
         with torch.no_grad():
             model.a.weight[2] *= 1e-2
@@ -452,7 +452,7 @@ class TestDocumentedFlow:
             assert torch.equal(rows, model[index].weight.flatten(2))
 
     @pytest.mark.parametrize("options", [{}, {"equalize": False}, {"is_qat": True}])
-    def test_an_analysis_sets_the_module_beside_the_graph_that_it_was_made_of(self, options: dict[str, Any]) -> None:
+    def test_analyze_compares_the_module_with_its_float_graph(self, options: dict[str, Any]) -> None:
         model = lopsided()
         if options.get("is_qat"):
             module = prepare_qat_pt2e(

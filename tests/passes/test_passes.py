@@ -381,7 +381,7 @@ class TestNameBadInputs:
             torch.export.export(module, (image(1, 4, 9, 9),))
 
 
-def test_prepare_twice_is_once() -> None:
+def test_a_second_prepare_does_nothing() -> None:
     module = exported(seeded(lambda: nn.Sequential(conv(), bn(), nn.ReLU(inplace=True), nn.Dropout())))
     passes.prepare(module, TARGETS["imxrt700"])
     assert names(module) == ["conv2d.default", "relu.default"]

@@ -50,7 +50,7 @@ def layers_of(model: nn.Module) -> list[ScalableLayer]:
 
 
 @pytest.mark.parametrize("gate_first", [False, True])
-def test_of_what_a_gate_is_multiplied_with_the_gate_is_not_scaled(gate_first: bool) -> None:
+def test_gates_of_products_are_not_scaled(gate_first: bool) -> None:
     widen, squeeze, excite, narrow = layers_of(Excited(gate_first))
     assert [op_name(layer.node) for layer in (widen, narrow)] == ["aten.conv2d.default"] * 2
     assert bool((widen.output_numbers != PINNED).all())

@@ -337,7 +337,7 @@ def inputs_read_twice(m: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class TestNestConcatenations:
-    def test_a_dense_block_reads_what_is_concatenated_already(self) -> None:
+    def test_a_dense_block_reads_the_earlier_concatenation(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             features = [x]
             for layer in (m.a, m.b, m.c):
@@ -444,12 +444,12 @@ class TestMoveActivations:
     def test_not_where(self, function: Callable[..., torch.Tensor]) -> None:
         after(move, Model(function, c=conv(), d=conv()), changes=False)
 
-    def test_not_what_the_target_does_not_fuse(self) -> None:
+    def test_activations_that_the_target_does_not_fuse_stay(self) -> None:
         model = Model(lambda m, x: F.hardtanh(torch.cat([m.c(x), m.d(x)], 1), 0.0, 0.5), c=conv(), d=conv())
         after(move, model, changes=False)
 
 
-def test_prepare_sorts_everything_out() -> None:
+def test_prepare_applies_all_passes_together() -> None:
     """Each pass runs on the output of those before it: expands of constants, identities of decompositions, equal
     results.
     """

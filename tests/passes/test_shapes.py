@@ -237,7 +237,7 @@ def test_scalars_at_the_ends_of_a_partition(function: Callable[..., Any], shapes
     ]
 
 
-def test_decompositions_are_declared_for_what_they_meet() -> None:
+def test_decompositions_are_declared_for_the_operators_that_need_them() -> None:
     """A strided slice has the same name as a slice, so the table of cases only tests its form for the NPU."""
     strided = DECOMPOSITIONS["aten.slice.Tensor"]
     cases = [case for case in CASES if case.label.startswith("step:")]

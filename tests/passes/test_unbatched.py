@@ -48,7 +48,7 @@ class TestBatchLayers:
     def test_not_one_of_a_batch(self, model: nn.Module) -> None:
         after(passes.add_batch_dimension, model, image(), changes=False)
 
-    def test_no_squeeze_is_between_layers_and_what_is_elementwise(self) -> None:
+    def test_no_squeeze_remains_between_layers_and_elementwise_operators(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             read: torch.Tensor = F.relu(m.c(F.max_pool2d(F.relu(m.c(x)), 2, 1, padding=1)[:, :8, :8]) + x)
             return torch.cat([read, F.hardswish(m.d(read))]).mean((1, 2))
@@ -155,7 +155,7 @@ def test_embedding() -> None:
     assert fast >= max(plain - 1.0, 30.0)
 
 
-def test_channels_are_no_samples_in_the_documented_flow() -> None:
+def test_channels_do_not_count_as_samples_in_the_documented_flow() -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 2, 3)))
     samples = [(x * torch.tensor([[1.0], [100.0]]),) for (x,) in samples_of(((2, 64),), 20)]
     assert signal_to_noise(convert(model, samples[0], calibration=samples), model, samples) > 28

@@ -176,7 +176,7 @@ COMPUTE = (("convolution", 1.5), ("depthwise", 3.0), ("elements", 1.0))
 
 @pytest.mark.parametrize("target", ["imxrt700", "imx95"])
 @pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_truth_is_recovered(target: str, noise: float) -> None:
+def test_known_coefficients_are_recovered(target: str, noise: float) -> None:
     truth = Costs(operator_cycles=1200, bytes_per_cycle=3, compute=COMPUTE)
     found = fit_costs([made_up(target, truth, noise, 120)], TARGETS[target].costs, "a test")
     near = 0.03 if noise == 0 else 0.15

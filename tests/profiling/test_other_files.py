@@ -12,7 +12,7 @@ from openneutron.profiling.records import RECORD_BYTES
 
 
 @pytest.mark.parametrize("begin", [b"\xff\0\0\0ET12", b"\xff\0\0\0TFL3", b"PK\x03\x04\xff"])
-def test_programs_models_and_archives_are_no_profiles(tmp_path: Path, begin: bytes) -> None:
+def test_programs_models_and_archives_are_not_profiles(tmp_path: Path, begin: bytes) -> None:
     file = tmp_path / "model.pte"
     file.write_bytes(begin + bytes(4 * RECORD_BYTES - len(begin)))
     with pytest.raises(FormatError, match="is not a profile"):

@@ -103,7 +103,7 @@ def test_the_mean_of_each_output_is_that_of_float(name: str, granularity: str) -
     assert after.abs().max() < left * before.norm() + half_a_code(layer)
 
 
-def test_it_is_what_a_computation_by_hand_says() -> None:
+def test_a_corrected_bias_equals_a_computation_by_hand() -> None:
     model: Any = seeded(lambda: nn.Conv2d(8, 6, 3, padding=1))
     samples = images()
     (layer,) = layers_of(converted(model, samples, **COARSE))
@@ -137,7 +137,7 @@ def means(module: Any, samples: list[Tensor]) -> Tensor:
         return torch.cat([module(x)[0] for x in samples]).mean(0)
 
 
-def test_a_network_is_nearer_to_float_and_has_the_operators_that_it_had() -> None:
+def test_recovery_improves_the_sqnr_and_keeps_the_operators() -> None:
     model, samples = network(), images(32)
     plain, corrected = (converted(model, samples, correct_bias=wanted, **COARSE) for wanted in (False, True))
     nodes = [
@@ -154,13 +154,13 @@ def test_a_network_is_nearer_to_float_and_has_the_operators_that_it_had() -> Non
     assert (means(corrected, samples) - wanted).norm() < 0.7 * (means(plain, samples) - wanted).norm()
 
 
-def test_an_observer_that_was_chosen_changes_nothing_about_it() -> None:
+def test_bias_correction_with_another_observer() -> None:
     model, samples = seeded(lambda: nn.Conv2d(8, 6, 1)), images()
     (layer,) = layers_of(converted(model, samples, observer=HistogramObserver, **COARSE))
     assert shift(layer, model, samples).abs().max() < 0.005
 
 
-def test_a_copy_of_a_prepared_module_is_corrected_by_what_it_saw_itself() -> None:
+def test_a_copied_prepared_module_uses_its_own_statistics() -> None:
     model, samples = seeded(lambda: nn.Conv2d(8, 6, 1)), images()
     module = prepared(model, [-x for x in samples], **COARSE)
     copied = copy.deepcopy(prepared(model, samples[:4], **COARSE))
@@ -202,7 +202,7 @@ def test_layers_that_read_one_bias_are_corrected_by_their_mean_shift() -> None:
 # ----------------------------------------------------------------------------------------------------- skipped layers
 
 
-def test_without_it_biases_are_rounded_as_they_are() -> None:
+def test_without_correction_biases_are_only_rounded() -> None:
     model: Any = seeded(lambda: nn.Conv2d(8, 6, 1))
     samples = images()
     module = prepared(model, samples, correct_bias=False, **COARSE)
@@ -299,7 +299,7 @@ class TestMeans:
         found(torch.empty(0, 3))
         assert found.mean is None
 
-    def test_copies_and_saved_states_have_seen_what_it_saw(self) -> None:
+    def test_copies_and_saved_states_keep_the_statistics(self) -> None:
         found, loaded = ChannelMeans(-1, 3), ChannelMeans(-1, 3)
         found(torch.tensor([1.0, 2.0, 3.0]))
         loaded.load_state_dict(found.state_dict())

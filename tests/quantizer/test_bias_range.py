@@ -78,7 +78,7 @@ def test_the_largest_bias_gets_the_largest_code_of_a_bias(axis: int | None) -> N
     assert max(codes) == pytest.approx(LARGEST_BIAS_CODE)
 
 
-def test_values_below_the_scale_that_a_bias_needs_are_warned_of() -> None:
+def test_values_below_the_least_scale_of_a_bias_cause_a_warning() -> None:
     layer: Any = seeded(lambda: nn.Linear(8, 4))
     with torch.no_grad():
         layer.weight.mul_(1e-4)

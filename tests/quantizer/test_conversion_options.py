@@ -115,7 +115,7 @@ def test_a_program_without_the_npu_is_warned_of(build: Callable[[], nn.Module]) 
 
 
 @pytest.mark.filterwarnings("ignore::openneutron.quantizer.UnquantizedWarning")
-def test_layers_in_float_are_warned_of_where_they_are_all() -> None:
+def test_a_warning_lists_float_layers_if_all_layers_are_float() -> None:
     quantized = quantize(seeded(conv), (image(),), [image()], layers={"": "float"})
     with pytest.warns(CpuWarning, match="Nothing of this program runs on the NPU"):
         lower(quantized)

@@ -97,7 +97,7 @@ def test_both_sides_of_the_boundary(groups: Groups, target: str, convolutions: i
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("merged", divisors(6))
-def test_every_choice_follows_the_converted_module(
+def test_every_number_of_merged_groups_follows_the_converted_module(
     merged: int, rank: int, granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = (nn.Conv1d if rank == 1 else nn.Conv2d)(18, 12, 3, stride=2, padding=1, groups=6)

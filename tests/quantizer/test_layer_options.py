@@ -150,7 +150,7 @@ def test_module_names_are_those_of_the_model(strict: bool) -> None:
     assert modules_of(nodes[0])[-1][1] == "torch.nn.modules.conv.Conv2d"
 
 
-def test_a_node_from_nowhere_is_in_no_module() -> None:
+def test_a_node_without_metadata_is_in_no_module() -> None:
     assert modules_of(torch.fx.Graph().placeholder("x")) == ()
 
 
@@ -227,7 +227,7 @@ class TestFloat:
             rows = lower(quantized({name: "float"})).placement
             assert [row.module for row in rows if row.where == "cpu"] == ["features.0.act", "features.2.act"]
 
-    def test_a_batch_norm_of_its_own_is_named_as_the_model_has_it(self) -> None:
+    def test_an_unfolded_batch_norm_keeps_its_name(self) -> None:
         model = seeded(lambda: nn.Sequential(trained(nn.BatchNorm2d(4)), nn.ReLU(), nn.Conv2d(4, 4, 1)))
         for layers in ({"aten.batch_norm.default": "float"}, {"0": "float"}, {nn.BatchNorm2d: "float"}):
             rows = lower(quantized(layers, model)).placement  # type: ignore[arg-type]
@@ -258,7 +258,7 @@ class TestFloat:
         assert [row.op for row in program.placement if row.where == "cpu"] == left
         assert worst_lsb(model.module, program.run, [(image(),)]) <= 1.01
 
-    def test_an_activation_is_not_fused_into_what_is_quantized(self) -> None:
+    def test_an_activation_is_not_fused_into_a_quantized_value(self) -> None:
         model = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)))
         chosen = quantized({"1": "float"}, model)
         rows = lower(chosen).placement
@@ -385,7 +385,7 @@ class TestErrors:
         with pytest.raises(OptionError, match=message):
             convert(seeded(Net), (image(),), quantizer=NeutronQuantizer(layers=layers))
 
-    def test_one_quantizer_serves_models_that_have_the_names(self) -> None:
+    def test_one_quantizer_takes_several_models_with_the_keys(self) -> None:
         quantizer = NeutronQuantizer(layers={"": "per_channel"})
         for build in (Tied, Net, Tied):
             converted = convert(seeded(build), (image(),), quantizer=quantizer)

@@ -91,7 +91,7 @@ class TestPositions:
             assert gaps.max() <= 3 * size / count + 1
 
     @pytest.mark.parametrize("channels", [2, 3, 8, 24, 64, 96])
-    def test_no_stride_is_met(self, channels: int) -> None:
+    def test_samples_do_not_follow_strides(self, channels: int) -> None:
         """In channels-last format, the channel is the position modulo the number of channels. Samples must not follow
         this stride.
         """
@@ -142,7 +142,7 @@ class TestSample:
         counted_beside = 2 * int((one.counts < one.sizes).sum())
         assert float(weights.sum()) == pytest.approx(sum(sizes) + counted_beside, rel=1e-4)
 
-    def test_it_goes_on_after_a_merge(self) -> None:
+    def test_sampling_continues_after_a_merge(self) -> None:
         stream = [random(700, seed=index) for index in range(9)]
         whole, first, second = Sample(1500), Sample(1500), Sample(1500)
         for tensor in stream:
@@ -170,14 +170,14 @@ class TestSample:
             sample.add(torch.full((4000,), float(index)))
         assert torch.bincount(sample.state().values.long()).tolist() == [256] * 4
 
-    def test_of_a_tensor_that_was_taken_whole_each_value_counts_once(self) -> None:
+    def test_each_value_of_a_whole_tensor_counts_once(self) -> None:
         sample = Sample()
         sample.add(random(1000))
         values, weights = sample.state().weighted()
         assert torch.equal(values.sort().values, random(1000).sort().values)
         assert torch.equal(weights, torch.ones(1000))
 
-    def test_votes_make_errors_relative_to_how_far_a_tensor_reaches(self) -> None:
+    def test_weights_make_errors_relative_to_the_peak_of_a_tensor(self) -> None:
         sample = Sample()
         for factor in (1.0, -4.0, 0.5):
             sample.add(factor * torch.linspace(0, 1, 3000))
@@ -230,7 +230,7 @@ class TestSample:
 
 
 class TestDistributionObserver:
-    def test_one_large_tensor_of_many_does_not_decide_by_its_size(self) -> None:
+    def test_one_large_tensor_does_not_dominate_the_range(self) -> None:
         """The sum of errors would favor the large tensor over finer steps for all others. Errors relative to a tensor's
         size do not.
         """

@@ -98,7 +98,7 @@ class TestObserver:
         ],
         ids=lambda value: re.sub(" at 0x.*", "", str(value))[:50],
     )
-    def test_nonsense_is_refused_when_the_quantizer_is_built(self, nonsense: Any, message: str) -> None:
+    def test_invalid_options_are_refused_by_the_constructor(self, nonsense: Any, message: str) -> None:
         with pytest.raises(OptionError, match="observer takes a class of torchao.*" + message):
             NeutronQuantizer(observer=nonsense)
 
@@ -121,7 +121,7 @@ class TestWeightsPerChannel:
         return quantize(blocks, (image(),), [image()], layers={"2": "per_channel", nn.Conv1d: "per_channel"})
 
     @pytest.mark.parametrize("flavor", ["SDK_25_03", "SDK_25_06"])
-    def test_older_ones_refuse_with_what_to_do(self, model: QuantizedModel, flavor: str) -> None:
+    def test_older_converters_are_refused_with_what_to_do(self, model: QuantizedModel, flavor: str) -> None:
         program = lower(model, neutron_converter_flavor=flavor)
         reason = (
             f"Its weight is quantized per channel. neutron_converter_flavor '{flavor}' supports only weights that are "
@@ -132,7 +132,7 @@ class TestWeightsPerChannel:
         assert {row.module for row in program.placement if row.where == "npu"} >= {"0"}
         assert worst_lsb(model.module, program.run, [(image(1),)]) <= 1
 
-    def test_newer_ones_take_them(self, model: QuantizedModel) -> None:
+    def test_newer_converters_take_weights_per_channel(self, model: QuantizedModel) -> None:
         for flavor in ("SDK_25_09", "SDK_25_12", "3.1.1", None):
             rows = lower(model, neutron_converter_flavor=flavor).placement
             assert {row.where for row in rows} == {"npu"}, flavor
@@ -205,7 +205,7 @@ class TestWhereAnOperatorComesFrom:
         with pytest.warns(CpuWarning, match=r"max_pool2d \(aten\.max_pool2d_with_indices\.default, module '1\.0'\): "):
             partitioner.transform_for_pre_decomposition(exported)
 
-    def test_a_line_of_the_users_comes_first(self) -> None:
+    def test_the_users_line_comes_first(self) -> None:
         rows = lower(quantize(seeded(Written), (image(),), [image()])).placement
         assert all(re.search(r"test_options\.py:\d+$", row.source or "") for row in rows)
         assert [row.module for row in rows] == ["conv", "act", "act", "norm", "conv", "", "", "conv"]

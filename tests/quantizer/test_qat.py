@@ -167,7 +167,7 @@ def trained_and_converted(case: Case) -> tuple[GraphModule, GraphModule]:
 
 
 @every_case
-def test_conversion_leaves_what_calibration_leaves(case: Case) -> None:
+def test_conversion_gives_the_same_operators_as_after_calibration(case: Case) -> None:
     _, converted = trained_and_converted(case)
     example = (image(1, *case.shape),)
     calibrated = quantize(case.model().eval(), example, [example], **dict(case.options))
@@ -305,7 +305,7 @@ class TestPreparedModule:
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
     @torch.no_grad()
-    def test_weights_are_rounded_as_they_will_be(self) -> None:
+    def test_fake_quantized_weights_equal_the_converted_ones(self) -> None:
         model = seeded(lambda: nn.Sequential(conv(bias=False), bn()))
         module = prepared(model, weight_bits=4)
         (fake_quantizer,) = (child for child in module.modules() if isinstance(child, WeightFakeQuantize))
@@ -330,7 +330,7 @@ class TestPreparedModule:
         (codes,) = (value for value in converted.buffers() if value.dtype == torch.int8)
         assert codes.abs().max() == 3
 
-    def test_nothing_of_it_is_left_for_torchao_to_fold(self) -> None:
+    def test_no_batch_norm_remains_for_torchao_to_fold(self) -> None:
         module = prepared(case_of("residual").model())
         assert "aten.batch_norm.default" not in operators(module)
         assert sum(isinstance(child, BatchNorm) for child in module.modules()) == 2
@@ -432,7 +432,7 @@ class TestRanges:
         assert operators(converted) == operators(trained_and_converted(case)[1])
         assert {row.where for row in lower(converted, (image(),)).placement} == {"npu"}
 
-    def test_disable_observer_fixes_all_but_the_weights(self) -> None:
+    def test_disable_observer_fixes_all_ranges_except_weights(self) -> None:
         module = train(prepared(case_of("conv bn relu").model()))
         module.apply(disable_observer)
         fake_quantizers: list[Any] = [child for child in module.modules() if isinstance(child, FakeQuantize)]

@@ -104,7 +104,7 @@ class TestErrors:
         module = prepared(nn.Sequential(conv(), frozen))
         assert operators(convert_pt2e(train(module)))["aten.mul.Tensor"] == 1
 
-    def test_training_that_never_was(self) -> None:
+    def test_conversion_without_training_is_an_error(self) -> None:
         with pytest.raises(CalibrationError, match="never reached"):
             convert_pt2e(prepared(conv()))
 
@@ -144,7 +144,7 @@ class TestErrors:
 
 
 @pytest.mark.parametrize("bad", [3.0, None, "a", [1.0], torch.ones(BATCH, 4, 8, 8, dtype=torch.int64)])
-def test_an_input_that_is_no_tensor_of_floats(bad: object) -> None:
+def test_an_input_that_is_not_a_float_tensor(bad: object) -> None:
     module = prepared(nn.Sequential(conv(), nn.ReLU()))
     with pytest.raises(InputError, match=r"the model was exported for torch.float32 \(any, 4, 8, 8\)"):
         module(bad)

@@ -136,7 +136,7 @@ class TestFusedActivations:
         assert isinstance(output_spec(follower), QuantizationSpec)
 
     @pytest.mark.parametrize("activation", [torch.sigmoid, torch.tanh, lambda x: F.hardtanh(x, -2, 2), torch.abs])
-    def test_not_what_the_target_cannot_fuse(self, activation: Callable[..., Any]) -> None:
+    def test_activations_that_the_target_cannot_fuse_are_not_moved(self, activation: Callable[..., Any]) -> None:
         nodes = annotate(Model(lambda m, x: activation(m.c(x)), c=conv()))
         assert output_spec(nodes["conv2d"]) is not None
 
@@ -191,7 +191,7 @@ class TestSharedGroups:
         *_, changed = found.values()  # in graph order
         assert changed != found["aten.max_pool2d.default"]
 
-    def test_all_inputs_of_a_concatenation_and_what_moves_them_before(self) -> None:
+    def test_ranges_propagate_through_concatenations_and_moves(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             return torch.cat([F.max_pool2d(m.c(x), 2), F.avg_pool2d(m.d(x) * 1, 2)], 1).abs()
 
@@ -365,7 +365,7 @@ class TestTorchaoFolding:
         module = torch.export.export(build().eval(), (image(),)).module()
         assert is_folded_wrongly(module) == wrong
 
-    def test_protecting_twice_is_once(self) -> None:
+    def test_a_second_protection_does_nothing(self) -> None:
         from torchao.quantization.pt2e import quantize_pt2e
 
         protect_from_wrong_folding()
@@ -373,7 +373,7 @@ class TestTorchaoFolding:
         protect_from_wrong_folding()
         assert quantize_pt2e._fuse_conv_bn_ is once
 
-    def test_a_model_that_torchao_folds_right_is_left_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_models_that_torchao_folds_correctly_are_left_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from openneutron.quantizer import torchao_folding
 
         def refuse(_: GraphModule) -> bool:
@@ -398,7 +398,7 @@ class NormAsArithmetic(nn.Module):
 
 @pytest.mark.parametrize(("deviation", "floor"), [(1.0, 39.0), (3.0, 36.0)])
 @torch.no_grad()
-def test_a_batch_norm_alone_is_truer_as_a_convolution_than_as_arithmetic(deviation: float, floor: float) -> None:
+def test_a_batch_norm_is_more_accurate_as_a_convolution_than_as_arithmetic(deviation: float, floor: float) -> None:
     def sqnr(norm: nn.Module) -> float:
         model = nn.Sequential(nn.ReLU(), norm, nn.ReLU()).eval()
         samples = [image(1, 16, 16, 16, seed=sample) * deviation for sample in range(8)]

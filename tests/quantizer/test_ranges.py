@@ -73,7 +73,7 @@ STREAMS: dict[str, Tensor] = {
 class TestRanges:
     @pytest.mark.parametrize("codes", [INT8, SYMMETRIC, Codes(0, 255, 127), Codes(0, 255), Codes(-7, 7, 0)], ids=str)
     @pytest.mark.parametrize("name", STREAMS)
-    def test_error_is_as_good_as_brute_force(self, name: str, codes: Codes) -> None:
+    def test_mse_is_as_good_as_brute_force(self, name: str, codes: Codes) -> None:
         values = STREAMS[name]
         found = error(values, *range_by("mse", seen(values), codes), codes)
         extremes = error(values, *range_by("minmax", seen(values), codes), codes)
@@ -112,7 +112,7 @@ class TestRanges:
             assert (high > 8) == kept
 
     @pytest.mark.parametrize("name", STREAMS)
-    def test_relative_error_is_the_error_of_what_is_counted_otherwise(self, name: str) -> None:
+    def test_the_rule_relative_is_mse_on_weighted_values(self, name: str) -> None:
         assert range_by("relative", seen(STREAMS[name]), INT8) == range_by("mse", seen(STREAMS[name]), INT8)
 
     def test_weights_count(self) -> None:
@@ -132,7 +132,7 @@ class TestRanges:
         assert (low, high) == (float(every[below]), float(every[above]))
 
     @pytest.mark.parametrize("name", ["normal", "after a relu", "an outlier", "heavy tails", "skewed"])
-    def test_entropy_is_as_good_as_brute_force(self, name: str) -> None:
+    def test_kl_is_as_good_as_brute_force(self, name: str) -> None:
         values = STREAMS[name]
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         found = divergence(values, *range_by("kl", seen(values), INT8), INT8)

@@ -209,11 +209,11 @@ class TestFaults:
         assert error.value.node == "node"
 
 
-def test_a_process_of_its_own_dies_in_place_of_this_one() -> None:
+def test_an_isolated_program_ends_its_own_process_only() -> None:
     assert error_in_subprocess(b"no model") is not None
 
 
-def test_a_model_that_no_process_survives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_ends_every_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openneutron.partition.compile.error_in_subprocess", lambda _: "signal 6")
     inputs = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 1e20,)
     quantized = quantize(seeded(OPERATORS["leaky relu"]), inputs, [inputs], recover=None)
@@ -250,7 +250,7 @@ def test_values_that_become_zeros_are_named(observer: Any, size: float, named: s
         quantize(model, samples[0], samples, recover=None, equalize=False, progress=False, **options)
 
 
-def test_small_values_are_no_zeros() -> None:
+def test_small_values_do_not_count_as_zeros() -> None:
     samples = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) * 1e-5,) for i in range(4)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", VanishingValuesWarning)

@@ -66,7 +66,7 @@ class TestZeroPoints:
             (lambda x, y: torch.bmm(x := F.relu(x), x.transpose(1, 2)) + y, 0),
         ],
     )
-    def test_both_are_zero_and_no_more_is_requantized_than_needs_be(
+    def test_zero_points_are_zero_with_the_fewest_requantizations(
         self, function: Callable[..., Any], requantized: int
     ) -> None:
         found = model(function)

@@ -57,7 +57,7 @@ def test_recipes_lower_the_noise_of_the_pte_and_add_no_operator(recipe: str) -> 
     assert errors[1] < 0.8 * errors[0]
 
 
-def test_the_float_function_is_what_it_was_on_the_samples() -> None:
+def test_the_float_outputs_on_the_samples_do_not_change() -> None:
     module, samples = exported(network()), images(ENOUGH_SAMPLES)
     before = [module(*sample) for sample in samples]
     recover_exported(module, samples)
@@ -65,7 +65,7 @@ def test_the_float_function_is_what_it_was_on_the_samples() -> None:
         assert float((module(*sample) - expected).norm() / expected.norm()) < 1e-4
 
 
-def test_few_samples_are_not_believed() -> None:
+def test_statistics_of_few_samples_are_not_used() -> None:
     """With few samples, a channel that is never active, or never reaches its clip, may do so for another input."""
     module, fresh = exported(network()), [(10 * sample,) for (sample,) in images(8)]
     before = [module(*sample) for sample in fresh]
@@ -84,7 +84,7 @@ def test_layers_that_are_not_equalized_keep_their_weights() -> None:
     assert not all(map(torch.equal, evened, plain))
 
 
-def test_accuracy_is_recovered_unless_told_otherwise() -> None:
+def test_quantize_recovers_accuracy_by_default() -> None:
     model, samples = network().eval(), images(4)
     by_default, auto, naive = (
         lower(quantize(model, samples[0], samples, **options)).buffer
@@ -104,7 +104,7 @@ def test_a_recipe_that_does_not_exist_is_refused(recipe: Any) -> None:
     "wrong",
     [{"correction": "all"}, {"range_by": "luck"}, {"equalizes": 1}, {"trusts_samples": None}, {"use_all_samples": 2}],
 )
-def test_a_recipe_of_what_there_is_not_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_recipe_with_wrong_values_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(wrong))):
         Recipe(**wrong)
 
@@ -164,7 +164,7 @@ def test_a_recipe_with_a_name_leaves_ranges_to_an_observer(name: str, recipe: Re
     assert activation_scales(observed) == activation_scales(again) != activation_scales(plain)
 
 
-def test_an_observer_and_a_recipe_with_a_rule_are_one_too_many() -> None:
+def test_an_observer_and_a_recipe_with_a_rule_are_refused() -> None:
     options: dict[str, Any] = {"recover": Recipe(range_by="mse"), "observer": DistributionObserver}
     with pytest.raises(OptionError, match="Leave one of them out"):
         quantize(network().eval(), images(1)[0], images(1), **options)
@@ -179,7 +179,7 @@ def scored(score: Callable[[Recipe], float], seconds: float = 0.0) -> Callable[[
     return lambda recipe: Trial(recipe, (score(recipe), score(recipe) + 1), seconds)
 
 
-def test_each_choice_is_tried_with_the_best_of_those_before() -> None:
+def test_each_choice_is_tried_with_the_best_earlier_choices() -> None:
     scores: dict[tuple[str | None, str | None], float] = {
         ("weights", None): 1.0,
         ("biases", None): 3.0,
@@ -273,7 +273,7 @@ def test_too_few_samples_to_judge_by_are_refused() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, True, "long", math.nan])
-def test_a_time_that_is_none_is_refused(seconds: Any) -> None:
+def test_an_invalid_time_is_refused(seconds: Any) -> None:
     with pytest.raises(OptionError, match="recovery_seconds must be a number above 0"):
         quantize(network().eval(), images(1)[0], images(1), recover="best", recovery_seconds=seconds)
 

@@ -140,7 +140,7 @@ def test_corrected_biases_leave_no_shift_on_average() -> None:
     run_layerwise(reference, quantized, samples, visit)
 
 
-def test_a_bias_of_zeros_is_given_where_there_is_none_and_changes_nothing() -> None:
+def test_a_missing_bias_becomes_zeros_without_effect() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, groups=2, bias=False), nn.Flatten(),
         nn.Linear(4 * 49, 3, bias=False),
@@ -203,9 +203,7 @@ def test_a_batch_has_the_rows_of_its_samples(layer: nn.Module, shape: tuple[int,
 
 
 @pytest.mark.parametrize("at_once", [1, 2**9])
-def test_layers_too_large_for_all_candidates_at_once_are_rounded_as_others(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_layers_are_rounded_in_several_passes(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module, samples = exported(network()), images(8)
     usual, bounded = converted(module, samples), converted(module, samples)
     round_weights_by_gptq(usual, module, samples)
@@ -236,7 +234,7 @@ def test_gptq_rounding_is_better_than_rounding_to_nearest(groups: int, inputs: i
     assert torch.equal(gptq_codes(weight, identity, scale, (-127, 127)), torch.round(weight / scale))
 
 
-def test_learned_rounding_takes_noise_from_coarse_weights() -> None:
+def test_learned_rounding_reduces_the_noise_of_coarse_weights() -> None:
     reference, samples = exported(Residual()), images(48)
     quantized = converted(reference, samples, weight_bits=4)
     corrected = correct_biases(copy.deepcopy(quantized), reference, samples)
@@ -312,7 +310,7 @@ def test_high_biases_go_into_the_next_layer_and_the_ranges_follow() -> None:
 
 
 @pytest.mark.parametrize(("activation", "padding"), [(nn.ReLU6(), 0), (nn.ReLU(), 1), (nn.LeakyReLU(), 0)])
-def test_high_biases_stay_where_zero_or_a_clip_means_something(activation: nn.Module, padding: int) -> None:
+def test_high_biases_stay_before_padding_and_clips(activation: nn.Module, padding: int) -> None:
     module, samples = exported(high_network(activation, padding)), images(4)
     ranges = channel_ranges(module, samples)
     assert absorb_biases(module, ranges) == ranges
@@ -417,7 +415,7 @@ def test_samples_that_are_not_finite_are_refused(
 # ---------------------------------------------------------------------------------------------------- few samples
 
 
-def test_weights_are_left_the_less_the_fewer_positions_were_seen() -> None:
+def test_fewer_positions_change_the_weights_less() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, size = torch.randn(1, 500, 6, generator=generator, dtype=torch.float64), 6
     real = inputs + 0.3 * inputs.roll(1, 2)

@@ -224,7 +224,7 @@ class TestRuntimeMemory:
             assert estimate.fit.needed_bytes == parts
 
     @pytest.mark.parametrize("name", MEMORY)
-    def test_int8_io_saves_what_it_is_said_to_save(self, name: str) -> None:
+    def test_int8_io_saves_the_reported_bytes(self, name: str) -> None:
         memory, int8 = self.program(name).estimate().memory, self.program(name, int8_io=True).estimate().memory
         assert memory is not None
         assert int8 is not None
@@ -270,14 +270,14 @@ class TestRuntimeMemory:
 
 
 class TestPlan:
-    def test_a_chain_needs_its_two_largest_neighbours(self) -> None:
+    def test_the_arena_of_a_chain_has_its_two_largest_neighbours(self) -> None:
         steps = [(["in"], ["a"]), (["a"], ["b"]), (["b"], ["c"]), (["c"], ["out"])]
         values = lifetimes(steps, {"a": 10, "b": 30, "c": 20, "out": 99}, ["in", "out"])
         assert plan(values, len(steps)).size == 50
 
     @settings(deadline=None)
     @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 9), st.integers(0, 9)), max_size=25))
-    def test_no_two_that_live_together_overlap(self, drawn: list[tuple[int, int, int]]) -> None:
+    def test_live_tensors_do_not_overlap(self, drawn: list[tuple[int, int, int]]) -> None:
         values = {i: Lifetime(size, min(a, b), max(a, b)) for i, (size, a, b) in enumerate(drawn)}
         arena = plan(values, 10)
         assert arena.peak <= arena.size <= sum(life.size for life in values.values())

@@ -112,7 +112,7 @@ class TestEqualToExecuTorchs:
 
     @pytest.mark.parametrize("scale", [2.0**-7, 1.0, 0.1, -0.25, 1e-300, 1e300])
     @pytest.mark.parametrize("zero_point", [0, -128, 127, 2**24 + 1, 2**31, -(2**31), 2**40 + 3])
-    def test_quantize_what_is_special(self, scale: float, zero_point: int) -> None:
+    def test_quantize_special_values(self, scale: float, zero_point: int) -> None:
         values = np.resize(np.array(SPECIAL, np.float32), COUNT)
         with np.errstate(over="ignore", invalid="ignore"):
             for x in (values, values * np.float32(scale)):
@@ -147,7 +147,7 @@ class TestEqualToTorchs:
         assert torch.equal(run("dequantize_per_tensor", integers, grid, channels_last=channels_last), expected)
 
     @only_where_the_host_has_kernels
-    def test_nan_and_what_is_too_large_become_the_lowest_as_in_executorch(self) -> None:
+    def test_nan_and_large_values_become_the_lowest_code_as_in_executorch(self) -> None:
         x = torch.tensor([float("nan"), float("inf"), float("-inf"), 3e38, 1e9] + [0.0] * (COUNT - 5))
         assert run("quantize_per_tensor", x, (1.0, 5, -100, 100))[:6].tolist() == [-100, -100, -100, -100, 100, 5]
 

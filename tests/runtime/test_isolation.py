@@ -78,7 +78,7 @@ class TestIsolated:
             isolated.run(X[0])
         assert len(isolated.run(X)) == 3
 
-    def test_its_end_is_an_error_and_reset_starts_it_again(self, isolated: HostProgram) -> None:
+    def test_the_end_of_the_process_is_an_error_and_reset_restarts_it(self, isolated: HostProgram) -> None:
         isolated.reset()
         expected = outputs_of(isolated.run)
         os.kill(child_of(isolated), signal.SIGKILL)

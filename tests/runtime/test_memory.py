@@ -122,7 +122,7 @@ class TestPools:
         assert load(programs[name].buffer).memory == memory
 
     @pytest.mark.parametrize("name", CASES)
-    def test_a_method_runs_in_exactly_these_pools_and_in_nothing_smaller(
+    def test_a_method_runs_in_its_computed_pools_and_not_in_smaller_ones(
         self, programs: dict[str, NeutronProgram], name: str
     ) -> None:
         data, memory = programs[name].portable, programs[name].memory

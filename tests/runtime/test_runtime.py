@@ -56,7 +56,7 @@ class TestNumbers:
         outputs = HostProgram.from_bytes(single_call(pack_portable(header, tflite), 2, 2)).run(*arguments)
         assert_equal(outputs, [results[output_map.index(i)] for i in range(2)])
 
-    def test_one_argument_feeds_two_inputs_and_one_none(self) -> None:
+    def test_one_argument_feeds_two_inputs_and_another_feeds_none(self) -> None:
         tflite = add_sub_model(SHAPE)
         header = PayloadHeader((0, 0), (0, 0), (2, 2), (0, 1), 3)
         arguments = [random_int8(SHAPE, seed) for seed in range(3)]
@@ -151,7 +151,7 @@ class TestFormats:
         first = np.moveaxis(y, -1, 1)
         assert_equal(program.run(np.ascontiguousarray(np.moveaxis(x, -1, 1)), x), [first, y, first])
 
-    def test_channels_last_arguments_are_copied_as_they_lie(self) -> None:
+    def test_channels_last_arguments_are_copied_without_transposes(self) -> None:
         last = (1, 6, 8, 4)
         payload = pack_portable(PayloadHeader((1,), (1,), (0,), (0,), 1), double_model(last))
         example = blank(SHAPE).to(memory_format=torch.channels_last)
@@ -264,7 +264,7 @@ class TestProgram:
         for spelled in (path, str(path)):
             assert_equal(load(spelled).run(x), litert(double_model(SHAPE), x))
 
-    def test_load_of_what_cannot_be_read(self, tmp_path: Path) -> None:
+    def test_load_of_an_unreadable_file(self, tmp_path: Path) -> None:
         with pytest.raises(HostError, match=r"missing\.pte cannot be read: No such file"):
             load(tmp_path / "missing.pte")
         with pytest.raises(HostError, match=r"'a\\x00b\.pte' cannot be read: it has a character that no path has"):
@@ -272,7 +272,7 @@ class TestProgram:
         with pytest.raises(HostError, match="cannot be read: Is a directory"):
             load(tmp_path)
 
-    def test_load_of_what_is_no_program(self, tmp_path: Path, doubling: bytes) -> None:
+    def test_load_of_a_file_that_is_not_a_program(self, tmp_path: Path, doubling: bytes) -> None:
         for content in (b"", b"PK\3\4 a zip file", double_model(SHAPE)):
             path = tmp_path / "other.pte"
             path.write_bytes(content)

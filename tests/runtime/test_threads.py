@@ -239,7 +239,7 @@ class TestForks:
         assert in_fork(work)
         assert torch.equal(host.run(data), expected)
 
-    def test_a_fork_that_ends_leaves_the_child_of_its_parent(self, program: NeutronProgram) -> None:
+    def test_the_end_of_a_fork_keeps_the_child_of_the_parent(self, program: NeutronProgram) -> None:
         data = inputs(1)[0]
         host = load(program.buffer, isolated=True)
         finalizer = host._session._finalizer  # type: ignore[union-attr]

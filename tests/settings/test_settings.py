@@ -164,7 +164,7 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_name_of_a_package_alone_is_no_model(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_package_is_not_a_model(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / library).mkdir()
     for text in (library, f"{library}:"):
@@ -175,7 +175,7 @@ def test_the_name_of_a_package_alone_is_no_model(library: str, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("text", ["{[1]: 2}", "-" * 200_000 + "1", "[" * 200_000, "1)(2", "1).x(2", "**{}", "f()", "x"])
-def test_arguments_that_are_no_literals(text: str) -> None:
+def test_arguments_that_are_not_literals(text: str) -> None:
     with pytest.raises(OptionError, match="args takes literals of Python") as caught:
         arguments_in(text)
     assert len(str(caught.value)) < 500

@@ -72,7 +72,7 @@ def test_pipelines_times_macs_is_the_whole() -> None:
     assert spec.neutron_target.channel_granularity == 8
 
 
-def test_the_unknown_is_marked_and_assumed_on_the_safe_side() -> None:
+def test_unknown_numbers_are_marked_and_assumed_strictly() -> None:
     spec = NeutronTargetSpec("imx943")
     assert "macs_per_cycle=unknown" in repr(spec)
     assert spec.get_num_pipes() is None

@@ -249,7 +249,7 @@ class OtherOutputs(nn.Module):
 
 
 @pytest.mark.parametrize("several", [inputs(6, (4,)), inputs(3, (2, 4))], ids=["batch", "stack"])
-def test_outputs_that_are_no_tensors(several: Tensor) -> None:
+def test_outputs_that_are_not_tensors(several: Tensor) -> None:
     example = inputs(2, (4,))
     module = prepare_training(seeded(OtherOutputs).eval(), example, calibration=[example], recover=None)
     alone = module(several[0] if several.dim() == 3 else several[:2])

@@ -49,7 +49,7 @@ class TestChoose:
             "eiq_neutron_sdk", "neutron_converter_SDK_25_06",
         ]  # fmt: skip
 
-    def test_finds_packages_in_an_archive_and_passes_over_folders_that_do_not_exist(
+    def test_finds_packages_in_archives_and_skips_missing_folders(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         with zipfile.ZipFile(tmp_path / "packages.zip", "w") as archive:

@@ -15,7 +15,7 @@ def test_the_variable_gives_the_date(monkeypatch: pytest.MonkeyPatch, seconds: s
 
 
 @pytest.mark.parametrize("seconds", ["-5", "1.5", "tomorrow", "²", "9" * 12, "9" * 17, "9" * 40, "9" * 5000])
-def test_a_number_that_is_no_date_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+def test_a_number_that_is_not_a_date_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
     monkeypatch.setenv(DATE_VARIABLE, seconds)
     with pytest.raises(OptionError, match="SOURCE_DATE_EPOCH must be a number of seconds since 1970, up to the year"):
         _today()

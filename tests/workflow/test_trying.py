@@ -265,9 +265,7 @@ def test_files_are_tried_as_their_objects(
     )
 
 
-def test_a_build_tries_no_changes_where_it_is_told_so(
-    small: NeutronTargetSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_without_try_changes_tries_none(small: NeutronTargetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trying, "lower", None)
     built = openneutron.build(net(), IMAGES[:1], IMAGES, target=small, analyze=False, recover=None, try_changes=False)
     assert {one.how for one in remedies(built.summary.memory.on_board).values()} == {"computed"}
