@@ -42,7 +42,7 @@ def test_round_trip(options: CompileOptions) -> None:
 
 
 @given(all_options)
-def test_specs_are_what_executorch_takes(options: CompileOptions) -> None:
+def test_specs_have_the_types_of_executorch(options: CompileOptions) -> None:
     specs = options.to_specs()
     assert all(isinstance(spec, CompileSpec) and isinstance(spec.value, bytes) for spec in specs)
     assert len({spec.key for spec in specs}) == len(specs)

@@ -86,7 +86,7 @@ def test_both_calls_give_equal_bytes() -> None:
     assert bytes(edge.to_executorch().buffer) == lower(converted).buffer
 
 
-def test_a_copy_for_prepared_graphs_leaves_the_quantizer_as_it_is() -> None:
+def test_a_copy_for_prepared_graphs_does_not_change_the_quantizer() -> None:
     quantizer = NeutronQuantizer()
     before = dict(vars(quantizer))
     changed = quantizer.replace(takes_prepared_graphs=True, observer="an observer")

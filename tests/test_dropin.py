@@ -84,7 +84,7 @@ for name in ("executorch.backends.nxp.neutron_node_extraction", "executorch.back
 """
 
 
-def test_the_documented_names_are_there(tmp_path: Path) -> None:
+def test_the_documented_names_exist(tmp_path: Path) -> None:
     run(IMPORTS, tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_a_warning_names_inputs_and_outputs_that_stay_in_float() -> None:
 
 
 @pytest.mark.parametrize("operator", ["permute_copy", "cat"])
-def test_the_cpu_moves_int8_where_nothing_changes(operator: str) -> None:
+def test_the_cpu_moves_int8_if_qparams_do_not_change(operator: str) -> None:
     def function(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = m.c(x)
         moved = y.permute(0, 2, 3, 1) if operator == "permute_copy" else torch.cat([y, y], 1)
@@ -179,7 +179,7 @@ def test_the_cpu_moves_int8_where_nothing_changes(operator: str) -> None:
     assert torch.equal(before.run(image()), after.run(image()))
 
 
-def test_the_cpu_computes_float_where_qparams_differ() -> None:
+def test_the_cpu_computes_float_if_qparams_differ() -> None:
     _, manager = lowered(Model(lambda m, x: torch.sin(m.c(x)), c=conv()), image())
     before = names(manager.exported_program())
     manager = manager.transform(passes.NeutronEdgePassManager([passes.RemoveAdditionalQDQClustersPass()]))

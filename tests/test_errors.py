@@ -129,7 +129,7 @@ class TestErrors:
             quantize(seeded(small), (image(),), [image(), x])
 
     @pytest.mark.parametrize("data", [None, 3])
-    def test_calibration_that_is_none(self, data: Any) -> None:
+    def test_calibration_data_that_are_not_iterable(self, data: Any) -> None:
         with pytest.raises(CalibrationError, match="iterable"):
             quantize(seeded(small), (image(),), data)
         with pytest.raises(CalibrationError, match="Item 0 of the data is"):

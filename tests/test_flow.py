@@ -259,7 +259,7 @@ def test_an_input_of_integers_stays_on_the_cpu() -> None:
     assert torch.equal(found[1], inputs[1] + 1)
 
 
-def test_lowering_leaves_the_exported_program_as_it_was() -> None:
+def test_lowering_does_not_change_the_exported_program() -> None:
     inputs = (image(),)
     exported = torch.export.export(convert(seeded(small), inputs), inputs)
     before = str(exported), {name: value.clone() for name, value in exported.state_dict.items()}
@@ -269,7 +269,7 @@ def test_lowering_leaves_the_exported_program_as_it_was() -> None:
     assert all(torch.equal(exported.state_dict[name], value) for name, value in before[1].items())
 
 
-def test_quantization_leaves_the_model_as_it_was() -> None:
+def test_quantization_does_not_change_the_model() -> None:
     model, inputs = seeded(small), (image(),)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     quantize(model, inputs, [inputs])

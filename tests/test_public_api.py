@@ -24,7 +24,7 @@ DESIGNED = {
 IMPORT_BUDGET_SECONDS = 0.2
 
 
-def test_the_names_of_the_design_are_there() -> None:
+def test_the_public_names_exist() -> None:
     assert set(openneutron.__all__) >= DESIGNED
     assert dir(openneutron) == openneutron.__all__
 
@@ -46,7 +46,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_module_says_what_it_offers(name: str) -> None:
+def test_every_module_has_a_docstring_and_public_names(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
     assert module.__all__ or hasattr(module, "__path__")  # a package may have no names besides its modules

@@ -57,7 +57,7 @@ def test_no_text_is_run_as_code() -> None:
     assert not wrong
 
 
-def test_files_are_unpickled_only_where_security_md_says_so() -> None:
+def test_files_are_unpickled_only_in_the_places_of_security_md() -> None:
     places = {named(file) for file, owner, name, _ in all_calls() if owner in PICKLES and name in UNPICKLERS}
     assert places == set(MAY_UNPICKLE)
 

@@ -88,7 +88,7 @@ def test_every_room_in_the_document_exists() -> None:
     assert {name for name in rooms if not ((SOURCES / name).is_dir() or (SOURCES / f"{name}.py").is_file())} == set()
 
 
-def test_there_is_no_cycle_of_imports() -> None:
+def test_imports_have_no_cycle() -> None:
     assert cycle_in(package_imports()) == []
 
 

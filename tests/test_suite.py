@@ -55,7 +55,7 @@ def test_network_outputs_depend_on_the_input(member: Member) -> None:
 
 
 class TestWalk:
-    def test_it_names_the_layer_that_loses_most(self) -> None:
+    def test_the_walk_names_the_layer_with_the_largest_loss(self) -> None:
         """One channel has 300 added to it, so the other channels of the same tensor have few int8 codes."""
 
         def forward(first: nn.Module, second: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_the_page_names_the_dependencies_of_openneutron() -> None:
         assert rows_of_page()[name][1] != UNKNOWN, name
 
 
-def test_hashes_are_those_of_the_report() -> None:
+def test_hashes_equal_the_report() -> None:
     info = {"archive_info": {"hashes": {"sha256": "ab" * 32}}}
     one = {"metadata": {"name": "Some_Package", "version": "1.2+cpu"}, "download_info": info}
     assert hashes_text({"install": [one]}).splitlines()[-1] == f"some-package==1.2 --hash=sha256:{'ab' * 32}"

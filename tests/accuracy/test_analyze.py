@@ -82,7 +82,7 @@ def test_the_advice_is_per_channel_scales_and_has_the_stated_gain(found: Analysi
     assert layer_row(after, "second").weak_channels == 0
 
 
-def test_the_share_is_what_the_model_gains_with_that_layer_in_float(found: Analysis, broken: QuantizedModel) -> None:
+def test_the_error_share_is_the_gain_with_the_layer_in_float(found: Analysis, broken: QuantizedModel) -> None:
     """Compares with a model quantized again with `layers`. Only the next layer's own quantize node differs."""
     in_float = quantized(sabotaged(), layers={"second": "float", "aten.relu6.default": "float"})
     model, data = sabotaged(), images(6, seed=2)
@@ -229,7 +229,7 @@ def test_histograms_have_every_value_in_64_bins(found: Analysis) -> None:
 # ------------------------------------------------------------------------------------------------------------- advice
 
 
-def test_advice_for_a_weight_limited_to_one_scale_is_float() -> None:
+def test_advice_for_weights_limited_to_one_scale_is_float() -> None:
     features = 2**16  # more than a convolution supports
     model = seeded(lambda: nn.Sequential(nn.Linear(features, 16), nn.ReLU6(), nn.Linear(16, 8)))
     with torch.no_grad():
@@ -258,7 +258,7 @@ def test_every_rule_says_why_with_numbers_of_a_layer(found: Analysis) -> None:
     assert sum(any(character.isdigit() for character in text) for text in why.values()) == len(RULES)
 
 
-def test_an_error_of_many_layers_is_not_blamed_on_one(found: Analysis) -> None:
+def test_an_error_of_many_layers_is_not_attributed_to_one_layer(found: Analysis) -> None:
     many = [replace(layer, error_share=0.05) for layer in found.layers]
     bad, good = OutputSqnr(5, 6, 12), OutputSqnr(40, 43, 43)
     assert layers_to_treat(many, bad) == ()
@@ -370,7 +370,7 @@ def test_a_quantizer_with_options_makes_its_own_float_graph() -> None:
     assert {one.op for one in rows} >= {"aten.silu.default", "aten.conv2d.default"}
 
 
-def test_the_float_graph_computes_what_the_model_does(healthy: QuantizedModel) -> None:
+def test_the_float_graph_equals_the_model(healthy: QuantizedModel) -> None:
     assert healthy.reference is not None
     x = images(1, seed=7)[0]
     torch.testing.assert_close(healthy.reference(x), net()(x))

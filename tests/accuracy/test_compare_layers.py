@@ -45,7 +45,7 @@ def test_an_altered_program_is_found_and_its_layer_named(healthy: QuantizedModel
     assert 0 < comparison.first.differing < 0.5
 
 
-def test_every_delegate_is_compared_where_the_cpu_is_in_between() -> None:
+def test_every_delegate_of_a_split_program_is_compared() -> None:
     halves = quantized(net(), layers={"third": "float"})
     program = lower(halves)
     assert len({one.partition for one in program.placement} - {None}) == 2

@@ -77,7 +77,7 @@ def test_any_number_of_processes_evaluates_each_form(tmp_path: Path) -> None:
     assert evaluate(program, data(), largest) == evaluate(load(tmp_path / "model.pte"), data(), largest)
 
 
-def test_batches_of_a_data_loader_are_cut_to_what_runs(tmp_path: Path) -> None:
+def test_batches_of_a_data_loader_are_cut_to_the_model_batch_size(tmp_path: Path) -> None:
     model, labels = network(), torch.arange(40) % 5
     images = torch.cat([x for x, _ in data()])
     loader = DataLoader(TensorDataset(images, labels), batch_size=16)

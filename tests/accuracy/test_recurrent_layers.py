@@ -132,7 +132,7 @@ def test_layers_of_one_module_are_numbered_and_share_options() -> None:
     assert str(analyzed(Deep)).count("prepare_training") == 1
 
 
-def test_networks_without_recurrence_have_none() -> None:
+def test_networks_without_recurrence_have_no_recurrent_layers() -> None:
     assert analyzed(Siamese).recurrent == ()
     assert "Recurrent" not in str(analyzed(Siamese))
 

@@ -407,7 +407,7 @@ def half_value(outputs: Any, label: Any) -> float:
     return float(outputs.half)
 
 
-def test_outputs_with_a_structure_of_their_own_stay_as_they_are() -> None:
+def test_outputs_of_custom_types_reach_the_metric_unchanged() -> None:
     data = [(torch.tensor([[3.0]]), 0)]
     found = evaluate_side_by_side({"ba": Ordered("b", "a").eval(), "ab": Ordered("a", "b").eval()}, data, first_value)
     assert [run.value for run in found.runs] == [3, 3]

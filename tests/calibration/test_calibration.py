@@ -140,7 +140,7 @@ class TestBareGraph:
 
 
 class TestBatches:
-    def test_the_bare_graph_sees_what_the_prepared_one_sees(self) -> None:
+    def test_the_bare_graph_computes_the_values_of_the_prepared_graph(self) -> None:
         one, other = prepared(), prepared()
         samples = singles(5)
         calibrate(one, samples, CalibrationOptions(batch_size=1))
@@ -157,7 +157,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("strict", [False, True])
     @pytest.mark.parametrize(("count", "options"), [(1, {}), (5, {"batch_size": 1})], ids=["one sample", "one by one"])
-    def test_samples_one_by_one_give_what_the_documented_flow_gives(
+    def test_single_samples_give_the_ranges_of_the_documented_flow(
         self, count: int, options: dict[str, Any], strict: bool
     ) -> None:
         short = quantize(seeded(Network), EXAMPLE, singles(count), recover=None, strict=strict, **options)
@@ -184,7 +184,7 @@ class TestBatches:
                 for name, seen in a.state().items():  # values of one observer come in another order
                     torch.testing.assert_close(seen.sort(0).values, b.state()[name].sort(0).values)
 
-    def test_a_batch_is_chosen_where_it_is_proven(self) -> None:
+    def test_a_batch_size_is_chosen_if_batches_are_proven_exact(self) -> None:
         single = bare_graph(prepared(nn.Linear(8, 4)))
         assert choose_batches(single, singles(20), None) == Batches(16)
         assert choose_batches(single, singles(7), None) == Batches(7)

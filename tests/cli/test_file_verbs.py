@@ -85,13 +85,13 @@ class TestTargets:
 
 
 class TestInspect:
-    def test_text_is_as_it_was(self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_inspect_equals_the_golden_file(self, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
         code, text = run("inspect", "model.pte", "--layers")
         assert code == 0
         assert [line.rstrip() for line in text.splitlines()] == (GOLDEN / "inspect.txt").read_text().splitlines()
 
-    def test_json_has_what_the_report_has(self, run: Run, folder: Path) -> None:
+    def test_json_of_inspect_equals_the_report(self, run: Run, folder: Path) -> None:
         code, text = run("inspect", folder / "model.pte", "--json", "--target", "mcxn94x")
         assert code == 0
         told, report = json.loads(text), inspect(folder / "model.pte", "mcxn94x")
@@ -116,7 +116,7 @@ class TestInspect:
         ("data", "message"),
         [(b"", "byte 4: expected 'ET12'"), (b"\x08\0\0\0ONNX", "byte 4"), (bytes(4) + b"TFL3", "byte ")],
     )
-    def test_unreadable_files_give_one_line(self, run: Run, tmp_path: Path, data: bytes, message: str) -> None:
+    def test_unreadable_files_cause_one_line(self, run: Run, tmp_path: Path, data: bytes, message: str) -> None:
         (tmp_path / "[file]").write_bytes(data)
         code, text = run("inspect", tmp_path / "[file]")
         assert code == 2
@@ -132,7 +132,7 @@ class TestInspect:
 
 
 class TestCompile:
-    def test_without_a_converter_it_says_so(self, run: Run, folder: Path, tmp_path: Path) -> None:
+    def test_compile_without_a_converter_is_refused(self, run: Run, folder: Path, tmp_path: Path) -> None:
         code, text = run("compile", folder / "model.pte", "-o", tmp_path / "device.pte")
         assert code == 2
         assert "installed: none" in text
@@ -316,7 +316,7 @@ class TestEveryVerb:
             (["extract", "x.pte", "-o", "out"], "does not exist"),
         ],
     )
-    def test_wrong_use_is_one_message(self, run: Run, arguments: list[str], message: str) -> None:
+    def test_wrong_use_causes_no_traceback(self, run: Run, arguments: list[str], message: str) -> None:
         code, text = run(*arguments)
         assert code == 2
         assert message in " ".join(text.split())

@@ -73,7 +73,7 @@ def package(build: Path, folder: Path) -> Path:
     return folder
 
 
-def test_outputs_are_those_of_this_process(here: Here, built: Path, tmp_path: Path) -> None:
+def test_outputs_equal_a_run_in_this_process(here: Here, built: Path, tmp_path: Path) -> None:
     files = [tmp_path / "isolated.npz", tmp_path / "here.npz"]
     for file, option in zip(files, ([], ["--in-process"]), strict=True):
         assert here(*VERBS["run"], "-o", file, *option).code == 0
@@ -83,7 +83,7 @@ def test_outputs_are_those_of_this_process(here: Here, built: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("options", [[], ["--in-process"]])
-def test_the_time_is_measured_where_the_program_runs(
+def test_the_time_is_measured_in_the_child_process(
     here: Here, built: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []

@@ -66,7 +66,7 @@ def test_wrong_models_are_refused_without_torch(work: Path) -> None:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_a_package_of_models_that_is_not_there(here: Here, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_of_models_is_refused(here: Here, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.delitem(sys.modules, library, raising=False)
     result = here("build", f"{library}:resnet18", *DATA)

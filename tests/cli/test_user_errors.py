@@ -101,7 +101,7 @@ def test_verbose_prints_the_traceback(here: Here, faulty: Path, built: Path) -> 
     assert "in helper" in result.err
 
 
-def test_an_error_of_a_constructor_is_not_one_of_its_arguments(here: Here, work: Path, tmp_path: Path) -> None:
+def test_errors_inside_constructors_are_not_argument_errors(here: Here, work: Path, tmp_path: Path) -> None:
     (work / "inner.py").write_text(NET)
     options = ("--input", "1,1,8,8", "--calibrate", "photos", "-o", tmp_path / "out")
     result = here("build", "inner.py:Net", *options)

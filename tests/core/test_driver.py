@@ -40,7 +40,7 @@ def files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*.txt"))}
 
 
-def test_it_times_each_pass(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_driver_times_each_pass(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "openneutron.core.driver")
     running = driver()
     assert running.run("double", "double all", doubled, [1, 2]) == [2, 4]
@@ -51,7 +51,7 @@ def test_it_times_each_pass(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("given", ["variable", "intermediates_dir", "both"])
-def test_it_dumps_the_graph_before_and_after_each_pass(
+def test_the_driver_dumps_the_graph_before_and_after_each_pass(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_variable, by_option = tmp_path / "new" / "a", tmp_path / "b"
@@ -87,9 +87,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_checks_the_graph_after_each_pass_and_dumps_a_broken_one_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_driver_dumps_a_graph_before_its_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DUMP_VARIABLE, str(tmp_path))
     with pytest.raises(ValueError, match="after negate"):
         driver().run("negate", "", negative, [1])

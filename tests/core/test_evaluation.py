@@ -91,7 +91,7 @@ def test_values_of_constants_are_read_when_they_are_needed() -> None:
     assert torch.equal(output, torch.relu(INPUT * 2) + 1)
 
 
-def test_one_value_is_computed_from_known_ones() -> None:
+def test_a_value_is_computed_from_known_values() -> None:
     module = graph_of_net()
     relu = node_named(module, "relu")
     known = {node_named(module, "mul"): torch.tensor([-5.0, 5.0])}

@@ -247,7 +247,7 @@ def test_an_output_that_is_a_broken_link_is_checked(tmp_path: Path) -> None:
         check_output(tmp_path / "link")
 
 
-def test_paths_that_resemble_a_missing_one(tmp_path: Path) -> None:
+def test_messages_suggest_paths_that_resemble_a_missing_path(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "net.py").touch()
     assert similar_path(tmp_path / "photo") == " Did you mean 'photos'?"

@@ -173,7 +173,7 @@ class TestHostErrors:
         exported = torch.export.export(Function(function).eval(), (torch.rand(shape),))
         return bytes(to_edge(exported).to_executorch().buffer)
 
-    def test_a_program_with_a_kernel_that_is_not_there(self) -> None:
+    def test_a_program_with_a_missing_kernel(self) -> None:
         with pytest.raises(HostError, match=r"lacks: aten::max_pool3d_with_indices\.out"):
             HostProgram.from_bytes(self.program(lambda x: F.max_pool3d(x, 2), VIDEO))
 

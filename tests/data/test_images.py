@@ -49,7 +49,7 @@ def test_channels_and_layout() -> None:
 
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33), (20, 61)])
 @pytest.mark.parametrize(("resize", "crop"), [(24, 20), (24, (16, 20)), (None, 16), (None, (50, 70)), ((20, 28), None)])
-def test_sizes_are_those_of_torchvision(size: tuple[int, int], resize: Any, crop: Any) -> None:
+def test_sizes_equal_torchvision(size: tuple[int, int], resize: Any, crop: Any) -> None:
     """The expected sizes and offsets follow the documentation of torchvision's Resize and CenterCrop."""
     image = picture(*size)
     found = ImageTransform(resize=resize, crop=crop)(image)
@@ -75,7 +75,7 @@ def test_sizes_are_those_of_torchvision(size: tuple[int, int], resize: Any, crop
         assert float(found.sum()) == pytest.approx(float(inside.sum()), rel=1e-4)  # the rest is zero
 
 
-def test_results_are_those_of_torchvision() -> None:
+def test_results_equal_torchvision() -> None:
     pytest.importorskip("torchvision_cpu_shim")
     transforms = pytest.importorskip("torchvision.transforms")
     for size in ((40, 30), (31, 57), (24, 24)):

@@ -1,4 +1,4 @@
-"""Data of files, folders, tables and functions as samples."""
+"""Files, folders, tables and functions as data."""
 
 from __future__ import annotations
 

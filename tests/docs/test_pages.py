@@ -17,7 +17,7 @@ PAGES = sorted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_page_shows_what_its_code_prints(page: str, tmp_path: Path) -> None:
+def test_a_page_shows_the_output_of_its_code(page: str, tmp_path: Path) -> None:
     run_page(DOCS / page, tmp_path)
 
 

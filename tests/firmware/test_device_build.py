@@ -1,4 +1,4 @@
-"""The C of a package, compiled for this machine and for Cortex-M33, and run there and in QEMU.
+"""The C files of a package, compiled for this machine and for Cortex-M33, and run here and in QEMU.
 
 ExecuTorch's runtime is not built for Arm here, because its wheel has no sources.
 """
@@ -46,7 +46,7 @@ def run(folder: Path, *command: str) -> str:
 
 @needs_compilers
 @pytest.mark.parametrize("name", NAMES)
-def test_headers_compute_what_python_computes(name: str, tmp_path: Path) -> None:
+def test_headers_on_the_host_equal_python(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "firmware"
     made(name, folder)
     arrays = (f"{name}.c", "test_vectors.c")
@@ -84,7 +84,7 @@ int main(void) {
 @needs_arm
 @pytest.mark.parametrize("array", ["c", "incbin"])
 @pytest.mark.parametrize("name", NAMES)
-def test_headers_compute_on_cortex_m33_what_python_computes(name: str, array: str, tmp_path: Path) -> None:
+def test_headers_on_cortex_m33_equal_python(name: str, array: str, tmp_path: Path) -> None:
     folder = tmp_path / "firmware"
     made(name, folder, array=array, section=".flash_model")
     (folder / "start.c").write_text(STARTUP)

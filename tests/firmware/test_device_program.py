@@ -28,7 +28,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> NeutronProgram:
     return lower(quantized, payload="device", dump_kernel_selection_code=True, use_profiling=True)
 
 
-def test_a_device_program_has_the_vectors_of_its_portable_one(device: NeutronProgram, tmp_path: Path) -> None:
+def test_a_device_program_has_the_vectors_of_its_portable_program(device: NeutronProgram, tmp_path: Path) -> None:
     found = device.package(tmp_path / "firmware", name="net")
     assert found.kind == "device"
     assert {"net_portable.c", "net_portable.pte", "kernel_selection.c", "etrecord.bin"} < set(found.files)

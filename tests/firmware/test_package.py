@@ -37,7 +37,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def test_a_package_holds_the_program_and_describes_it(tmp_path: Path) -> None:
+def test_a_package_contains_and_describes_the_program(tmp_path: Path) -> None:
     found = program("int8").package(tmp_path / "firmware", name="net", section=".flash")
     folder = found.folder
     assert set(found.files) == NAMES == {path.name for path in folder.iterdir()}
@@ -121,7 +121,7 @@ SCORES = Port("y", "float32", (1, 4), (0, 1))
         (CODES, replace(IMAGES, name="y"), "functions that quantize inputs, reorder values"),
     ],
 )
-def test_the_row_of_the_conversions_names_what_the_header_has(given: Port, output: Port, contents: str) -> None:
+def test_the_row_of_the_conversions_lists_the_functions_of_the_header(given: Port, output: Port, contents: str) -> None:
     found = io_contents((given,), (output,))
     assert found == contents
     header = io_header("", "net", (given,), (output,))
@@ -189,7 +189,7 @@ def test_a_bundled_program_is_read_by_executorch() -> None:
     assert (values[1].int_val, values[2].double_val, values[3].bool_val) == (3, 2.5, True)
 
 
-def test_outputs_that_a_bundle_cannot_hold_give_none(tmp_path: Path) -> None:
+def test_a_program_without_outputs_gets_no_bundled_program(tmp_path: Path) -> None:
     found = program("nothing").package(tmp_path / "firmware")
     assert "model.bpte" not in found.files
 

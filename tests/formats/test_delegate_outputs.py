@@ -45,7 +45,7 @@ def test_a_state_is_a_valid_output() -> None:
     check_delegate_outputs(pte.read(program("stream").buffer).methods[0], "net.pte")
 
 
-def test_loading_and_packaging_refuse_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_loading_and_packaging_refuse_constant_outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     read, wrong = method_with_constant_output()
     changed = replace(read, methods=(wrong, *read.methods[1:]))
     data = program("constants").buffer

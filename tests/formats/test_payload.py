@@ -203,7 +203,7 @@ def test_pack_portable_refuses_other_files_than_tflite(tflite: bytes) -> None:
         ({"version": 2}, "version 0 or 1, found 2"),
     ],
 )
-def test_header_refuses_what_cannot_be_written(change: dict[str, Any], message: str) -> None:
+def test_a_header_refuses_values_that_the_format_cannot_store(change: dict[str, Any], message: str) -> None:
     fields = {name: getattr(HEADER, name) for name in HEADER.__dataclass_fields__}
     with pytest.raises(PayloadError, match=message):
         PayloadHeader(**(fields | change))

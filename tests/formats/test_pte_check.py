@@ -286,7 +286,7 @@ class TestSignatures:
         assert len(quantize_kernel.kinds) == 7
         assert quantize_kernel.quantized == 6
 
-    def test_unknown_operators_have_none(self) -> None:
+    def test_unknown_operators_have_no_signature(self) -> None:
         assert signature_of("mine::operator.out") is None
         assert signature_of("aten::name") is None  # an attribute of torch.ops.aten that is not an operator
         assert signature_of("aten::no_such_operator.out") is None

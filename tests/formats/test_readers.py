@@ -38,7 +38,7 @@ MODEL = parse(pte.read(PROGRAM).methods[0].delegates[0].payload).tflite
 
 
 class TestTflite:
-    def test_reads_what_we_write(self) -> None:
+    def test_tflite_reader_reads_written_models(self) -> None:
         (graph,) = tflite.read(MODEL).subgraphs
         assert [operator.name for operator in graph.operators] == ["TRANSPOSE", "CONV_2D", "TRANSPOSE"]
         convolution = graph.operators[1]
@@ -73,7 +73,7 @@ class TestTflite:
 
 
 class TestPte:
-    def test_finds_what_executorch_finds(self) -> None:
+    def test_pte_reader_equals_executorch(self) -> None:
         ours, (plan,) = pte.read(PROGRAM), deserialize_pte_binary(PROGRAM).program.execution_plan
         (method,) = ours.methods
         assert method.name == plan.name

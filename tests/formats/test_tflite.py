@@ -108,7 +108,7 @@ def test_lowering_twice_gives_equal_bytes() -> None:
     assert tflite.write(graph_of(model)) == tflite.write(graph_of(model))
 
 
-def test_no_buffer_is_there_twice(files: dict[str, tuple[Graph, bytes]]) -> None:
+def test_no_buffer_is_written_twice(files: dict[str, tuple[Graph, bytes]]) -> None:
     for name, (_, data) in files.items():
         buffers = [bytes(buffer.data) for buffer in read(data).buffers if buffer.data is not None]
         assert len(set(buffers)) == len(buffers), name
@@ -155,7 +155,7 @@ def test_constants_lie_at_multiples_of_sixteen(files: dict[str, tuple[Graph, byt
     assert found > len(files)
 
 
-def test_tensors_say_what_the_graph_says(files: dict[str, tuple[Graph, bytes]]) -> None:
+def test_tensors_equal_the_graph(files: dict[str, tuple[Graph, bytes]]) -> None:
     for name, (graph, data) in files.items():
         (written,) = read(data).subgraphs
         for indices, tensors in ((written.inputs, graph.inputs), (written.outputs, graph.outputs)):

@@ -243,7 +243,7 @@ OF_ONE_KIND: tuple[tuple[str, Change, str], ...] = (
 )  # fmt: skip
 
 
-def test_there_is_a_rule_and_a_graph_for_each_kind() -> None:
+def test_each_kind_has_a_rule_and_a_graph() -> None:
     assert set(RULES) == set(KINDS)
     assert set(GRAPHS) == set(KINDS)
 

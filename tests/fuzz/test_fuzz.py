@@ -39,6 +39,6 @@ def test_numbers_of_a_summary_that_no_float_has(number: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", [b"[[[], true, null]]", b'[[[["x"]], true, null]]', 5000 * b"["])
-def test_paths_of_inputs_that_are_none(text: bytes) -> None:
+def test_texts_that_are_not_paths_of_inputs(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"no list of inputs|not enough values"):
         leaves_from_text(text.decode())

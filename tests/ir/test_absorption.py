@@ -87,7 +87,7 @@ class TestRules:
     @pytest.mark.parametrize(
         "reader", ["output", "slice of more", "concatenation", "convolution", "slice from the end"]
     )
-    def test_rule_1_not_where_a_result_depends_on_the_padding(self, reader: str) -> None:
+    def test_rule_1_keeps_padding_that_a_result_depends_on(self, reader: str) -> None:
         net = Channels()
         x = net.pad(net.first(net.pool(net.input(1, 2, 2, 8)), 5), 8)
         if reader == "slice of more":
@@ -100,7 +100,7 @@ class TestRules:
             x = net.first(x, 2, begin=5)
         assert "PAD" in absorbed(net.returns(x))
 
-    def test_rule_1_weights_of_zero_do_not_depend_on_it(self) -> None:
+    def test_rule_1_padding_before_zero_weights_is_removed(self) -> None:
         net = Channels()
         x = net.pad(net.first(net.pool(net.input(1, 2, 2, 8)), 5), 8)
         data = np.pad(np.asarray(filters(4, 1, 1, 5).data), [(0, 0)] * 3 + [(0, 3)])
@@ -134,12 +134,12 @@ class TestRules:
         assert conv.inputs[1].qparams == QParams((0.01, 0.02, 0.02, 0.02), (0, 0, 0, 0), 0)
         assert not np.asarray(conv.inputs[1].data)[2:].any()
 
-    def test_rule_2_not_where_others_read_the_convolution(self) -> None:
+    def test_rule_2_keeps_convolutions_with_other_readers(self) -> None:
         net = Channels()
         x = net.conv(net.input(1, 2, 2, 3), 5)
         assert "PAD" in absorbed(net.returns(net.pool(net.pad(x, 8)), net.relu(x)))
 
-    def test_rule_2_not_where_the_padding_is_cheaper(self) -> None:
+    def test_rule_2_keeps_padding_that_is_cheaper(self) -> None:
         net = Channels()
         x = net.conv(net.input(1, 32, 32, 64), 8, kernel=3)
         assert "PAD" in absorbed(net.returns(net.pad(x, 64)))
@@ -165,7 +165,7 @@ class TestRules:
             output %4
         """)
 
-    def test_rule_3_not_where_the_products_cost_more(self) -> None:
+    def test_rule_3_keeps_products_that_would_cost_more(self) -> None:
         net = Channels()
         x = net.first(net.relu(net.input(1, 32, 32, 256)), 8)
         assert "SLICE" in absorbed(net.returns(net.conv(x, 64, kernel=3)))

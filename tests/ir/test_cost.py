@@ -147,7 +147,7 @@ BOUNDS: dict[Callable[[], nn.Module], float] = {FOMO: 0.15, MobileNetV2: 0.25, M
 
 
 @pytest.mark.slow
-def test_estimates_are_near_what_was_measured() -> None:
+def test_estimates_are_near_measurements() -> None:
     known = [point for point in MEASURED if point.model in BOUNDS]
     assert len(known) == 4
     for comparison in compare(known):

@@ -38,7 +38,7 @@ class TestSinkViews:
             output %1
         """)
 
-    def test_rule_1_a_chain_is_emitted_as_one(self) -> None:
+    def test_rule_1_a_chain_of_moves_is_emitted_as_one_move(self) -> None:
         net = Net()
         x = net.transpose(net.transpose(net.input(2, 3, 4), 1, 0, 2), 2, 0, 1)
         assert sunk(net.returns(x)) == golden("""
@@ -76,7 +76,7 @@ class TestSinkViews:
             output %1
         """)
 
-    def test_rule_2_not_where_the_other_operand_cannot_follow(self) -> None:
+    def test_rule_2_not_if_the_other_operand_cannot_follow(self) -> None:
         net = Net()
         x = net.reshape(net.transpose(net.input(2, 3, 4), 1, 0, 2), 3, 8)
         assert sunk(net.returns(net.add(x, net.input(8)))) == golden("""
@@ -88,7 +88,7 @@ class TestSinkViews:
             output %4
         """)
 
-    def test_rule_2_not_where_the_other_input_would_move_and_then_the_output(self) -> None:
+    def test_rule_2_not_if_both_other_input_and_output_would_move(self) -> None:
         net = Net()
         x, y = net.input(3, 4), net.input(4, 3)
         assert sunk(net.returns(net.relu(net.add(x, net.transpose(y, 1, 0))))) == golden("""
@@ -100,7 +100,7 @@ class TestSinkViews:
             output %4
         """)
 
-    def test_rule_2_where_readers_want_the_order_of_the_view(self) -> None:
+    def test_rule_2_if_readers_prefer_the_order_of_the_view(self) -> None:
         net = Net()
         x, y = net.input(3, 4), net.input(4, 3)
         assert sunk(net.returns(net.transpose(net.add(x, net.transpose(y, 1, 0)), 1, 0))) == golden("""
@@ -156,7 +156,7 @@ class TestSinkViews:
         permuted = np.asarray(graph.ops[1].inputs[1].data).reshape(2, 2, 3)
         np.testing.assert_array_equal(permuted, np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0))
 
-    def test_rule_5_not_where_rows_and_features_mix(self) -> None:
+    def test_rule_5_not_if_rows_and_features_mix(self) -> None:
         net = Net()
         rows = net.transpose(net.input(3, 2), 1, 0)
         bias = Tensor((1,), INT32, Q, np.zeros(1, np.int32))
@@ -202,7 +202,7 @@ class TestRewrites:
             output %1
         """)
 
-    def test_equal_constants_are_one(self) -> None:
+    def test_equal_constants_are_merged(self) -> None:
         net = Net()
         y = net.add(net.add(net.input(4), constant(4)), constant(4))
         assert text(share_constants(net.returns(net.add(y, constant(4, start=1))))) == golden("""

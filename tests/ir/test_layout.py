@@ -93,7 +93,7 @@ class TestWishes:
             output %7
         """)
 
-    def test_rule_4_or_stays_near_where_it_was(self) -> None:
+    def test_rule_4_otherwise_the_transpose_stays_near_its_place(self) -> None:
         net = Net()
         x = shuffled(net, nchw(net, 1, 3, 4, 8), 2)
         again = shuffled(net, part(net, x, 1, 0, 4), 2)
@@ -143,13 +143,13 @@ class TestWishes:
             output %3
         """)
 
-    def test_rule_4_not_where_that_moves_more(self) -> None:
+    def test_rule_4_not_if_more_bytes_would_move(self) -> None:
         net = Net()
         x = nchw(net, 1, 2, 3, 9)
         graph = propagate_layouts(net.returns(part(net, x, 1, 0, 2), part(net, x, 1, 2, 2)))
         assert [op.kind.name for op in graph.ops] == ["SLICE", "SLICE", "TRANSPOSE", "TRANSPOSE"]
 
-    def test_rule_4_not_for_one_reader(self) -> None:
+    def test_rule_4_not_for_a_single_reader(self) -> None:
         net = Net()
         x = net.input(1, 4, 2, 3)
         graph = propagate_layouts(net.returns(net.pool(net.transpose(part(net, x, 1, 0, 2), *TO_NHWC))))
@@ -223,7 +223,7 @@ class TestOtherUnits:
         graph = propagate_layouts(net.returns(net.reshape(part(net, gates, 1, 0, 2), 1, 3, 1, 2)))
         assert [op.kind.name for op in graph.ops] == ["MAX_POOL_2D", "RESHAPE", "SLICE", "RESHAPE"]
 
-    def test_operands_of_one_and_of_several_rows(self) -> None:
+    def test_concatenation_of_operands_with_one_and_with_several_rows(self) -> None:
         net = Net()
         both = net.op(CONCATENATION, [rows_of(net, 1, 4), rows_of(net, 3, 4)], (4, 4), axis=0, **NO_ACTIVATION)
         graph = propagate_layouts(net.returns(net.reshape(both, 1, 4, 1, 4)))
@@ -237,7 +237,7 @@ class TestOtherUnits:
             (((1, 1, 4), (1, 1, 4)), (1, 4, 1), 2),  # no dimension follows the features
         ],
     )
-    def test_where_dimensions_do_not_correspond(
+    def test_unit_dimensions_that_do_not_correspond(
         self, stored: tuple[tuple[int, ...], ...], shape: tuple[int, ...], axis: int
     ) -> None:
         views = [_must(View.identity(Tensor(sizes, INT8, Q)).reshaped(shape)) for sizes in stored]
@@ -252,7 +252,7 @@ def _must(view: View | None) -> View:
 
 
 class TestSharing:
-    def test_equal_operators_are_one(self) -> None:
+    def test_equal_operators_are_merged(self) -> None:
         net = Net()
         x = net.input(2, 4)
         first, again, other = (part(net, x, 1, begin, 2) for begin in (0, 0, 2))
@@ -275,7 +275,7 @@ class TestSharing:
         second.qparams = QParams.per_tensor(0.25, 0)
         assert len(eliminate_common_subexpressions(net.returns(first, second)).ops) == 2
 
-    def test_slices_of_slices_are_one(self) -> None:
+    def test_slices_of_slices_are_merged(self) -> None:
         net = Net()
         inner = part(net, part(net, net.input(4, 6), 0, 1, 3), 1, 2, 3)
         assert text(optimize(net.returns(part(net, inner, 0, 1, 1)))) == golden("""

@@ -74,7 +74,7 @@ class TestOptimize:
         both = optimize(net.returns(net.add(there_and_back, net.relu(net.relu(x)))))
         assert [op.kind.name for op in both.ops] == ["RELU", "RELU", "ADD"]
 
-    def test_slices_with_a_view_between_are_one(self) -> None:
+    def test_slices_with_a_view_between_are_merged(self) -> None:
         net = Net()
         inner = net.op(SLICE, [net.input(4, 6)], (3, 6), begin=(1, 0), size=(3, 6))
         outer = net.op(SLICE, [net.transpose(inner, 1, 0)], (6, 2), begin=(0, 1), size=(6, 2))

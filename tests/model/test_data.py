@@ -101,13 +101,13 @@ def test_a_data_loader_is_split_and_loses_its_labels() -> None:
     assert torch.equal(joined(DataLoader(data, batch_size=None)), images(10))
 
 
-def test_one_tensor_is_samples() -> None:
+def test_rows_of_one_tensor_are_samples() -> None:
     assert torch.equal(joined(images(7)), images(7))
     assert torch.equal(joined(images(7), transform=lambda part: part + 1), images(7) + 1)
     assert len(list(inputs_in(images(7), [form(2, 3, 8, 8)]))) == 3
 
 
-def test_any_size_where_the_model_takes_any() -> None:
+def test_batches_of_any_size_for_a_dynamic_batch() -> None:
     assert [len(x) for (x,) in inputs_in([images(2), images(3), images()[0]], [form(None, 3, 8, 8)])] == [2, 3, 1]
     for data in (images(4), DataLoader(TensorDataset(images(4)), batch_size=3)):
         assert [len(x) for (x,) in inputs_in(data, [form(None, 3, 8, 8)])] == [1] * 4

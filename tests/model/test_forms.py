@@ -262,7 +262,7 @@ def _as_tuple(sample: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", ["keyword-only with a number", "none and text", "one dict", "the same by name"])
-def test_arguments_in_what_measures(name: str) -> None:
+def test_arguments_of_any_form_in_analyze_and_compare_layers(name: str) -> None:
     kind, sample = ARGUMENTS[name]
     model = seeded(kind, linear)
     torch.manual_seed(1)
@@ -392,7 +392,7 @@ def test_example_inputs_of_another_type_are_refused() -> None:
 
 
 @pytest.mark.parametrize("given", [({"a": 0, "b": 1},), ([0, 1],), ((0, 1),)])
-def test_a_documented_program_takes_what_the_model_takes(given: tuple[Any, ...]) -> None:
+def test_a_documented_program_takes_the_arguments_of_the_model(given: tuple[Any, ...]) -> None:
     class Sum(nn.Module):
         def forward(self, given: Any) -> torch.Tensor:
             first, second = given.values() if isinstance(given, dict) else given

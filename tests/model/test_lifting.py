@@ -121,7 +121,7 @@ def quantized(name: str) -> QuantizedModel:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
-def test_the_program_is_the_one_that_torch_export_makes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_equals_the_one_of_torch_export(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantized(name)
     lifted, traced = lifted_program(model.module, model.examples), export(model.module, model.examples)
     assert lifted is not None
@@ -140,7 +140,7 @@ def test_the_program_is_the_one_that_torch_export_makes(name: str, monkeypatch: 
     assert lower(model).buffer == program.buffer
 
 
-def test_lower_traces_only_what_cannot_be_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_traces_only_modules_that_cannot_be_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = 0
     torchs_export = torch.export.export
 

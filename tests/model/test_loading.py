@@ -186,7 +186,7 @@ class TestWeights:
         with pytest.raises(InputError, match="contains no state dict"):
             load_weights(network(), tmp_path / "w.pt")
 
-    def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="Cannot read"):
             load_weights(network(), tmp_path / "none.pt")
 

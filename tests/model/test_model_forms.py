@@ -401,7 +401,7 @@ def test_values_that_an_operator_does_not_take(jobs: int) -> None:
     assert jobs > 1 or (error.value.source or "").startswith(__file__)
 
 
-def test_errors_of_what_is_evaluated_are_named() -> None:
+def test_errors_of_evaluate_name_the_sample() -> None:
     model, data = net(), images(2)
     with pytest.raises(InputError, match="Running the model on sample 1 failed: RuntimeError"):
         evaluate(model, [(data[0], 0), (data[1][:, :2], 0)])

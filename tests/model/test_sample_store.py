@@ -52,7 +52,7 @@ def test_samples_are_equal_in_values_and_layout(most_bytes: int, bytes_of_a_file
                     assert value.is_contiguous(memory_format=layout)
 
 
-def test_samples_within_the_limit_are_the_given_ones() -> None:
+def test_samples_within_the_limit_are_returned_unchanged() -> None:
     store, kept, given = SampleStore(10**6), list[tuple[Any, ...]](), samples()
     for sample in given:
         store.keep(kept, sample)

@@ -77,7 +77,7 @@ def quantized_in(flow: str, model: Any, steps: list[models.Inputs], recover: str
 class TestEveryWayToKeepState:
     @pytest.mark.parametrize("name", MODELS)
     @pytest.mark.filterwarnings("ignore::openneutron.quantizer.UnquantizedWarning")
-    def test_the_program_does_what_the_model_does(self, name: str) -> None:
+    def test_the_program_agrees_with_the_model_on_a_stream(self, name: str) -> None:
         model, floor, left = built(name), *MODELS[name]
         steps = models.stream(model, STEPS)
         wanted = outputs(copy.deepcopy(model), steps)
@@ -169,7 +169,7 @@ class TestStreams:
     @pytest.mark.parametrize(
         "options", [{"batch_size": 1}, {"batch_size": 8}, pytest.param({"jobs": 2}, marks=pytest.mark.slow)], ids=str
     )
-    def test_jobs_and_batches_see_what_one_process_sees(self, options: dict[str, Any]) -> None:
+    def test_jobs_and_batches_give_the_ranges_of_one_process(self, options: dict[str, Any]) -> None:
         model = models.RingBuffer().eval()
         steps = models.stream(model, STEPS)
         one, other = (quantize(model, steps[0], steps, recover=None, **more) for more in ({}, options))
@@ -355,7 +355,7 @@ class TestRefused:
         with pytest.raises(ModelError, match=r"writes to the parameter 'weight'.*register_buffer.*test_state"):
             quantize(WritesToParameter().eval(), (torch.ones(1, 4),), [torch.ones(1, 4)])
 
-    def test_strict_export_of_what_it_loses(self) -> None:
+    def test_a_write_that_strict_export_loses_is_refused(self) -> None:
         model = models.RingBuffer().eval()
         with pytest.raises(ModelError, match=r"self\.cache\.copy_"):
             quantize(model, models.stream(model, 1)[0], models.stream(model, 2), strict=True)

@@ -21,7 +21,7 @@ def test_the_network_has_enough_sqnr(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMING)
-def test_it_does_so_over_two_hundred_steps(name: str) -> None:
+def test_streaming_networks_have_enough_sqnr_over_two_hundred_steps(name: str) -> None:
     row = measure(name, 200)
     assert row.sqnr > row.sqnr_without_state - MOST_LOST
     assert row.sqnr_at_the_end > row.sqnr_without_state - MOST_LOST
@@ -29,7 +29,7 @@ def test_it_does_so_over_two_hundred_steps(name: str) -> None:
 
 @pytest.mark.parametrize("name", STREAMING)
 @torch.no_grad()
-def test_both_forms_are_one_function(name: str) -> None:
+def test_streaming_and_stateless_forms_are_equal(name: str) -> None:
     network = STREAMING[name]().eval()
     frames = torch.randn(1, network.frame[1], 40, generator=torch.Generator().manual_seed(0))
     found = torch.cat([network(frame) for frame in torch.split(frames, 1, -1)], -1)

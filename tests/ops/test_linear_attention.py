@@ -63,12 +63,12 @@ SPELLINGS: dict[str, Attend] = {
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_it_is_one_delegate(name: str) -> None:
+def test_linear_attention_is_one_delegate(name: str) -> None:
     assert_one_delegate_in_both_flows(attention(SPELLINGS[name]), SAMPLES, 20, recover=None)
 
 
 @pytest.mark.parametrize("recover", ["fast", "auto"])
-def test_it_is_one_delegate_when_recovered(recover: str) -> None:
+def test_recovered_linear_attention_is_one_delegate(recover: str) -> None:
     one_delegate(attention(_rows), SAMPLES, 20, recover)
 
 
@@ -125,7 +125,7 @@ def test_rule_1_other_products_stay(function: Callable[..., Any]) -> None:
     assert not _split(function)[0]
 
 
-def test_rule_1_what_stays_in_float_stays() -> None:
+def test_rule_1_products_in_float_are_not_split() -> None:
     sample = torch.randn(2, 3), torch.randn(3, 4)
     module = torch.export.export(Function(lambda x, y: (F.pad(x, (0, 0, 0, 1), value=1.0) @ y)[-1:]), sample).module()
     assert not split_padded_products(module, TARGETS["imxrt700"], lambda node: op_name(node) == "aten.matmul.default")

@@ -100,7 +100,7 @@ class TestBothFlows:
         assert worst_lsb(converted, program.run, samples) <= 1
 
     @pytest.mark.parametrize("activation", [F.relu, F.relu6, torch.tanh])
-    def test_an_activation_after_it(self, activation: Callable[..., torch.Tensor]) -> None:
+    def test_an_activation_after_a_linear_per_channel(self, activation: Callable[..., torch.Tensor]) -> None:
         model = quantized(Function(lambda layer, x: activation(layer(x)), nn.Linear(16, 12)), ((3, 16),), **PER_CHANNEL)
         assert agreement(lowered(model), model).worst <= 1
         (graph,) = partition_graphs(model)
@@ -225,7 +225,7 @@ class TestLimits:
         assert everything_on_the_npu(program)
         assert agreement(program, model).worst <= 1
 
-    def test_another_quantizer_may_exceed_them(self) -> None:
+    def test_limits_do_not_apply_to_scales_of_another_quantizer(self) -> None:
         quantized_ops: Any = torch.ops.quantized_decomposed
         features = self.FEATURES + 1
         activation = (0.05, 3, -128, 127, torch.int8)

@@ -24,7 +24,7 @@ MODELS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_runs(name: str) -> None:
+def test_values_of_many_dimensions_run(name: str) -> None:
     function, rank = MODELS[name]
     model: nn.Module = Function(function)
     converted = quantized(model, ((2,) * rank,))

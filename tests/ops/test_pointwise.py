@@ -241,7 +241,7 @@ class TestRanges:
     def test_squeeze_and_excite(self, activation: Function, gate: Function) -> None:
         assert fidelity(seeded(lambda: SqueezeAndExcite(activation, gate)), [IMAGE], 2.0) >= 25
 
-    def test_a_sum_does_not_coarsen_what_it_sums(self) -> None:
+    def test_a_sum_does_not_coarsen_its_operands(self) -> None:
         values = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
         module = convert(Model(lambda _, x: x.relu().sum((2, 3))), (values,))
         dequantized = filter(is_dequantize, module.graph.nodes)

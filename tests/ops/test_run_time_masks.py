@@ -166,7 +166,7 @@ def test_masked_values(spelling: Spelling) -> None:
     assert torch.equal(first[:, :visible], second[:, :visible])
 
 
-def test_it_is_as_accurate_as_a_constant_mask() -> None:
+def test_a_run_time_mask_is_as_accurate_as_a_constant_mask() -> None:
     for spelling in (SPELLINGS[0], SPELLINGS[8], SPELLINGS[12], SPELLINGS[15]):
         model, padded = spelling.model(), samples(spelling.kind)
         mask = mask_of(spelling.kind if spelling.kind != "-100" else "-1e4", 5)

@@ -110,7 +110,7 @@ def test_softmaxes_that_are_not_decomposed() -> None:
         assert any(op_name(node) == "aten.softmax.int" for node in exported.graph.nodes)
 
 
-def test_others_are_named_in_a_warning() -> None:
+def test_coarse_softmaxes_are_named_in_a_warning() -> None:
     model = key_points(lambda s: s.flatten(2).softmax(-1))
     with pytest.warns(CoarseSoftmaxWarning, match=rf"py:\d+\) returns {COUNT} probabilities"):
         convert(model, maps()[0], quantizer=NeutronQuantizer())

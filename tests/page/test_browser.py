@@ -153,7 +153,7 @@ def test_the_keyboard_reaches_search_and_order(browser: Any, pages: dict[str, Pa
         assert heading.get_attribute("aria-sort") == "descending"
 
 
-def test_without_scripts_all_is_there_but_search(browser: Any, pages: dict[str, Path]) -> None:
+def test_without_scripts_only_the_search_is_missing(browser: Any, pages: dict[str, Path]) -> None:
     with Opened(browser, pages["small"], 1000, java_script_enabled=False) as opened:
         page = opened.page
         assert page.locator(".search:visible").count() == 0

@@ -66,7 +66,7 @@ def count(value: int) -> str:
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def test_accuracy_rows_are_those_of_the_summary(page: Element, summary: Summary) -> None:
+def test_accuracy_rows_equal_the_summary(page: Element, summary: Summary) -> None:
     for cells, row in zip(table(page, "accuracy")[1:], summary.accuracy, strict=True):
         assert row.value is not None
         assert row.interval is not None
@@ -78,7 +78,7 @@ def test_accuracy_rows_are_those_of_the_summary(page: Element, summary: Summary)
     assert summary.accuracy[1].lost == 6
 
 
-def test_validation_rows_are_those_of_the_summary(page: Element) -> None:
+def test_validation_rows_equal_the_summary(page: Element) -> None:
     assert table(page, "validation")[1:] == [
         ["output 0", "float model", "31.2 dB", "0.999125", "0.0625", "3.00", "16"],
         ["output 0", "converted module", "no error", "1.000000", "0", "0", "16"],
@@ -189,7 +189,7 @@ def test_layers_have_the_accuracy_of_the_summary(page: Element, summary: Summary
     assert [row[1] for row in table(page, "sqnr")[1:]] == ["21.5 dB", "25.2 dB", "27.8 dB"]
 
 
-def test_the_differences_are_those_of_two_summaries(page: Element, summary: Summary) -> None:
+def test_the_differences_equal_two_summaries(page: Element, summary: Summary) -> None:
     rows = {row[0]: row[1:] for row in table(page, "differences")[1:]}
     assert rows["bytes of the .pte"] == [
         count(summary.program_bytes + 24),
@@ -358,7 +358,7 @@ def test_every_part_may_be_missing(summary: Summary, name: str, change: Callable
     assert "nan" not in re.findall(r"[a-z]+", document.text)
 
 
-def test_a_page_of_a_large_network_stays_small_and_says_what_is_left_out() -> None:
+def test_a_page_of_a_large_network_stays_small_and_lists_omissions() -> None:
     name = "encoder.layers.{0}.self_attention.output_projection.with_a_long_name_{0}"
     summary = large_summary(4000, changed=3000, name=name)
     start = time.perf_counter()

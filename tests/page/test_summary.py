@@ -57,7 +57,7 @@ def summary(model: QuantizedModel, program: NeutronProgram, found: Analysis) -> 
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def test_the_numbers_are_those_of_the_program(summary: Summary, program: NeutronProgram) -> None:
+def test_the_numbers_equal_the_program(summary: Summary, program: NeutronProgram) -> None:
     estimate = program.estimate()
     assert (summary.cycles, summary.macs) == (estimate.cycles, estimate.macs)
     assert summary.memory.needed_bytes == estimate.fit.needed_bytes
@@ -77,7 +77,7 @@ def test_each_layer_on_the_npu_names_its_node_and_module(summary: Summary, progr
     assert convolutions == [row.node for row in program.placement if "convolution" in row.op][: len(convolutions)]
 
 
-def test_the_live_bytes_of_each_layer_are_those_of_its_tensors(summary: Summary) -> None:
+def test_the_live_bytes_of_each_layer_equal_its_tensors(summary: Summary) -> None:
     for number, layer in enumerate(summary.layers):
         alive = [one.bytes for one in summary.memory.tensors if one.first <= number <= one.last]
         assert sum(alive) == layer.live_bytes

@@ -179,9 +179,7 @@ def assert_in_order(name: str, found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(("model", "inputs"), FORMATS)
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_is_transposed_where_the_input_is_channels_last(
-    name: str, model: bool, inputs: bool, tmp_path: Path
-) -> None:
+def test_a_channels_last_input_needs_no_transpose(name: str, model: bool, inputs: bool, tmp_path: Path) -> None:
     chosen = quantized(name, model=model, inputs=inputs)
     program = lower(chosen, intermediates_dir=str(tmp_path))
     assert {row.where for row in program.placement} == {"npu"}

@@ -110,7 +110,7 @@ def floats(infos: tuple[TensorInfo, ...], values: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("name", CASES)
-def test_it_computes_what_the_float_program_does_of_dequantized_inputs(name: str, channels_last: bool) -> None:
+def test_int8_io_equals_the_float_program_on_dequantized_inputs(name: str, channels_last: bool) -> None:
     function, count, inputs, outputs = CASES[name]
     model = quantized(function, inputs_of(count, channels_last=channels_last))
     program = with_int8_io(model)
@@ -190,7 +190,7 @@ class TestFloatOperators:
             ("an output of the CPU", r"output 0, 'sin': aten\.sin\.default returns it in float\."),
         ],
     )  # fmt: skip
-    def test_it_is_listed_with_its_reason(self, name: str, message: str) -> None:
+    def test_a_value_left_in_float_is_listed_with_its_reason(self, name: str, message: str) -> None:
         function, count, *_ = CASES[name]
         model = quantized(function, inputs_of(count))
         with pytest.warns(FloatIOWarning, match=f"These inputs and outputs remain in float:\n  {message}"):
@@ -249,7 +249,7 @@ class TestOnTheHost:
         with pytest.raises(InputError, match="is not quantized"):
             program.outputs[0].dequantize(*inputs_of(1))
 
-    def test_integers_are_those_of_the_quantize_operator(self) -> None:
+    def test_integers_equal_the_quantize_operator(self) -> None:
         values = torch.cat([inputs_of(1)[0].flatten() * 3, torch.tensor([1e9, -1e9, 0.0])])
         for scale, zero_point in ((0.02166391, 5), (1 / 256, -128), (3.7, 127)):
             info = TensorInfo(tuple(values.shape), torch.int8, scale, zero_point)

@@ -104,7 +104,7 @@ class TestTargets:
                 assert all(TARGETS[target].granularity_note in reason for reason in reasons(rows))
 
     @pytest.mark.parametrize("target", TARGETS)
-    def test_reasons_name_the_macs_or_what_is_assumed(self, target: str) -> None:
+    def test_reasons_name_the_macs_or_the_assumption(self, target: str) -> None:
         model = quantized(Function(lambda x: x.softmax(1)), ((2, 10),))
         (reason,) = reasons(rows_of(model, target))
         known = {
@@ -136,7 +136,7 @@ class TestTargets:
     @pytest.mark.parametrize(
         ("target", "most"), [("imxrt700", 2040), ("mcxn94x", 2040), ("imx95", 240), ("imx943", 240), ("s32k5", 2032)]
     )
-    def test_softmax_is_narrower_where_there_are_more_pipelines(self, target: str, most: int) -> None:
+    def test_softmax_is_narrower_with_more_pipelines(self, target: str, most: int) -> None:
         for width in (most, most + GRANULARITY[target]):
             rows = rows_of(quantized(Function(lambda x: x.softmax(1)), ((1, width),), target=target), target)
             assert (not reasons(rows)) == (width == most), rows
@@ -221,7 +221,7 @@ class TestTransposes:
         assert "TRANSPOSE" in kinds(partition_graphs(model)[0])
         assert agreement(lowered(model, neutron_converter_flavor=LEGACY), model).worst <= 1
 
-    def test_matrices_stay_as_they_are(self) -> None:
+    def test_matrices_are_not_padded(self) -> None:
         model = quantized(nn.Linear(6, 5), ((2, 3, 4, 6),))
         (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
         assert "TRANSPOSE" not in kinds(graph)

@@ -72,7 +72,7 @@ def payloads(data: bytes) -> list[bool]:
 
 
 class TestAuto:
-    def test_without_a_converter_it_is_portable(self, quantized: QuantizedModel) -> None:
+    def test_without_a_converter_the_program_is_portable(self, quantized: QuantizedModel) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConverterWarning)
             program = lower(quantized)
@@ -80,7 +80,7 @@ class TestAuto:
         assert program.buffer == program.portable == documented(quantized)
 
     @pytest.mark.usefixtures("installed")
-    def test_with_one_it_is_for_the_device(self, quantized: QuantizedModel) -> None:
+    def test_with_a_converter_the_program_is_for_the_device(self, quantized: QuantizedModel) -> None:
         program = lower(quantized)
         assert program.is_device
         assert payloads(program.buffer) == [False]
@@ -155,7 +155,7 @@ def in_two(quantized: QuantizedModel) -> dict[str, Any]:
 @pytest.mark.usefixtures("installed")
 class TestFiles:
     @pytest.mark.parametrize("way", ["lower", "documented"])
-    def test_intermediates_are_there_before_and_after(self, way: str, in_two: dict[str, Any], tmp_path: Path) -> None:
+    def test_intermediates_of_both_stages_are_written(self, way: str, in_two: dict[str, Any], tmp_path: Path) -> None:
         options = {**in_two["options"], "intermediates_dir": str(tmp_path)}
         if way == "lower":
             lower(in_two["quantized"], **options)

@@ -237,7 +237,7 @@ def test_our_own_quantizer_leaves_no_float_operators_between_quantized_ones() ->
     assert propagate_qdq(program, CompileOptions()).program is program
 
 
-def test_the_program_itself_stays_as_it_is() -> None:
+def test_propagation_does_not_change_its_input() -> None:
     converted = foreign(
         lambda a, b, x: b(a(x).to(memory_format=LAST).clone()), two_convolutions(), quantizes_outputs=True
     )

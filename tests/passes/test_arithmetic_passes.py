@@ -99,7 +99,7 @@ class TestFoldArithmetic:
         model = Model(lambda m, x: (m.t(x) * 2 + m.k) * m.k - 1, t=layer, k=PER_CHANNEL)
         assert names(after(fold_arithmetic, seeded(lambda: model))) == ["conv_transpose2d.input"]
 
-    def test_rule_1_shared_weights_stay_as_they_are(self) -> None:
+    def test_rule_1_shared_weights_do_not_change(self) -> None:
         model = Model(lambda m, x: (m.c(x) * 2, m.c(x.abs())), c=conv())
         assert names(after(fold_arithmetic, model)) == ["conv2d.default", "abs.default", "conv2d.default"]
 
@@ -346,7 +346,7 @@ class TestFoldNormAffine:
 
     @pytest.mark.parametrize("spread", [0.0, 0.3, 0.7, 1.2])
     @pytest.mark.parametrize("trained_together", [False, True])
-    def test_per_tensor_weights_lose_nothing_by_it(self, spread: float, trained_together: bool) -> None:
+    def test_folding_a_norm_loses_no_sqnr_of_per_tensor_weights(self, spread: float, trained_together: bool) -> None:
         """Holds whether or not the following weights compensate for the norm's weights, as they do after training."""
         generator = torch.Generator().manual_seed(0)
         gains = torch.exp(spread * torch.randn(64, generator=generator))

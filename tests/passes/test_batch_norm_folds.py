@@ -151,7 +151,7 @@ def test_models_that_torchao_folds_correctly(case: Case) -> None:
 
 
 @each((*PLAIN, *SPECIAL))
-def test_the_documented_flow_computes_what_float_does(case: Case) -> None:
+def test_the_documented_flow_equals_float(case: Case) -> None:
     model, samples = seeded(case.build), samples_of(case)
     converted = convert(model, samples[0], strict=case in PLAIN, calibration=samples)
     assert sqnr(model, converted, case) > case.floor
@@ -159,7 +159,7 @@ def test_the_documented_flow_computes_what_float_does(case: Case) -> None:
 
 
 @each((*PLAIN, *SPECIAL))
-def test_the_short_way_computes_what_float_does(case: Case) -> None:
+def test_the_short_flow_equals_float(case: Case) -> None:
     model, samples = seeded(case.build), samples_of(case)
     recover = "fast" if case in SPECIAL else None
     assert sqnr(model, quantize(model, samples[0], samples, recover=recover), case) > case.floor
@@ -217,10 +217,10 @@ def trained(case: Case, *, training: bool) -> float:
 
 
 @each((*TRAINED, *CONSTANT))
-def test_training_in_train_mode_ends_with_what_float_does(case: Case) -> None:
+def test_training_in_train_mode_ends_equal_to_float(case: Case) -> None:
     assert trained(case, training=True) > case.floor - 7
 
 
 @each(SPECIAL)
-def test_training_in_eval_mode_ends_with_what_float_does(case: Case) -> None:
+def test_training_in_eval_mode_ends_equal_to_float(case: Case) -> None:
     assert trained(case, training=False) > case.floor - 3

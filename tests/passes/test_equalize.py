@@ -391,7 +391,7 @@ class TestDocumentedFlow:
         is_kept(prepared(model), model, [image(1), 10 * image(2)])
         assert noise_of(converted(model), model) < 0.1 * noise_of(converted(model, equalize=False), model)
 
-    def test_weights_stay_where_it_is_not_wanted(self) -> None:
+    def test_without_equalization_weights_do_not_change(self) -> None:
         model = lopsided()
         original = [model[index].weight for index in (0, 2, 4)]
         for weight, expected in zip(observed_weights(prepared(model, equalize=False)), original, strict=True):
@@ -434,7 +434,7 @@ class TestDocumentedFlow:
         assert all(map(torch.equal, weights(NeutronQuantizer().transform_for_annotation(module)), before))
 
     @pytest.mark.parametrize("equalized", [True, False])
-    def test_recovery_starts_from_the_model_as_it_is(self, equalized: bool) -> None:
+    def test_recovery_starts_from_the_unequalized_model(self, equalized: bool) -> None:
         model, samples = lopsided(), [(image(seed),) for seed in range(4)]
         found = quantize(model, samples[0], samples, recover="fast", equalize=equalized)
         plain = NeutronQuantizer(equalize=False)

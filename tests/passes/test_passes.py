@@ -66,7 +66,7 @@ class TestFunctionalize:
         module = after(passes.functionalize, Model(function, c=conv()))
         assert not any(map(writes_memory, module.graph.nodes))
 
-    def test_rule_1_one_after_another(self) -> None:
+    def test_rule_1_several_writes_in_sequence(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             y = m.c(x)
             y.relu_()
@@ -236,11 +236,11 @@ class TestRemoveIdentities:
         model = Model(lambda _, x: F.relu(x.clone()).contiguous())
         assert names(after(passes.remove_identities, model)) == ["relu.default"]
 
-    def test_rule_3_not_where_the_memory_format_changes(self) -> None:
+    def test_rule_3_not_if_the_memory_format_changes(self) -> None:
         model = Model(lambda _, x: F.relu(x.contiguous(memory_format=torch.channels_last)))
         assert "contiguous.default" in names(after(passes.remove_identities, model, changes=False))
 
-    def test_rule_3_not_where_something_writes(self) -> None:
+    def test_rule_3_not_if_an_operator_writes(self) -> None:
         def function(_: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             y = x.clone()
             y.view(1, -1).relu_()
@@ -275,7 +275,7 @@ class TestFoldBatchNorm:
         module = after(passes.fold_batch_norm, seeded(build), inputs)
         assert len(names(module)) == 1
 
-    def test_rule_1_others_that_share_the_weight_keep_it(self) -> None:
+    def test_rule_1_other_readers_keep_a_shared_weight(self) -> None:
         model = seeded(lambda: Model(lambda m, x: m.b(m.c(F.relu(m.a(m.c(x))))) + m.c(x), c=conv(), a=bn(), b=bn()))
         assert "mul.Tensor" not in names(after(passes.fold_batch_norm, model))
 
@@ -368,7 +368,7 @@ class TestNameBadInputs:
         module = after(passes.add_input_guards, Model(lambda m, x: m.c(x), c=conv()))
         assert not passes.add_input_guards(module)
 
-    def test_a_graph_without_a_check_gets_none(self) -> None:
+    def test_graphs_without_a_check_get_no_check(self) -> None:
         module: GraphModule = torch.export.export(conv().eval(), (image(),)).module(check_guards=False)
         assert not passes.add_input_guards(module)
 

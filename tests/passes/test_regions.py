@@ -116,7 +116,7 @@ def _model(function: Function) -> nn.Module:
 
 class TestInlineRegions:
     @pytest.mark.parametrize("function", [*REGIONS, _in_bfloat16])
-    def test_rule_1_the_operators_of_a_region_are_those_of_the_graph(self, function: Function) -> None:
+    def test_rule_1_operators_of_a_region_move_into_the_graph(self, function: Function) -> None:
         module = exported(_model(function))
         changed = any(isinstance(node.target, HigherOrderOperator) for node in module.graph.nodes)
         assert passes.inline_regions(module) == changed

@@ -49,7 +49,7 @@ class TestRemoveIdentities:
             lambda x: x.to(torch.int32),
         ],
     )  # fmt: skip
-    def test_rule_3_not_where_dtype_or_format_change(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def test_rule_3_not_if_dtype_or_format_change(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
         after(passes.remove_identities, Model(lambda _, x: copy(F.relu(x))), changes=False)
 
     @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ class TestRemoveIdentities:
             lambda x: torch.roll(x, (0, 1), (2, 3)), lambda x: x.expand(2, 4, 8, 8),
         ],
     )  # fmt: skip
-    def test_rule_4_not_where_the_shape_alone_stays(self, mover: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def test_rule_4_movers_that_keep_only_the_shape_stay(self, mover: Callable[[torch.Tensor], torch.Tensor]) -> None:
         after(passes.remove_identities, Model(lambda _, x: mover(F.relu(x))), changes=False)
 
     def test_rule_5_reshapes_of_reshapes(self) -> None:
         model = Model(lambda _, x: F.relu(x).flatten(1).view(16, 16).unsqueeze(0))
         assert names(after(passes.remove_identities, model)) == ["relu.default", "reshape.default"]
 
-    def test_rule_5_back_to_the_shape_there_was(self) -> None:
+    def test_rule_5_reshapes_back_to_the_first_shape_are_removed(self) -> None:
         model = Model(lambda _, x: F.relu(x).flatten(1).view(1, 4, 8, 8))
         assert names(after(passes.remove_identities, model)) == ["relu.default"]
 
-    def test_rule_5_what_others_read_stays(self) -> None:
+    def test_rule_5_reshapes_with_other_readers_stay(self) -> None:
         def function(_: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             y = F.relu(x).flatten(1)
             return y, y.view(2, 128)
@@ -95,7 +95,7 @@ class TestRemoveIdentities:
         module = after(passes.remove_identities, Model(function))
         assert names(module) == ["relu.default", "flatten.using_ints", "reshape.default"]
 
-    def test_rule_5_not_where_the_order_in_memory_would_change(self) -> None:
+    def test_rule_5_not_if_the_order_in_memory_would_change(self) -> None:
         """The first of two reshapes of a permuted value copies it. Without the copy, later operators would see other
         strides.
         """
@@ -103,7 +103,7 @@ class TestRemoveIdentities:
         found = names(after(passes.remove_identities, model, changes=False))
         assert found == ["permute.default", "reshape.default", "view.default", "relu.default"]
 
-    def test_rules_3_to_5_not_where_something_writes(self) -> None:
+    def test_rules_3_to_5_not_if_an_operator_writes(self) -> None:
         def function(_: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             y = x.repeat(1, 1, 1, 1)
             y.view(1, -1).relu_()
@@ -121,7 +121,7 @@ class TestFoldConstants:
             lambda x: torch.ones_like(x[:, :1]).expand(-1, 4, -1, -1),
         ],
     )  # fmt: skip
-    def test_rule_3_what_reads_a_shape_alone(self, constant: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def test_rule_3_functions_of_shapes_are_folded(self, constant: Callable[[torch.Tensor], torch.Tensor]) -> None:
         model = Model(lambda _, x: F.relu(x) + constant(x))
         assert names(after(passes.fold_constants, model)) == ["relu.default", "add.Tensor"]
 
@@ -162,7 +162,7 @@ class TestRemoveDeadOperators:
         assert names(after(passes.eliminate_dead_code, Model(function))) == ["chunk.default", "getitem"]
         assert prepared(Model(function)) == ["slice.Tensor"]
 
-    def test_rule_2_what_was_written_in_place(self) -> None:
+    def test_rule_2_dead_writes_in_place_are_removed(self) -> None:
         def function(_: Any, x: torch.Tensor) -> torch.Tensor:
             x.clone().relu_().add_(1.0)
             return x.abs()
@@ -181,7 +181,7 @@ class TestRemoveDeadOperators:
         assert model(torch.ones(2, 3), torch.ones(4, 5)).shape == (2, 3)
         assert sum(map(is_quantize, model.module.graph.nodes)) == 2
 
-    def test_not_what_writes(self) -> None:
+    def test_operators_that_write_are_not_removed(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             m.k.add_(1.0)
             return x.abs()
@@ -226,7 +226,7 @@ class TestShareResults:
         module = exported(Model(lambda _, x: torch.rand_like(x) + torch.rand_like(x)))
         assert not passes.eliminate_common_subexpressions(module)
 
-    def test_not_where_something_writes(self) -> None:
+    def test_values_with_later_writes_are_not_merged(self) -> None:
         def function(_: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             y, z = x.abs(), x.abs()
             y.view(1, -1).relu_()
@@ -249,7 +249,7 @@ class TestRemoveExpands:
         found = names(after(passes.remove_expands, model, image(2, 4, 6, 8), image(2, 4, 1, 1)))
         assert not {"expand.default", "broadcast_to.default"} & set(found)
 
-    def test_rule_one_of_two(self) -> None:
+    def test_rule_one_of_two_expands_is_removed(self) -> None:
         model = Model(lambda _, x: x.expand(2, 4, 3, 1) + x.expand(2, 4, 1, 1).expand(2, 4, 3, 1).abs())
         found = names(after(passes.remove_expands, model, image(2, 4, 1, 1)))
         assert found == ["expand.default", "expand.default", "abs.default", "add.Tensor"]
@@ -269,7 +269,7 @@ class TestRemoveExpands:
             lambda x, y: torch.cat([x, y.expand(2, 4, 6, 8)], 1), lambda _, y: y.expand(2, 4, 6, 8).mul(y),
         ],
     )  # fmt: skip
-    def test_not_where_the_other_operand_is_not_full(self, function: Callable[..., torch.Tensor]) -> None:
+    def test_expands_that_the_readers_need_stay(self, function: Callable[..., torch.Tensor]) -> None:
         model = Model(lambda _, x, y: function(x, y))
         after(passes.remove_expands, model, image(2, 4, 6, 8), image(2, 4, 1, 1), changes=False)
 
@@ -376,7 +376,7 @@ class TestReadParts:
         ],
         ids=["the last", "within one", "select", "narrow", "of a concatenation of it"],
     )
-    def test_a_slice_in_one_part_reads_that(self, part: Callable[..., torch.Tensor]) -> None:
+    def test_a_slice_within_one_part_reads_the_part(self, part: Callable[..., torch.Tensor]) -> None:
         module = after(
             passes.fold_slices_of_concatenations,
             Model(lambda m, x: part(torch.cat([m.c(x), m.d(x)], 1)), c=conv(), d=conv()),
@@ -399,7 +399,7 @@ class TestMoveActivations:
         found = names(after(move, model))
         assert found == ["conv2d.default", "relu.default", "conv2d.default", "relu.default", "cat.default"]
 
-    def test_rule_1_one_activation_may_stay_one(self) -> None:
+    def test_rule_1_an_activation_may_move_to_several_inputs(self) -> None:
         model = Model(lambda m, x: F.relu6(torch.cat([m.c(x), F.max_pool2d(x, 3, 1, 1)], 1)), c=conv())
         assert names(after(move, model)).count("relu6.default") == 2
 
@@ -411,11 +411,11 @@ class TestMoveActivations:
         relus = [node for node in module.graph.nodes if "relu" in node.name]
         assert [str(node.args[0]) for node in relus] == ["conv2d", "conv2d_1", "conv2d_2"]
 
-    def test_rule_2_an_input_that_has_it(self) -> None:
+    def test_rule_2_the_same_activation_on_one_input(self) -> None:
         model = Model(lambda m, x: F.relu(torch.cat([F.relu(m.c(x)), m.d(x)], 1)), c=conv(), d=conv())
         assert names(after(move, model)).count("relu.default") == 2
 
-    def test_rule_2_all_inputs_have_it(self) -> None:
+    def test_rule_2_the_same_activation_on_all_inputs(self) -> None:
         model = Model(lambda m, x: F.relu(torch.cat([F.relu(m.c(x)), F.relu(x)], 1)), c=conv())
         found = names(after(move, model))
         assert found == ["conv2d.default", "relu.default", "relu.default", "cat.default"]
@@ -424,7 +424,7 @@ class TestMoveActivations:
         model = Model(lambda m, x: F.relu(torch.cat([F.relu6(m.c(x)), m.d(x)], 1)), c=conv(), d=conv())
         assert names(after(move, model)).count("relu.default") == 2
 
-    def test_rule_3_not_where_two_inputs_cannot_fuse_it(self) -> None:
+    def test_rule_3_not_if_two_inputs_cannot_fuse_the_activation(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             return F.relu(torch.cat([m.c(x), F.max_pool2d(x, 3, 1, 1), F.avg_pool2d(x, 3, 1, 1)], 1))
 
@@ -441,7 +441,7 @@ class TestMoveActivations:
         ],
         ids=["is not fused", "nothing fuses", "not a concatenation", "read elsewhere", "inputs read elsewhere"],
     )
-    def test_not_where(self, function: Callable[..., torch.Tensor]) -> None:
+    def test_activations_that_are_not_moved(self, function: Callable[..., torch.Tensor]) -> None:
         after(move, Model(function, c=conv(), d=conv()), changes=False)
 
     def test_activations_that_the_target_does_not_fuse_stay(self) -> None:

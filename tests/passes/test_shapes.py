@@ -38,7 +38,7 @@ def only_moves(case: Case) -> bool:
 
 
 def test_values_are_moved_exactly() -> None:
-    """Tests all cases in one program. Each output is bitwise equal."""
+    """Tests all cases in one program. Each output equals the quantized module exactly."""
     cases = [case for case in CASES if only_moves(case)]
     assert {case.target for case in cases} >= {case.target for case in CASES}
     shapes = [shape for case in cases for shape in case.shapes]

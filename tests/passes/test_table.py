@@ -85,7 +85,7 @@ def test_a_pass_can_depend_on_the_change_of_another(first: Callable[[GraphModule
     assert names(rows) == [first.__name__, *["asks"] * runs]
 
 
-def test_a_pass_gets_what_its_parameters_name() -> None:
+def test_a_pass_gets_the_arguments_that_its_parameters_name() -> None:
     assert Pass(asks, "p")(module(), Setting(TARGET, training=True))
     assert not Pass(asks, "p")(module(), Setting(TARGET))
 

@@ -45,7 +45,7 @@ class TestBatchLayers:
         assert names(module) == ["unsqueeze.default", "conv2d.default", "squeeze.dim"]
 
     @pytest.mark.parametrize("model", [nn.Conv2d(4, 8, 3), nn.Linear(8, 3)])
-    def test_not_one_of_a_batch(self, model: nn.Module) -> None:
+    def test_layers_of_a_batch_get_no_dimension(self, model: nn.Module) -> None:
         after(passes.add_batch_dimension, model, image(), changes=False)
 
     def test_no_squeeze_remains_between_layers_and_elementwise_operators(self) -> None:
@@ -62,7 +62,7 @@ class TestBatchLayers:
         model = Model(lambda m, x: torch.softmax(m.a(x), 0) + m.a(x).sum(), a=nn.Conv1d(4, 4, 1))
         assert "unsqueeze.default" not in names(after(passes.add_batch_dimension, model, image(4, 8)))[4:]
 
-    def test_not_one_that_is_to_stay(self) -> None:
+    def test_layers_to_keep_get_no_dimension(self) -> None:
         def keep_all(module: Any) -> bool:
             return passes.add_batch_dimension(module, lambda _: True)
 
@@ -105,7 +105,7 @@ ALIKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("recover", [None, "fast", "auto"])
 @pytest.mark.parametrize("name", ALIKE)
-def test_as_accurate_as_in_a_batch_of_one(name: str, recover: str | None) -> None:
+def test_unbatched_networks_are_as_accurate_as_a_batch_of_one(name: str, recover: str | None) -> None:
     """Channels have different magnitudes, because observers must not treat them as samples."""
     build, shape = ALIKE[name]
     magnitudes = torch.logspace(0, 1.5, shape[0]).reshape(-1, *[1] * (len(shape) - 1))

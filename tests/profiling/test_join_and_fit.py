@@ -53,7 +53,7 @@ def times(cycles: Sequence[int]) -> BoardProfile:
     return BoardProfile((DelegateTimes(tuple((one, one + 10, one - 10) for one in cycles), (5, 5, 5)),))
 
 
-def test_summary_has_what_the_cost_model_counts(summary: Summary) -> None:
+def test_a_summary_has_the_work_that_the_cost_model_counts(summary: Summary) -> None:
     costs = TARGETS["imxrt700"].costs
     for layer in summary.layers:
         assert layer.work

@@ -61,7 +61,7 @@ def described(module: GraphModule) -> list[tuple[Any, ...]]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
-def test_modules_are_those_of_torchao(name: str) -> None:
+def test_modules_equal_torchao(name: str) -> None:
     build, shape, options = CASES[name]
     quantizer = NeutronQuantizer(**options).replace(takes_prepared_graphs=True)
     graph = prepared_graph(build, shape, quantizer)

@@ -331,7 +331,7 @@ class TestSharedWeights:
     @pytest.mark.parametrize(
         "layers", [{"a": "float"}, {"b": "float"}, {nn.Conv2d: "per_channel"}, {"*": "per_channel"}], ids=label
     )
-    def test_both_may_be_set_to_the_same_and_one_left_in_float(self, layers: dict[Key, str]) -> None:
+    def test_readers_of_a_shared_weight_take_equal_options_or_one_float(self, layers: dict[Key, str]) -> None:
         model = quantized(layers, seeded(Tied))
         assert worst_lsb(model.module, lower(model).run, [(image(),)]) <= 1
 

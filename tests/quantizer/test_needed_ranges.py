@@ -99,7 +99,7 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("name", LIMITED)
-def test_range_ends_where_outputs_do_not_change(name: str, flow: str) -> None:
+def test_ranges_end_at_values_that_do_not_change_outputs(name: str, flow: str) -> None:
     case, samples = LIMITED[name], samples_of()
     converted = FLOWS[flow](of_sum(case.function), samples)
     low, high = range_of_sum(converted)
@@ -210,7 +210,7 @@ SCORES: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
 
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("name", SCORES)
-def test_scores_end_where_probabilities_do_not_change(name: str, flow: str) -> None:
+def test_scores_end_at_values_that_do_not_change_probabilities(name: str, flow: str) -> None:
     function, is_limited = SCORES[name]
     samples = samples_of()
     low, high = range_of_sum(FLOWS[flow](of_sum(function), samples))

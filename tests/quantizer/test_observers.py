@@ -309,7 +309,7 @@ class TestDistributionObserver:
         assert max(candidates for _, candidates in counts) <= 300
 
     @pytest.mark.parametrize("together", [1, 10])
-    def test_rare_values_count_as_often_as_they_are_there(self, together: int) -> None:
+    def test_rare_values_count_with_their_frequency(self, together: int) -> None:
         """40 of 2,000,000 values are large; about one of them is among the 40,960 values of the sample."""
         values = random(together * (40 // together), 50000) * 0.5
         values[:, 777] = torch.linspace(6, 12, len(values))
@@ -389,7 +389,7 @@ class TestDistributionObserver:
         with pytest.raises(OptionError, match=r"one range for a tensor, which .*per_channel_affine cannot use"):
             observed(qscheme=torch.per_channel_affine)
 
-    def test_it_works_after_a_mask(self) -> None:
+    def test_masked_observers_widen_for_masked_scores(self) -> None:
         masked = MaskedObserver(DistributionObserver, **INT8_AFFINE)
         values = random(2, 3000)
         masked(values)
@@ -402,7 +402,7 @@ class TestDistributionObserver:
 
 
 class TestWeightObservers:
-    def test_it_looks_at_a_parameter_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_weight_observer_reads_a_parameter_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = counted(monkeypatch, observers, "bounds_by_error")
         observer = WeightObserver(dtype=torch.int8, quant_min=-127, quant_max=127, qscheme=torch.per_tensor_symmetric)
         weight = nn.Parameter(random(8, 9))
@@ -471,7 +471,7 @@ class Uint8Everywhere(Quantizer):  # type: ignore[misc]
         pass
 
 
-def test_any_quantizer_of_torchao_can_use_it() -> None:
+def test_any_quantizer_of_torchao_can_use_the_observer() -> None:
     model = seeded(lambda: nn.Linear(16, 16)).eval()
     inputs = (random(64, 16),)
     prepared = prepare_pt2e(torch.export.export(model, inputs).module(), Uint8Everywhere())

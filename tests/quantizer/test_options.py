@@ -59,7 +59,7 @@ OBSERVERS: dict[str, tuple[Any, type[nn.Module]]] = {
 
 class TestObserver:
     @pytest.mark.parametrize("name", OBSERVERS)
-    def test_it_sees_every_activation_and_the_program_follows(self, name: str) -> None:
+    def test_a_chosen_observer_observes_every_activation(self, name: str) -> None:
         chosen, kind = OBSERVERS[name]
         module = torch.export.export(seeded(small), (image(),)).module()
         prepared = prepare_pt2e(module, NeutronQuantizer(observer=chosen))
@@ -69,7 +69,7 @@ class TestObserver:
         assert {row.where for row in program.placement} == {"npu"}
         assert worst_lsb(model.module, program.run, [(image(),), (image(2),)]) <= 1
 
-    def test_its_arguments_reach_it(self) -> None:
+    def test_arguments_of_a_chosen_observer_have_effect(self) -> None:
         model = seeded(small)
         (calibration,) = ([image(), 4 * image(1)],)
         scales = []
@@ -111,7 +111,7 @@ class TestWeightsPerChannel:
             ("SDK_26_03", True), ("3.0.0", True), ("3.1.3", True),
         ],
     )  # fmt: skip
-    def test_which_releases_take_them(self, flavor: str | None, expected: bool) -> None:
+    def test_releases_that_take_weights_per_channel(self, flavor: str | None, expected: bool) -> None:
         assert takes_weights_per_channel(flavor) is expected
 
     @pytest.fixture(scope="class")

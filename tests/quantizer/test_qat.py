@@ -280,14 +280,14 @@ class TestModes:
 
 
 class TestPreparedModule:
-    def test_state_goes_into_another_one(self) -> None:
+    def test_a_prepared_module_loads_the_state_of_another_one(self) -> None:
         case = case_of("depthwise per channel")
         module, converted = trained_and_converted(case)
         other = prepared(case.model(), **dict(case.options))
         other.load_state_dict(module.state_dict())
         assert torch.equal(convert_pt2e(other)(image(3, 4, 8, 8)), converted(image(3, 4, 8, 8)))
 
-    def test_a_float_models_state_goes_into_it(self) -> None:
+    def test_a_prepared_module_loads_the_state_of_a_float_model(self) -> None:
         case = case_of("residual")
         floating = train(case.model())
         module = prepared(case.model())
@@ -369,7 +369,7 @@ class TestOnlyInTraining:
         assert not [name for name in operators(converted) if "dropout" in name]
         assert torch.equal(converted(x), converted(x))
 
-    def test_ranges_are_those_without_dropout(self) -> None:
+    def test_dropout_does_not_change_ranges(self) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             return m.l(F.relu(m.d(F.max_pool2d(m.c(x), 2))).flatten(1))  # type: ignore[no-any-return]
 

@@ -34,7 +34,7 @@ class TestDigits:
     # Calibration loses almost nothing at 4 bits. The result of two epochs differs by a few of the 500 images between
     # processors.
     @pytest.mark.parametrize(("bits", "floor", "gain"), [(4, 0.99, -0.01), (3, 0.95, 0.002)])
-    def test_training_is_better_where_calibration_loses(
+    def test_training_recovers_the_loss_of_calibration(
         self, data: DigitsSplit, bits: int, floor: float, gain: float
     ) -> None:
         tests = data.test_images, data.test_labels

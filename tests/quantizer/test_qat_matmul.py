@@ -100,7 +100,7 @@ def prepared(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> GraphModule:
 
 @every_case
 @pytest.mark.parametrize("training", [True, False])
-def test_it_trains_and_becomes_one_delegate(case: Case, training: bool) -> None:
+def test_products_train_and_become_one_delegate(case: Case, training: bool) -> None:
     model, samples = Product(case.function, *case.weights).train(training), samples_of(case)
     module = prepared(model, samples[0])
     for sample in samples:

@@ -84,7 +84,7 @@ def test_models_without_such_operators_have_no_replacement() -> None:
     assert not [part for part in module.modules() if isinstance(part, ReplaceZeros)]
 
 
-def test_conversion_removes_it() -> None:
+def test_conversion_removes_replace_zeros() -> None:
     module = _trained("root of relu")
     assert len([part for part in module.modules() if isinstance(part, ReplaceZeros)]) == 1
     converted = convert_pt2e(module)

@@ -104,7 +104,7 @@ class TestContract:
         assert len(of_weight) == 3
         torch.testing.assert_close(of_bias, (of_weight * node.args[0].args[1]).repeat(2))
 
-    def test_one_scale_where_readers_of_a_weight_differ_in_its_dimension(self) -> None:
+    def test_weights_read_along_different_dimensions_have_one_scale(self) -> None:
         """An autoencoder may read one weight in both directions."""
         model = Model(lambda m, x: F.conv_transpose2d(F.relu(F.conv2d(x, m.c.weight)), m.c.weight), c=conv(4, 8))
         quantized = quantize(seeded(lambda: model).eval(), (image(),), [image()], weight_granularity="per_channel")
@@ -140,7 +140,7 @@ class TestFusedActivations:
         nodes = annotate(Model(lambda m, x: activation(m.c(x)), c=conv()))
         assert output_spec(nodes["conv2d"]) is not None
 
-    def test_not_where_the_producer_has_another_reader(self) -> None:
+    def test_activations_of_a_producer_with_other_readers_are_not_fused(self) -> None:
         def function(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             y = m.c(x)
             return F.relu(y), y
@@ -205,7 +205,7 @@ class TestSharedGroups:
         found = scales(convert(model, (image(),)))
         assert found["aten.cat.default"] == found["aten.conv2d.default"]
 
-    def test_equal_fixed_qparams_are_concatenated_as_they_are(self) -> None:
+    def test_equal_fixed_qparams_are_concatenated_without_requantization(self) -> None:
         model = Model(lambda m, x: torch.cat([torch.sigmoid(m.c(x)), torch.sigmoid(m.d(x))], 1), c=conv(), d=conv())
         found = scales(convert(model.eval(), (image(),)))
         assert found["aten.cat.default"] == (1 / 256, -128)
@@ -240,7 +240,7 @@ class TestSharedGroups:
             (lambda m, x: torch.maximum(y := m.c(x), torch.ones(1)) + m.e(y), 0),
         ],
     )
-    def test_values_that_others_compute_with_keep_their_range(
+    def test_values_with_computing_readers_keep_their_range(
         self, function: Callable[..., Any], requantized: int
     ) -> None:
         module = convert(seeded(lambda: Model(function, c=conv(4), d=conv(4), e=nn.Conv2d(4, 4, 1))), (image(),))
@@ -301,7 +301,7 @@ class TestUnquantized:
         (message,) = (str(item.message) for item in caught if item.category is UnquantizedWarning)
         return message
 
-    def test_it_names_node_operator_line_and_reason(self) -> None:
+    def test_the_warning_names_node_operator_line_and_reason(self) -> None:
         message = self.warning(Model(lambda m, x: torch.sin(m.c(x)), c=conv()))
         head, line = message.splitlines()
         assert head == "These operators stay in float:"
@@ -361,7 +361,7 @@ class TestTorchaoFolding:
             (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), conv()), False),
         ],
     )
-    def test_which_models_need_help(self, build: Callable[[], nn.Module], wrong: bool) -> None:
+    def test_models_that_torchao_folds_wrongly(self, build: Callable[[], nn.Module], wrong: bool) -> None:
         module = torch.export.export(build().eval(), (image(),)).module()
         assert is_folded_wrongly(module) == wrong
 

@@ -145,7 +145,7 @@ class TestRanges:
         signal, noise = values.square().mean(), error(values, *range_by(rule, seen(values), INT8), INT8)
         assert 10 * math.log10(signal / noise) > 40
 
-    def test_rules_differ_where_there_are_outliers(self) -> None:
+    def test_rules_differ_on_values_with_outliers(self) -> None:
         values = STREAMS["heavy tails"]
         widths = [np.ptp(range_by(rule, seen(values), INT8, 97.0)) for rule in ranges.RULES]
         assert len({round(float(width), 3) for width in widths}) >= 3
@@ -181,7 +181,7 @@ def divergence(values: Tensor, low: float, high: float, codes: Codes) -> float:
 class TestBoundsOfWeights:
     @pytest.mark.parametrize("bits", [8, 4, 3])
     @pytest.mark.parametrize("name", ["normal", "an outlier", "heavy tails", "negative", "skewed"])
-    def test_they_are_as_good_as_brute_force(self, name: str, bits: int) -> None:
+    def test_rules_are_as_good_as_brute_force(self, name: str, bits: int) -> None:
         codes = Codes(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1, 0)
         bound = float(bounds_by_error(STREAMS[name][None], codes)[0])
         assert error(STREAMS[name], -bound, bound, codes) <= 1.05 * brute_force(STREAMS[name], codes)

@@ -78,7 +78,7 @@ def range_of_doubled(model: GraphModule) -> tuple[float, float]:
 
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("name", LIMITED)
-def test_range_ends_where_the_sum_saturates(name: str, flow: str) -> None:
+def test_ranges_end_at_the_saturation_of_the_sum(name: str, flow: str) -> None:
     function, limit = LIMITED[name]
     samples = samples_of()
     low, high = range_of_doubled(FLOWS[flow](of_doubled(function), samples))

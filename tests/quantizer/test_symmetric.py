@@ -73,7 +73,7 @@ class TestZeroPoints:
         assert all(zero_points(node) == [0] * len(node.all_input_nodes) for node in products(found.module))
         assert len(requantizations(found.module)) == requantized
 
-    def test_a_group_is_symmetric_where_only_products_read_it(self) -> None:
+    def test_a_group_is_symmetric_if_only_products_read_it(self) -> None:
         found = model(lambda layer, x, y: torch.bmm(layer(x).transpose(1, 2), y), nn.Linear(4, 4))
         assert output_of(found.module, "aten.linear.default")[1] == 0
         assert output_of(found.module, "aten.transpose.int") == output_of(found.module, "aten.linear.default")

@@ -69,7 +69,7 @@ def test_batches_give_the_outputs_and_layer_inputs_of_single_samples(
     torch.testing.assert_close(torch.cat(batched), torch.cat(single), rtol=0, atol=step)
 
 
-def test_channel_ranges_of_batches_are_those_of_samples() -> None:
+def test_channel_ranges_of_batches_equal_single_samples() -> None:
     module, samples = exported(network()), images(FEWEST_SAMPLES + 3)
     assert batches_that_run(module, samples).size > 1
     few = samples[: FEWEST_SAMPLES - 1]
@@ -124,7 +124,7 @@ def test_sizes_are_multiplied_by_the_samples_once(operator: str, is_computed: bo
 
 @pytest.mark.parametrize("zero_point", [-128, -3, 0, 127])
 @pytest.mark.parametrize("overwrites", [False, True])
-def test_roundings_are_those_of_torch(zero_point: int, overwrites: bool) -> None:
+def test_roundings_equal_torch(zero_point: int, overwrites: bool) -> None:
     module = quantize(network().eval(), images(1)[0], images(2), recover=None, progress=False).module
     node = next(node for node in module.graph.nodes if is_dequantize(node) and isinstance(node.args[0], Node))
     scale = 0.0371

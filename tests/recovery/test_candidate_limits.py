@@ -39,7 +39,7 @@ class Network(nn.Module):
 
 
 class Steps(Network):
-    """The same, with linears in a loop of Python."""
+    """The same network with linears in a loop of Python."""
 
     def forward(self, x: Tensor) -> Any:
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -56,7 +56,7 @@ class Steps(Network):
 
 
 class Joined(Network):
-    """The same, with one product for all gates of the input and one of the hidden state."""
+    """The same network with one product of the input for all gates, and one of the hidden state."""
 
     splits_sum = False
 
@@ -79,7 +79,7 @@ class Joined(Network):
 
 
 class SplitSum(Joined):
-    """The same, with one sum for all gates."""
+    """`Joined` with one sum for all gates."""
 
     splits_sum = True
 

@@ -49,7 +49,7 @@ def test_held_out_samples_select_the_damping(is_common: bool, correlated_positio
     )
 
 
-def test_merged_sums_are_those_of_all_samples() -> None:
+def test_merged_sums_equal_the_sums_of_all_samples() -> None:
     layer, generator = linear(), torch.Generator().manual_seed(0)
     rows = 3 + torch.randn(2, 1, POSITIONS, INPUTS, generator=generator)
     first, second, whole = _MomentSums(layer), _MomentSums(layer), _MomentSums(layer)

@@ -197,7 +197,7 @@ def test_of_equals_the_first_stays() -> None:
     assert coordinate_descent(Recipe(), CHOICES, scored(lambda _: 7.0), math.inf)[0] == Recipe()
 
 
-def test_without_time_the_first_is_the_only_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_time_only_the_first_recipe_is_tried(caplog: pytest.LogCaptureFixture) -> None:
     best, trials = coordinate_descent(Recipe(), CHOICES, scored(lambda _: 7.0, seconds=1e9), deadline=0.0)
     assert (best, len(trials)) == (Recipe(), 1)
     assert "The time limit is reached. Recipes with correction='biases'" in caplog.text
@@ -286,7 +286,7 @@ def test_an_invalid_time_is_refused(seconds: Any) -> None:
         ("best", ["Trying recipes", "Calibrating", "Recovering layers"]),
     ],
 )
-def test_bars_show_what_is_being_done(recipe: str | None, bars: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_bars_name_each_step(recipe: str | None, bars: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     samples = images(FEWEST_SAMPLES)
     quantize(network().eval(), samples[0], samples, recover=recipe, progress=True)
     shown = capfd.readouterr().err

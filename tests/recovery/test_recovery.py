@@ -354,7 +354,7 @@ class Siamese(nn.Module):
         (Siamese, (4, 8)),
     ],
 )
-def test_values_whose_squares_overflow_are_recovered_as_others(
+def test_values_whose_squares_overflow_are_recovered(
     network: Callable[[], nn.Module], shape: tuple[int, ...], recover: str
 ) -> None:
     model, generator = seeded(network).eval(), torch.Generator().manual_seed(0)
@@ -384,7 +384,7 @@ def test_values_whose_squares_overflow_are_recovered_as_others(
         (lambda: Siamese(bias=True), (1024, 8)),
     ],
 )
-def test_biases_are_corrected_where_sums_overflow(
+def test_biases_are_corrected_if_sums_overflow(
     network: Callable[[], nn.Module], shape: tuple[int, ...], method: Callable[..., GraphModule]
 ) -> None:
     """Sums over positions are above the limit of float32. `quantize` and the recovery compute such sums."""

@@ -46,7 +46,7 @@ class TestPlace:
             (parts(0, 400), ["sram"], 0),
         ],
     )
-    def test_parts_lie_where_they_may(self, given: Any, expected: list[str | None], missing: int) -> None:
+    def test_parts_are_in_regions_that_accept_them(self, given: Any, expected: list[str | None], missing: int) -> None:
         found = place(given, BOARD)
         assert list(where(found).values()) == expected
         assert found.missing_bytes == missing

@@ -84,7 +84,7 @@ ERRORS: dict[Callable[[], nn.Module], tuple[int, ...]] = {FOMO: (-2, -3), Mobile
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ERRORS)
-def test_cycles_beside_what_was_measured(network: Callable[[], nn.Module]) -> None:
+def test_estimated_cycles_beside_measurements(network: Callable[[], nn.Module]) -> None:
     points = [point for point in MEASURED if point.model is network]
     torch.manual_seed(0)
     inputs = (torch.randn(points[0].shape),)
@@ -113,7 +113,7 @@ class TestProgram:
         with pytest.raises(TargetError, match="Known targets"):
             program.estimate("imx9")
 
-    def test_sums_are_those_of_its_layers(self, program: NeutronProgram) -> None:
+    def test_sums_equal_the_sums_over_layers(self, program: NeutronProgram) -> None:
         estimate = program.estimate()
         assert [layer.operator for layer in estimate.layers] == ["CONV_2D", "DEPTHWISE_CONV_2D"]
         assert estimate.cycles == sum(layer.cycles for layer in estimate.layers)

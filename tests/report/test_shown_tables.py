@@ -107,7 +107,7 @@ def test_text_of_a_table_is_neither_html_nor_markup() -> None:
     assert "[bold]<b>" in terminal_text(table.as_rich())
 
 
-def test_a_long_table_says_what_it_leaves_out() -> None:
+def test_a_long_table_counts_its_omitted_rows() -> None:
     table = ResultTable("t", ("a",), tuple((str(number),) for number in range(MOST_ROWS + 5)))
     assert "5 more rows are not shown." in table.as_html()
     assert "5 more rows are not shown." in terminal_text(table.as_rich())

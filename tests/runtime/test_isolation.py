@@ -73,7 +73,7 @@ class TestIsolated:
         program.reset()
         assert outputs_of(isolated.run) == outputs_of(program.run)
 
-    def test_wrong_inputs_leave_it_usable(self, isolated: HostProgram) -> None:
+    def test_an_isolated_program_is_usable_after_wrong_inputs(self, isolated: HostProgram) -> None:
         with pytest.raises(InputError, match="has shape"):
             isolated.run(X[0])
         assert len(isolated.run(X)) == 3
@@ -107,7 +107,7 @@ class TestIsolated:
         assert messages[0] == messages[1]
         assert "CRC-32" in messages[0]
 
-    def test_its_process_ends_with_it(self, data: bytes) -> None:
+    def test_the_process_of_an_isolated_program_ends_with_it(self, data: bytes) -> None:
         program = load(data, isolated=True)
         child = child_of(program)
         del program
@@ -130,7 +130,7 @@ plain = st.none() | st.integers(-(2**60), 2**60) | st.booleans() | st.text() | s
 
 class TestMessages:
     @given(st.lists(plain | tensors(), max_size=5))
-    def test_return_what_was_written(self, values: list[Any]) -> None:
+    def test_messages_are_read_as_written(self, values: list[Any]) -> None:
         read = from_bytes(to_bytes(values))
         assert len(read) == len(values)
         for value, copy in zip(values, read, strict=True):

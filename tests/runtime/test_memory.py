@@ -143,7 +143,7 @@ class TestPools:
                 with pytest.raises(PoolError, match=r"has \d+ bytes"):
                     run_in_pools(data, inputs, **{**sizes, key: smaller})
 
-    def test_the_outputs_are_those_of_the_program(self, programs: dict[str, NeutronProgram]) -> None:
+    def test_outputs_in_pools_equal_the_program(self, programs: dict[str, NeutronProgram]) -> None:
         program = programs["one delegate"]
         memory, x = program.memory, torch.randn(1, 3, 12, 12)
         (output,) = run_in_pools(
@@ -244,7 +244,7 @@ class TestBoard:
         assert memory.device.temporary.used_bytes < sum(one.scratch_bytes for one in memory.delegates) + 400
         assert loaded["delegates"] > 2 * (40 + 80)
 
-    def test_transposed_tensors_count_where_the_cpu_transposes(self, programs: dict[str, NeutronProgram]) -> None:
+    def test_tensors_that_the_cpu_transposes_count_as_memory(self, programs: dict[str, NeutronProgram]) -> None:
         (transposed,) = programs["transposed on the CPU"].memory.delegates
         (straight,) = programs["one delegate"].memory.delegates
         assert (transposed.transposed_bytes, straight.transposed_bytes) == (3 * 12 * 12, 0)

@@ -67,7 +67,7 @@ def preprocessed(command: list[str], source: str) -> str | None:
 
 
 @pytest.mark.parametrize("name", COMPILERS)
-def test_the_sizes_of_classes_are_those_of_the_headers(name: str, tmp_path: Path) -> None:
+def test_sizes_of_classes_equal_the_headers(name: str, tmp_path: Path) -> None:
     command, abi = COMPILERS[name]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")

@@ -87,7 +87,7 @@ def in_fork(work: Callable[[], bool]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_results_in_eight_threads_are_those_of_one(program: NeutronProgram) -> None:
+def test_results_of_eight_threads_equal_one_thread(program: NeutronProgram) -> None:
     data = inputs(THREADS)
     expected = [program.run(x) for x in data]
     for number, found in enumerate(in_threads(lambda number: [program.run(data[number]) for _ in range(RUNS)])):

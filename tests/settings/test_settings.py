@@ -33,7 +33,7 @@ def test_each_setting_has_one_home_a_known_kind_and_a_sentence() -> None:
         assert field.help.endswith(".")
 
 
-def test_choices_are_those_of_the_functions() -> None:
+def test_choices_equal_the_types_of_the_functions() -> None:
     choices = {field.name: field.choices for field in FIELDS if field.choices}
     assert set(choices["recover"]) == {*RECIPES, "none"}
     assert choices["weight_granularity"] == tuple(GRANULARITIES)
@@ -50,7 +50,7 @@ def test_each_option_of_quantize_and_lower_is_a_setting() -> None:
     assert {field.name for field in dataclasses.fields(CompileOptions)} | {"int8_io"} <= names
 
 
-def test_defaults_are_those_of_the_functions() -> None:
+def test_defaults_equal_the_functions() -> None:
     parameters = inspect.signature(quantize).parameters | inspect.signature(NeutronQuantizer).parameters
     for name in ("recover", "recovery_seconds", "strict", "jobs", "stop_when_converged", "weight_bits", "equalize"):
         assert getattr(Settings().quantize, name) == parameters[name].default

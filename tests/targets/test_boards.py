@@ -251,7 +251,7 @@ class TestFile:
             NeutronTargetSpec("MIMXRT700-EVK")
 
 
-def test_kinds_of_computation_are_those_of_the_cost_model() -> None:
+def test_kinds_of_computation_equal_the_cost_model() -> None:
     free = {Work.NOTHING, Work.VIEW, Work.PART}
     assert set(COMPUTE_KINDS) == {work.name.lower() for work in Work if work not in free}
 

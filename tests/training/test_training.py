@@ -177,7 +177,7 @@ def test_outputs_follow_the_quantized_model_before_and_after_training(case: Case
     assert bool(on_cpu) == ("layers" in case.options)
 
 
-def test_the_steps_of_a_recurrent_network_have_one_weight_and_scales_stay_equal() -> None:
+def test_steps_of_a_recurrent_network_share_weight_and_scales() -> None:
     _, quantized = quantized_by(CASES[0])
     module = prepare_training(quantized)
     sizes = [tuple(value.shape) for value in module.parameters()]
@@ -238,7 +238,7 @@ def test_calls_need_not_be_batch_first() -> None:
 
 
 class OtherOutputs(nn.Module):
-    """Returns tensors beside None and a number."""
+    """Returns tensors, None and a number."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ SHAPES = (
 
 
 @pytest.mark.slow
-def test_payloads_are_those_of_executorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_payloads_equal_executorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, requests = [], []
     for number, shape in enumerate(SHAPES):
         monkeypatch.setenv("NEUTRON_DOUBLE", shape.words)
@@ -153,7 +153,7 @@ class TestCompile:
         back = dict(zip(segments, delegates(data), strict=True))
         assert pte.replace_payloads(device, {number: back[number] for number in segments if number is not None}) == data
 
-    def test_the_host_refuses_what_is_compiled(self, programs: dict[str, NeutronProgram]) -> None:
+    def test_the_host_refuses_compiled_programs(self, programs: dict[str, NeutronProgram]) -> None:
         device = compile_program(programs["one"].buffer, sdk.choose_converter(None), time_limit=LIMIT).program
         with pytest.raises(HostError, match="microcode"):
             HostProgram.from_bytes(device)

@@ -75,7 +75,7 @@ def test_each_kernel_has_its_operators_and_their_source_lines(quantized: Quantiz
     assert {str(lines[node]).rpartition(":")[0] for kernel in convolutions for node in kernel.nodes} == {__file__}
 
 
-def test_it_is_what_executorch_reads(quantized: QuantizedModel, tmp_path: Path) -> None:
+def test_kernel_names_equal_executorch(quantized: QuantizedModel, tmp_path: Path) -> None:
     model = portable_model(quantized)
     log = log_of(model)
     (tmp_path / "log").write_text(log)

@@ -44,7 +44,7 @@ HEADER = PayloadHeader((0,), (0,), (0,), (0,), 1)
 
 
 class TestChoose:
-    def test_finds_both_kinds_without_importing_them(self) -> None:
+    def test_installed_converters_are_found_without_import(self) -> None:
         assert [converter.module for converter in sdk.installed()] == [
             "eiq_neutron_sdk", "neutron_converter_SDK_25_06",
         ]  # fmt: skip
@@ -64,11 +64,11 @@ class TestChoose:
         assert sdk.choose_converter("SDK_25_06").module == "neutron_converter_SDK_25_06"
 
     @pytest.mark.parametrize("flavor", ["SDK_25_09", "3.1.3"])
-    def test_a_mismatch_lists_what_is_there(self, flavor: str) -> None:
+    def test_a_mismatch_lists_the_installed_converters(self, flavor: str) -> None:
         with pytest.raises(ConverterError, match=f"'{flavor}'.*neutron_converter_SDK_25_06.*openneutron compile"):
             sdk.choose_converter(flavor)
 
-    def test_none_at_all(self) -> None:
+    def test_without_converters_the_error_says_what_to_do(self) -> None:
         with pytest.raises(ConverterError, match=r"installed: none.*portable program needs no converter"):
             sdk.choose_converter(None, ())
 
@@ -109,7 +109,7 @@ class TestConvert:
             sdk.convert(request(), sdk.choose_converter(None), time_limit=2)
         assert time.monotonic() - start < QUICK
 
-    def test_unknown_flags_and_targets_are_refused_with_what_there_is(self) -> None:
+    def test_unknown_flags_and_targets_are_refused_with_the_known_ones(self) -> None:
         with pytest.raises(ConverterError, match=r"has no field 'fastMath'; its fields are .*fetchConstantsToSRAM"):
             sdk.convert(request(fastMath=True), sdk.choose_converter(None))
         wrong = sdk.Conversion(model(), "imx943", sdk.DEFAULT_FLAGS)
@@ -127,7 +127,7 @@ class TestConvert:
         converted = sdk.convert(request(dumpKernelSelectionCode=True), sdk.choose_converter(None))
         assert converted.kernel_selection == f"// kernels of {len(model())} bytes\n"
 
-    def test_it_leaves_no_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_conversion_leaves_no_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr("tempfile.tempdir", None)
         monkeypatch.chdir(tmp_path)

@@ -62,7 +62,7 @@ def remedies(found: BoardFit | None) -> dict[str, Remedy]:
     return {one.change: one for one in found.remedies}
 
 
-def test_tried_numbers_are_those_of_the_changed_programs(
+def test_tried_numbers_equal_the_changed_programs(
     quantized: openneutron.QuantizedModel, program: openneutron.NeutronProgram, small: NeutronTargetSpec
 ) -> None:
     found = remedies(try_changes(replace(program, board=small), quantized))
@@ -108,7 +108,7 @@ def test_options_of_the_program_are_kept(quantized: openneutron.QuantizedModel) 
     assert not found[FETCH].fits
 
 
-def test_channels_last_is_tried_where_its_saving_is_unknown() -> None:
+def test_channels_last_is_tried_if_its_saving_is_unknown() -> None:
     model = nn.Sequential(nn.Conv2d(16, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
     images = torch.rand(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     options: dict[str, Any] = {"operators_not_to_delegate": ["aten.linear.default"]}
@@ -178,7 +178,7 @@ def test_smaller_images_are_tried_with_the_float_model(
     assert NOT_MEASURED in verdict.notes
 
 
-def test_no_combination_is_tried_where_a_smaller_image_fits(
+def test_no_combination_is_tried_if_a_smaller_image_fits(
     quantized: openneutron.QuantizedModel, program: openneutron.NeutronProgram, small: NeutronTargetSpec
 ) -> None:
     found = remedies(try_changes(program, quantized, small, model=net()))

@@ -342,7 +342,9 @@ def _normalization_changes(what: str, tensor: BoardTensor, known: Normalization 
              lambda values, raw=raw, scale=scale: raw(values) / scale),  # type: ignore[misc]
         ]  # fmt: skip
     for name, way in ways:
-        yield _Change("missing normalization", f"{text} {name}.", lambda values, way=way: _via(values, tensor, way))  # type: ignore[misc]
+        yield _Change(
+            "missing normalization", f"{text} {name}.", lambda values, way=way: _changed_floats(values, tensor, way)
+        )  # type: ignore[misc]
 
 
 def _known_normalizations(
@@ -367,7 +369,7 @@ def _along(numbers: tuple[float, ...], tensor: BoardTensor, axis: int) -> Array:
     return np.asarray(numbers, np.float64).reshape(shape)
 
 
-def _via(values: Array, tensor: BoardTensor, way: Callable[[Array], Array]) -> Array:
+def _changed_floats(values: Array, tensor: BoardTensor, way: Callable[[Array], Array]) -> Array:
     """Applies `way` to the floats of an input in their logical shape, and returns the result in the order of memory."""
     logical = tensor.from_memory(values).astype(np.float64)
     if tensor.holds_codes:

@@ -314,7 +314,7 @@ def _other_cuts(
                 yield text, "swapped outputs", _cut(raw, outputs, vectors, sizes, order)
     rest = len(raw) - vectors * sum(sizes)
     if 0 < rest <= _LARGEST_HEADER:
-        text = f"The dump begins with {rest} bytes of no output (a header, or an error of alignment)."
+        text = f"The dump begins with {rest} bytes that belong to no output (a header, or an error of alignment)."
         yield text, "alignment", _cut(raw[rest:], outputs, vectors, sizes)
     for shift in range(1, min(_LARGEST_HEADER, sum(sizes) // 2)):
         late = _cut(raw[shift:], outputs, vectors, sizes)

@@ -40,7 +40,7 @@ class PaddedInstance:
     """The placeholder for each operand."""
 
     def lower(self, lowering: Lowering) -> Tensor:
-        """Emits the padding, the operator and the slice of its output; `lowering` is that of `original`."""
+        """Emits the padding, the operator and the slice of its output. `lowering` belongs to `original`."""
         operands = {
             stand_in: _pad_tensor(lowering, lowering.operands[operand], shape_of(stand_in))
             for operand, stand_in in self.padded_operands.items()

@@ -282,7 +282,7 @@ def fills_in_a_small_number(instance: OpInstance) -> bool:
 
 
 @constraint
-def has_a_limit_above_zero(instance: OpInstance) -> bool:
+def has_no_negative_limit(instance: OpInstance) -> bool:
     """lambd is not negative."""
     return bool(instance.args["lambd"] >= 0)
 
@@ -314,7 +314,7 @@ DECOMPOSED = (
         name="hardshrink",
         targets=("aten.hardshrink.default",),
         rewrite=_hardshrink,
-        constraints=(has_a_limit_above_zero,),
+        constraints=(has_no_negative_limit,),
         becomes="abs, sub, sign, relu, mul",
         notes="The form softshrink(x) + lambd * sign(softshrink(x)) takes two operators less, but loses 4 dB more.",
     ),

@@ -165,14 +165,14 @@ def _constant_divisor(instance: OpInstance) -> torch.Tensor | None:
 
 
 @constraint
-def divides_by_no_zero(instance: OpInstance) -> bool:
+def has_no_zero_divisor(instance: OpInstance) -> bool:
     """The divisor, if it is a constant, has no zeros."""
     divisor = _constant_divisor(instance)
     return divisor is None or bool((divisor != 0).all())
 
 
 @constraint
-def divides_by_no_negative(instance: OpInstance) -> bool:
+def has_no_negative_divisor(instance: OpInstance) -> bool:
     """The divisor, if it is computed, is never negative (an output of relu, abs, exp or a clamp from 0)."""
     return _constant_divisor(instance) is not None or is_never_negative(instance, instance.args["other"])
 
@@ -247,7 +247,7 @@ DECOMPOSED = (
         facts=Facts(is_continuous=True, computes_masks=True),
         becomes="mul for a constant divisor; mul, exp, mul for an exponential (such as a power) as divisor; else "
         "rsqrt, mul, mul",
-        constraints=(divides_by_no_zero, divides_by_no_negative),
+        constraints=(has_no_zero_divisor, has_no_negative_divisor),
         notes="A division by a square root becomes rsqrt, mul. The inverse of the divisor has one scale for all "
         "values, so quotients by large divisors are inexact if other divisors are close to zero.",
     ),

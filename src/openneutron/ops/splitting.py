@@ -69,7 +69,7 @@ def _as_column(value: torch.Tensor) -> torch.Tensor:
 
 
 # For each operator: the function that reshapes its inputs, and the dimension along which it then concatenates them.
-_PILES: dict[str, tuple[Callable[..., Any], int]] = {
+_STACKS: dict[str, tuple[Callable[..., Any], int]] = {
     "aten.hstack.default": (torch.atleast_1d, 1),
     "aten.vstack.default": (torch.atleast_2d, 0),
     "aten.row_stack.default": (torch.atleast_2d, 0),
@@ -79,7 +79,7 @@ _PILES: dict[str, tuple[Callable[..., Any], int]] = {
 
 
 def _stack_along_dim(rewriting: Rewriting) -> Node:
-    shaped, dim = _PILES[op_name(rewriting.instance.node)]
+    shaped, dim = _STACKS[op_name(rewriting.instance.node)]
     inputs = [reshape(rewriting, node, shaped(node.meta["val"]).shape) for node in rewriting.args["tensors"]]
     return rewriting.call(aten.cat.default, inputs, min(dim, len(rewriting.shape) - 1))
 
@@ -199,7 +199,7 @@ DECOMPOSED = (
     ),
     Decomposition(
         name="hstack, vstack, dstack",
-        targets=tuple(_PILES),
+        targets=tuple(_STACKS),
         rewrite=_stack_along_dim,
         becomes="reshape and cat",
         approximation=0.0,

@@ -173,7 +173,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A kernel of the NPU, which the converter named with `use_profiling`."""
+    """A kernel of the NPU. The converter names kernels if the option `use_profiling` is on."""
 
     delegate: int
     number: int

@@ -35,9 +35,9 @@ CODES = 255  # steps from the lowest to the highest code of an int8 range
 
 @dataclass
 class CellErrors:
-    """Sums over the steps of a layer: the energy of the hidden states, and that of their errors by limit and unit.
+    """Sums over the steps of a layer: the energy of the hidden states, and of their errors by limit and unit.
 
-    The limits are those of `REPLAYED` times `factor`, which is not 1 for a layer without a limit.
+    The limits are the elements of `REPLAYED` times `factor`, which is not 1 for a layer without a limit.
     """
 
     factor: float = 1.0
@@ -51,7 +51,7 @@ class CellErrors:
 
     @property
     def limit(self) -> float:
-        """The one of `LIMITS` with the least error."""
+        """The element of `LIMITS` with the least error."""
         return LIMITS[int(self.of_units[: len(LIMITS)].sum(1).argmin())]
 
     def ranges_of_units(self) -> tuple[float, Tensor] | None:
