@@ -94,7 +94,7 @@ def test_documented_flow_takes_the_float_model() -> None:
 
 
 class Wrapped(nn.Module):
-    """Returns what `change` makes of the scores."""
+    """Returns the scores after `change`."""
 
     def __init__(self, change: Callable[[Tensor], Any]) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ def _doubles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def converted(inputs: int, outputs: int) -> bytes:
-    """Returns what the double makes of a graph with this many inputs and outputs."""
+    """Returns the conversion of a graph with this many inputs and outputs by the double."""
     qparams = QParams.per_tensor(0.1, 0)
     sources, results, ops = [], [], []
     for number in range(max(inputs, outputs)):
