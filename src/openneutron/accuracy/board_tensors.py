@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from openneutron.accuracy.board_dump import BoardTensor
+from openneutron.cpu.signatures import signature_of
 from openneutron.errors import InputError
 from openneutron.formats import pte
 from openneutron.formats.kernel_calls import DEQUANTIZE, QUANTIZE, computing_call, qparams_of, writers_of
@@ -20,7 +21,7 @@ __all__ = ["board_inputs", "board_outputs"]
 def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     """Returns the inputs that are tensors. Raises `InputError` for a dtype that numpy does not have."""
     method = _method_of(host)
-    readers = {number: call for call in _kernels(method) for number in call.numbers[:1]}
+    readers = {call.arguments[0]: call for call in _kernels(method) if qparams_of(method, call, QUANTIZE)}
     found = zip(host.inputs, method.inputs, method.input_numbers, strict=True)
     return tuple(
         _board_tensor(position, info, value, qparams_of(method, readers.get(number), QUANTIZE))
@@ -35,7 +36,7 @@ def board_outputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     A float output has the scale and the zero point of the dequantize kernel that writes it, if there is one.
     """
     method = _method_of(host)
-    writers = writers_of(method)
+    writers = writers_of(method, signature_of)
     found = zip(host.outputs, method.outputs, method.output_numbers, strict=True)
     return tuple(
         _board_tensor(position, info, value, qparams_of(method, computing_call(writers, number), DEQUANTIZE))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from openneutron.cpu.signatures import signature_of
 from openneutron.formats import pte
 from openneutron.formats.kernel_calls import DEQUANTIZE, computing_call, qparams_of, writers_of
 from openneutron.runtime import HostProgram, TensorInfo
@@ -92,7 +93,7 @@ def _ports(
     names: Sequence[str],
     method: pte.Method,
 ) -> tuple[Port, ...]:
-    writers = writers_of(method)
+    writers = writers_of(method, signature_of)
 
     def step(number: int) -> float | None:
         qparams = qparams_of(method, computing_call(writers, number), DEQUANTIZE)

@@ -102,7 +102,9 @@ class KernelCall:
 
     name: str
     numbers: tuple[int, ...] = ()
-    """Indices of the method's values that the kernel reads, then of those that it writes, each index once."""
+    """Indices of the values in `arguments`, each index once, with the tensors of a list instead of the list."""
+    arguments: tuple[int, ...] = ()
+    """Indices of the arguments in the order of the operator's schema, then of the results. A list has one index."""
 
 
 @dataclass(frozen=True)
@@ -419,9 +421,8 @@ class _Reader:
                 if not 0 <= number < len(known):
                     raise self.source.error(arguments.at, f"an index below {len(known)}", number)
                 if kind == InstructionKind.KERNEL:
-                    yield KernelCall(
-                        operators[number], tuple(self._flatten_indices(plan, arguments.integers(1), values))
-                    )
+                    given = arguments.integers(1)
+                    yield KernelCall(operators[number], tuple(self._flatten_indices(plan, given, values)), given)
                 else:
                     yield self._read_delegate(number, backends, plan, arguments.integers(1), values)
 

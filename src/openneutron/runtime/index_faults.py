@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from openneutron.cpu.signatures import signature_of
 from openneutron.formats.delegate_outputs import BACKEND
+from openneutron.formats.kernel_calls import written_values
 from openneutron.formats.payload import argument_count
-from openneutron.formats.pte import DelegateCall, Instruction, KernelCall, Method
+from openneutron.formats.pte import DelegateCall, KernelCall, Method
 
 __all__ = ["index_fault"]
 
@@ -74,18 +76,22 @@ class _Values:
             number = self.last_at.get(place, number)
         return self.origins.get(number)
 
-    def run_kernel(self, name: str, arguments: Sequence[int]) -> None:
-        """Notes the output of a kernel, its last argument. A state that it overwrites stays an origin."""
-        if not arguments or self.method.slots[arguments[-1]].is_state:
+    def run_kernel(self, call: KernelCall) -> None:
+        """Notes the values that a kernel writes. A state that it overwrites stays an origin."""
+        slots = self.method.slots
+        outputs = [one for one in written_values(self.method, call, signature_of) if not slots[one].is_state]
+        if not outputs:
             return
-        slots, output = self.method.slots, arguments[-1]
-        source = self.origin(arguments[0])
-        if any(part in name for part in _KEEPS_VALUES) and source is not None and "int" in slots[source].dtype:
-            self.write(output, source)
+        source = self.origin(call.arguments[0])
+        if any(part in call.name for part in _KEEPS_VALUES) and source is not None and "int" in slots[source].dtype:
+            for output in outputs:
+                self.write(output, source)
             return
-        operands = [member for number in arguments[:-1] for member in slots[number].members or (number,) if member >= 0]
-        self.read[output] = tuple(origin for number in operands if (origin := self.origin(number)) is not None)
-        self.write(output, output)
+        operands = [number for number in call.numbers if number not in outputs or number in self.origins]
+        origins = [self.origin(number) for number in operands]
+        for output in outputs:
+            self.read[output] = tuple(origin for origin in origins if origin is not None)
+            self.write(output, output)
 
     def run_delegate(self, call: DelegateCall) -> None:
         """Notes the outputs of a delegate. For a backend whose payload is unknown, each new argument is an output."""
@@ -156,20 +162,18 @@ def _cure(method: Method, roots: Iterable[int]) -> str:
 
 def _run(values: _Values) -> Iterator[tuple[str, _Indices]]:
     """Follows the calls of the method, and returns the indices of each kernel call before `values` has its output."""
-    method = values.method
-    steps = [step for chain in method.chains for step in chain if step.kind in ("kernel", "delegate")]
-    for call, step in zip(method.calls, steps, strict=False):
+    for call in values.method.calls:
         if isinstance(call, KernelCall):
-            for indices in _indices_of(method, call.name, step):
+            for indices in _indices_of(values.method, call):
                 yield call.name, indices
-            values.run_kernel(call.name, step.arguments)
+            values.run_kernel(call)
         else:
             values.run_delegate(call)
 
 
-def _indices_of(method: Method, name: str, step: Instruction) -> Iterator[_Indices]:
+def _indices_of(method: Method, call: KernelCall) -> Iterator[_Indices]:
     """Returns the indices that a kernel call reads. A position that a damaged file lacks is left out."""
-    slots, arguments = method.slots, step.arguments
+    slots, name, arguments = method.slots, call.name, call.arguments
     indexed = slots[arguments[0]].sizes if arguments else ()
     if name in _LISTS:
         for size, number in zip(indexed, slots[arguments[_LIST_AT]].members, strict=False):
