@@ -120,7 +120,15 @@ def test_without_profiling_names_cost_nothing(quantized: QuantizedModel) -> None
     assert len(plain.portable) < len(lower(quantized, use_profiling=True).portable)
 
 
-@pytest.mark.parametrize("log", ["", "Graphs:", "Graphs: Graphs:", "Graphs: = Extract Graphs = Neutron Graphs:"])
+LONG = "1" * 5000  # digits of an integer that Python's `int` refuses
+LOGS = [
+    "", "Graphs:", "Graphs: Graphs:", "Graphs: = Extract Graphs = Neutron Graphs:",
+    f'Graphs: = Extract Graphs =\nNeutronOperator "subgraph_{LONG}":\nKernels:\n A\nGenerate code for Graphs:',
+    f"Graphs:\nGraphs:\nName: subgraph_{LONG}\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("log", LOGS)
 def test_other_logs_say_nothing(log: str, quantized: QuantizedModel) -> None:
     assert kernels_of(log, portable_model(quantized)) == ()
 

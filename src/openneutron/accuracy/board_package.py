@@ -22,6 +22,7 @@ __all__ = ["BoardPackage", "is_package", "read_package"]
 MANIFEST, VECTORS = "manifest.json", "test_vectors.bin"
 ALIGNMENT = 16
 """Each input and output of a vector is padded to a multiple of this number of bytes."""
+LARGEST_TOLERANCE = 1e9
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -70,7 +71,7 @@ def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:
         )
     host = load(file, isolated=isolated)
     count, tolerance = manifest.get("vectors"), manifest.get("tolerance_lsb")
-    if not isinstance(count, int) or not isinstance(tolerance, (int, float)):
+    if not isinstance(count, int) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance <= LARGEST_TOLERANCE:
         raise FormatError(f"{folder / MANIFEST} has no number of vectors or no tolerance. Write the package again.")
     inputs, outputs = board_inputs(host), board_outputs(host)
     found = _read_vectors(read_file(folder / VECTORS), count, inputs, outputs, folder / VECTORS)
@@ -80,7 +81,7 @@ def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:
 def _manifest(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(read_file(folder / MANIFEST))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and deeply nested lists
         raise FormatError(f"{folder / MANIFEST} is not valid JSON: {error}. Write the package again.") from error
     if not isinstance(found, dict):
         raise FormatError(f"{folder / MANIFEST} is not a JSON object. Write the package again.")

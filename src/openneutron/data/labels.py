@@ -19,6 +19,8 @@ __all__ = ["ClassNames", "class_names_of", "read_labels"]
 _SYNSET = re.compile(r"(n\d{8})\s+(.*)")
 
 
+MOST_DIGITS = 18
+"""The largest number of digits of an index in a text."""
 MOST_CLASSES = 1_000_000
 """The limit of indices of classes that names in the data may stand for."""
 
@@ -134,9 +136,13 @@ def _checked(names: list[str], what: str) -> ClassNames:
 
 
 def _class_index(name: str) -> int | None:
-    """Returns the index that a name such as "3" or "3.0" stands for; None for another name."""
+    """Returns the index that a name such as "3" or "3.0" stands for; None for another name.
+
+    A name of more than `MOST_DIGITS` digits is no index, because Python does not read integers of any length.
+    """
     whole, _, decimals = name.strip().partition(".")
-    return int(whole) if whole.isascii() and whole.isdecimal() and not decimals.strip("0") else None
+    is_index = whole.isascii() and whole.isdecimal() and len(whole) <= MOST_DIGITS and not decimals.strip("0")
+    return int(whole) if is_index else None
 
 
 def class_names_of(found: Iterable[str]) -> tuple[ClassNames, dict[str, int]]:

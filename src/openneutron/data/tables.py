@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from openneutron.core.files import is_file, read_file
 from openneutron.core.messages import listed
 from openneutron.data.files import LISTS, SAMPLE_TYPES
+from openneutron.data.labels import MOST_DIGITS
 from openneutron.errors import InputError
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _counts_columns(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
 
 
 def _counts(cells: Sequence[str]) -> bool:
-    if not all(cell.isascii() and cell.isdecimal() for cell in cells):
+    if not all(cell.isascii() and cell.isdecimal() and len(cell) <= MOST_DIGITS for cell in cells):
         return False
     return all(int(cell) == int(cells[0]) + index for index, cell in enumerate(cells))
 

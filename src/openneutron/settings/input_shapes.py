@@ -11,7 +11,7 @@ from openneutron.errors import OptionError
 __all__ = ["DTYPES", "InputShape", "parse_input"]
 
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
-_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]\w*):)?(?P<shape>(?:\d+(?:[,x]\d+)*)?,?)")
+_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]\w*):)?(?P<shape>(?:\d{1,18}(?:[,x]\d{1,18})*)?,?)")
 
 
 @dataclass(frozen=True)

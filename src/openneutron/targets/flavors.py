@@ -18,7 +18,7 @@ class Generation(enum.Enum):
 
 
 _SDK_RELEASE = re.compile(r"SDK_(\d\d)_(\d\d)")
-_SDK_PACKAGE = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_SDK_PACKAGE = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
 _LAST_LEGACY_RELEASE = (25, 12)
 _FIRST_RELEASE_WITH_WEIGHTS_PER_CHANNEL = (25, 9)
 _FIRST_MODERN_PACKAGE = (3, 1, 3)

@@ -19,8 +19,8 @@ __all__ = ["Kernel", "kernels_of", "node_of"]
 
 _GRAPHS = "Graphs:"
 _EXTRACTED, _GENERATED = "= Extract Graphs =", "Generate code for NeutronGraph"
-_OPERATOR = re.compile(r'NeutronOperator\s+"subgraph_(\d+)":')
-_SUBGRAPH = re.compile(r"Name:\s+subgraph_(\d+)")
+_OPERATOR = re.compile(r'NeutronOperator\s+"subgraph_(\d{1,9})":')
+_SUBGRAPH = re.compile(r"Name:\s+subgraph_(\d{1,9})\b")
 _NODE = re.compile(r"Type:\s+\w+\s+Inputs:(?P<inputs>.*?)Outputs:(?P<outputs>.*?)Location:\s+\d+", re.DOTALL)
 _TENSOR = re.compile(r"\[\d+\]:\s+(\S+)")
 _NAME = re.compile(r"(.+)\.t\d+")
