@@ -31,6 +31,9 @@ READS_PER_BYTE = 16
 FORMS = {code: struct.Struct(f"<{code}") for code in "bBhHiIqQfd?"}
 """The formats of numbers, by their characters in the struct module."""
 
+_FIELD, _REFERENCE = "a field of a table", "the offset in a field of a table"
+# These texts name no numbers of fields: making a text for each number that is read would take most of the time.
+
 Layout = tuple[int, tuple[int, ...]]
 """The size of tables with one vtable, and the offset of each field in the table (0 if absent)."""
 
@@ -46,7 +49,8 @@ class Source:
         """The layouts of tables that were read, by the offset of the vtable."""
         self.tables: dict[int, Table] = {}
         """The tables that were read, by offset, so that a second reader of the file need not parse them."""
-        self._allowance = READS_PER_BYTE * len(self.view) + 1024
+        self._bytes = len(self.view)
+        self._allowance = READS_PER_BYTE * self._bytes + 1024
 
     def error(self, offset: int, expected: str, found: object = None) -> FormatError:
         """Returns the error for wrong contents at `offset`."""
@@ -55,8 +59,8 @@ class Source:
 
     def require(self, offset: int, size: int, expected: str) -> None:
         """Raises `FormatError` unless the file has `size` bytes at `offset`. Counts them as read."""
-        if not 0 <= offset <= len(self.view) - size:
-            raise self.error(offset, expected, f"the end at byte {len(self.view)}")
+        if not 0 <= offset <= self._bytes - size:
+            raise self.error(offset, expected, f"the end at byte {self._bytes}")
         self.count(size, offset)
 
     def count(self, size: int, offset: int) -> None:
@@ -68,13 +72,17 @@ class Source:
     def number(self, offset: int, code: str, expected: str) -> int | float | bool:
         """Returns the number at `offset`. `code` is a format character of the struct module."""
         form = FORMS[code]
-        self.require(offset, form.size, expected)
+        size = form.size
+        self._allowance -= size
+        if self._allowance < 0 or not 0 <= offset <= self._bytes - size:  # here, because most of the time is spent here
+            self._allowance += size
+            self.require(offset, size, expected)
         value: int | float | bool = form.unpack_from(self.view, offset)[0]
         return value
 
     def integer(self, offset: int, code: str, expected: str) -> int:
-        """Returns the integer at `offset`."""
-        return int(self.number(offset, code, expected))
+        """Returns the integer at `offset`. `code` is the character of an integer."""
+        return self.number(offset, code, expected)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -96,11 +104,11 @@ class Table:
     def number(self, field: int, code: str, default: int | float | bool = 0) -> int | float | bool:
         """Reads a scalar field."""
         at = self.where(field)
-        return default if at is None else self.source.number(at, code, f"field {field} of a table")
+        return default if at is None else self.source.number(at, code, _FIELD)
 
     def integer(self, field: int, code: str, default: int = 0) -> int:
-        """Reads an integer field."""
-        return int(self.number(field, code, default))
+        """Reads an integer field. `code` is the character of an integer."""
+        return self.number(field, code, default)  # type: ignore[return-value]
 
     def table(self, field: int) -> Table | None:
         """Reads a field that refers to a table."""
@@ -149,7 +157,7 @@ class Table:
         at = self.where(field)
         if at is None:
             return None
-        return at + self.source.integer(at, "I", f"the offset in field {field} of a table")
+        return at + self.source.integer(at, "I", _REFERENCE)
 
     def _vector(self, field: int, element: int) -> tuple[int, int] | None:
         """Returns the offset and the length of a vector whose elements have `element` bytes."""
