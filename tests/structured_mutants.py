@@ -1,17 +1,26 @@
-"""Damaged TFLite models that are valid flatbuffers: other indices, shapes, types, qparams, options and data."""
+"""Damaged files that are valid flatbuffers with wrong contents.
+
+TFLite models get other indices, shapes, types, qparams, options and data. Programs get other numbers in the places that
+their readers read.
+"""
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flatbuffers  # noqa: TID251  the files are damaged below the level of the package
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251  as above
 
-__all__ = ["mutated_bytes", "mutated_tflite"]
+from openneutron.cpu.signatures import signature_of
+from openneutron.formats import pte, pte_check
+from openneutron.formats.flatbuffer import Source
+
+__all__ = ["mutated_bytes", "mutated_numbers", "mutated_tflite", "read_places"]
 
 _SPECIAL = (-(2**31), -2, -1, 0, 1, 2, 3, 4, 7, 16, 127, 128, 255, 256, 65535, 2**16, 2**24, 2**30, 2**31 - 1)
 _SCALES = (0.0, -1.0, 1e-45, 1e-30, 2.0**-126, 1e-6, 1.0, 1e6, 1e30, 3e38, float("inf"), float("nan"))
@@ -19,13 +28,16 @@ _ZERO_POINTS = (-(2**63), -129, -128, -1, 0, 1, 127, 128, 2**31, 2**63 - 1)
 _BUILTINS = sorted(value for value in vars(schema.BuiltinOperator).values() if isinstance(value, int))
 _OPTIONS = sorted(value for value in vars(schema.BuiltinOptions).values() if isinstance(value, int))
 
+_PLAIN = (int, float, bool, str, bytes, type(None), np.ndarray)
+_LARGEST_VECTOR = 4096  # bytes
+
 Mutation = Callable[[Any, random.Random], None]
 
 
 def mutated_tflite(data: bytes, rng: random.Random) -> bytes:
     """Returns the model with one to three changes, as a valid flatbuffer."""
     while True:
-        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        model = _copied(_model_of(data))
         try:
             for _ in range(rng.choice((1, 1, 1, 2, 3))):
                 rng.choice(_MUTATIONS)(model, rng)
@@ -34,6 +46,64 @@ def mutated_tflite(data: bytes, rng: random.Random) -> bytes:
         except (struct.error, TypeError, OverflowError, ValueError, IndexError, AttributeError):
             continue  # the change does not fit its field
         return bytes(builder.Output())
+
+
+@functools.lru_cache(maxsize=8)
+def _model_of(data: bytes) -> Any:
+    return schema.ModelT.InitFromPackedBuf(data, 0)
+
+
+def _copied(value: Any) -> Any:
+    """Returns a copy of a model that shares its arrays, which no mutation writes to."""
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if not hasattr(value, "Pack"):
+        return value
+    new = object.__new__(type(value))
+    for name, content in vars(value).items():
+        new.__dict__[name] = content if type(content) in _PLAIN else _copied(content)
+    return new
+
+
+class _Recording(Source):
+    """A file that notes the places that a reader reads."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data, "the program")
+        self.places: dict[tuple[int, int], None] = {}
+
+    def require(self, offset: int, size: int, expected: str) -> None:
+        super().require(offset, size, expected)
+        self.places[offset, size] = None
+
+    def number(self, offset: int, code: str, expected: str) -> int | float | bool:
+        self.places[offset, struct.calcsize(f"<{code}")] = None
+        return super().number(offset, code, expected)
+
+
+def read_places(data: bytes) -> list[tuple[int, int]]:
+    """Returns the offset and size of each number and vector of numbers that the readers of a program read."""
+    source = _Recording(data)
+    pte.read(source)
+    pte_check.check(source, signature_of)
+    return [(offset, size) for offset, size in source.places if 0 < size <= _LARGEST_VECTOR]
+
+
+def mutated_numbers(data: bytes, places: Sequence[tuple[int, int]], rng: random.Random) -> bytes:
+    """Returns the program with one to three other numbers: special ones, neighbours, and numbers of other places."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        offset, size = rng.choice(places)
+        width = size if size in (1, 2, 4, 8) else rng.choice((4, 8)) if size % 8 == 0 else 4 if size % 4 == 0 else 1
+        at = offset + width * rng.randrange(size // width)
+        old = int.from_bytes(out[at : at + width], "little", signed=True)
+        if rng.random() < 0.2:
+            other, _ = rng.choice(places)
+            new = int.from_bytes(out[other : other + width], "little")
+        else:
+            new = _integer(rng, old)
+        out[at : at + width] = (new % (1 << 8 * width)).to_bytes(width, "little")
+    return bytes(out[: len(data)])
 
 
 def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
