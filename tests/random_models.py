@@ -144,7 +144,7 @@ def _draw(random: Random, count: int) -> RandomModel | None:
 
 
 def _runs_at_once(model: RandomModel) -> bool:
-    """Whether the whole model runs. The values were copied between its statements, so their strides were others."""
+    """Whether the whole model runs. Drawing copied values between statements, which changed their strides."""
     (sample,) = model.samples(1, 0)
     try:
         with torch.no_grad():

@@ -98,7 +98,7 @@ def test_option_values_are_text_in_compile_specs_and_typed_in_options() -> None:
         {"operators_not_to_delegate": (None,)},
     ],
 )
-def test_values_that_make_no_sense(options: dict[str, Any]) -> None:
+def test_invalid_option_values_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError) as error:
         CompileOptions(**options)
     assert next(iter(options)) in str(error.value)
@@ -132,12 +132,12 @@ def test_a_system_config_other_than_none_is_refused() -> None:
         (CompileSpec("target", b"imxrt"), "Unknown target"),
     ],
 )
-def test_specs_that_make_no_sense(spec: CompileSpec, message: str) -> None:
+def test_invalid_specs_are_refused(spec: CompileSpec, message: str) -> None:
     with pytest.raises((OptionError, TargetError), match=message):
         CompileOptions.from_specs([spec])
 
 
 @pytest.mark.parametrize("specs", [None, "imxrt700", 3, [3], ["target"]])
-def test_values_that_are_no_specs(specs: Any) -> None:
+def test_values_that_are_not_specs_are_refused(specs: Any) -> None:
     with pytest.raises(OptionError, match="generate_neutron_compile_spec"):
         CompileOptions.from_specs(specs)

@@ -197,7 +197,7 @@ def test_documented_flow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_short_way(name: str) -> None:
+def test_short_flow(name: str) -> None:
     build, shapes, delegates, _ = CASES[name]
     model, inputs = seeded(build), inputs_of(shapes)
     with warnings.catch_warnings():

@@ -108,7 +108,7 @@ def test_moves_are_not_layers_and_keep_float_values(found: Analysis) -> None:
     ]  # fmt: skip
 
 
-def test_the_error_of_probabilities_is_that_of_their_logits() -> None:
+def test_a_softmax_at_the_end_does_not_change_shares() -> None:
     """A softmax at the end does not change the shares of other layers, whether it is quantized or not."""
     model = sabotaged()
     plain, soft = (quantized(nn.Sequential(model, *ends).eval()) for ends in ([], [nn.Softmax(1)]))
@@ -128,7 +128,7 @@ def dequantized(value: Tensor, low: float, high: float) -> Tensor:
     return (torch.round((value - low) / scale)).clamp(0, 255) * scale + low
 
 
-def test_sqnr_is_that_of_a_computation_by_hand(healthy: QuantizedModel) -> None:
+def test_sqnr_equals_a_computation_by_hand(healthy: QuantizedModel) -> None:
     data, model = images(3, seed=4), net()
     analysis = analyze(None, healthy, data)
     layer = layer_row(analysis, "first")
@@ -153,7 +153,7 @@ def test_sqnr_is_that_of_a_computation_by_hand(healthy: QuantizedModel) -> None:
     assert layer.own_sqnr_db > layer.sqnr_db
 
 
-def test_sqnr_of_the_output_is_that_of_the_two_models(healthy: QuantizedModel) -> None:
+def test_sqnr_of_the_output_compares_the_two_models(healthy: QuantizedModel) -> None:
     data, model = images(5, seed=4), net()
     with torch.no_grad():
         signal = sum(float(model(x).square().sum()) for x in data)
@@ -163,7 +163,7 @@ def test_sqnr_of_the_output_is_that_of_the_two_models(healthy: QuantizedModel) -
     assert layer_row(analysis, "head").sqnr_db == pytest.approx(analysis.output_sqnr_db)
 
 
-def test_sqnr_with_weights_alone_is_that_of_the_float_model_with_their_int8_values(healthy: QuantizedModel) -> None:
+def test_sqnr_with_int8_weights_equals_float_with_rounded_weights(healthy: QuantizedModel) -> None:
     data, model, rounded = images(5, seed=4), net(), net()
     with torch.no_grad():
         for layer in (rounded.first, rounded.second, rounded.third, rounded.head):

@@ -146,7 +146,7 @@ def test_outputs_keep_their_form_in_other_processes() -> None:
         ({"data": [torch.zeros(1)]}, InputError, "Sample 0 is a Tensor instead of a pair"),
     ],
 )
-def test_nonsense(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         evaluate(**{"run": network(), "data": data(), **arguments})
 

@@ -262,7 +262,7 @@ def test_recordings() -> None:
         evaluate(exported, data, transform=AudioTransform(8000))
 
 
-def test_nonsense(folder: Path) -> None:
+def test_wrong_runs_and_data_are_refused(folder: Path) -> None:
     exported = torch.export.export(model(), (torch.zeros(1, 3, 4, 4),)).module()
     wrong: list[Any] = [{}, exported, [exported]]
     for runs in wrong:

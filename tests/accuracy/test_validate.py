@@ -66,7 +66,7 @@ def test_each_output_has_a_row_for_each_reference(case: Case, int8_io: bool) -> 
     assert "output 1 against float" in str(found)
 
 
-def test_the_sqnr_is_that_of_the_outputs(case: Case) -> None:
+def test_the_sqnr_compares_the_outputs(case: Case) -> None:
     program = lower(case.quantized)
     found = validate(program.buffer, case.model, case.data)
     with torch.no_grad():
@@ -164,7 +164,7 @@ class TestRefusals:
         with pytest.raises(ModelError, match="needs the float model"):
             validate(lower(case.quantized))
 
-    def test_another_model(self, case: Case) -> None:
+    def test_another_model_is_refused(self, case: Case) -> None:
         with pytest.raises(ModelError, match="Give the model that the program was lowered from"):
             validate(lower(case.quantized), wrong_model(case), case.data)
 

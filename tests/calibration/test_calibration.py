@@ -367,7 +367,7 @@ class TestProcesses:
                 list(map_in_order(fail, split(range(4), 4), 2))
 
     @pytest.mark.slow
-    def test_too_many_threads_are_warned_of(self) -> None:
+    def test_too_many_threads_cause_a_warning(self) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(512)
         try:
@@ -398,7 +398,7 @@ class TestProcesses:
             {"stop_when_converged": 3},
         ],
     )  # fmt: skip
-    def test_nonsense(self, options: dict[str, Any]) -> None:
+    def test_invalid_options_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(OptionError, match=next(iter(options))):
             quantize(seeded(Network), EXAMPLE, images(2), **options)
 

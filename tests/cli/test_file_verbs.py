@@ -241,7 +241,7 @@ class TestOperators:
         assert count[0] < count[1] == count[2]
         assert legacy != other
 
-    def test_all(self, run: Run) -> None:
+    def test_operators_without_a_name_lists_all(self, run: Run) -> None:
         code, text = run("operators")
         assert code == 0
         assert "FULLY_CONNECTED" in text

@@ -51,7 +51,7 @@ def test_each_verb_has_a_row() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", RIGHT)
-def test_right_use(verb: str, work: Path, built: Path) -> None:
+def test_each_verb_succeeds_and_prints_json(verb: str, work: Path, built: Path) -> None:
     result = run(work, verb, *RIGHT[verb], "--json")
     assert result.code == 0, result.text
     assert result.json is not None

@@ -73,7 +73,7 @@ def test_calls_that_a_kernel_supports_are_accepted(name: str) -> None:
     check_cpu_kernels(left_of(*TAKEN[name]), trusts_table=False)
 
 
-def test_all_that_is_refused_is_named() -> None:
+def test_all_refused_operators_are_named() -> None:
     with pytest.raises(
         ModelError, match=r"(?s)aten\.sort.*Other operators that can run on neither:.*aten\.median\.dim"
     ) as error:

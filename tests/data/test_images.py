@@ -161,7 +161,7 @@ def test_refused_inputs_of_a_model(options: Any, sizes: Any, error: type[Excepti
         ({"interpolation": "cubic"}, "Did you mean 'bicubic'"),
     ],
 )
-def test_options_that_are_wrong(options: Any, message: str) -> None:
+def test_wrong_options_are_refused(options: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ImageTransform(**options)
 

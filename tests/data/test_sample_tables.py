@@ -160,7 +160,7 @@ def test_lists_of_paths_and_labels(name: str, content: str, tmp_path: Path) -> N
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_tables_that_are_wrong(content: str, message: str, tmp_path: Path) -> None:
+def test_wrong_tables_are_refused(content: str, message: str, tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     with pytest.raises(InputError, match=message):
         read_data(text(tmp_path / "a.csv", content), labelled=True)

@@ -160,7 +160,7 @@ def test_names_of_a_labels_file(name: str, content: str, tmp_path: Path) -> None
         ("labels.json", b'{"a": "b"}', "are neither a list of names"),
     ],
 )
-def test_labels_files_that_are_wrong(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_wrong_labels_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_labels(tmp_path / name)
@@ -207,7 +207,7 @@ def test_arrays_whose_first_dimension_counts_samples(tmp_path: Path) -> None:
         ({}, "has no arrays"),
     ],
 )
-def test_archives_that_are_wrong(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_archives_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match=message):
         read_data(tmp_path / "a.npz", labelled=True)[0]
@@ -277,7 +277,7 @@ def test_results_of_functions(tmp_path: Path) -> None:
         ("def data():\n    yield 3", "Sample 0 of .* is a int instead of a pair of inputs and label"),
     ],
 )
-def test_functions_that_are_wrong(code: str, message: str, tmp_path: Path) -> None:
+def test_wrong_functions_are_refused(code: str, message: str, tmp_path: Path) -> None:
     file = text(tmp_path / "bad_data.py", code)
     with pytest.raises(InputError, match=message):
         list(read_data(f"{file}:data", labelled=True))

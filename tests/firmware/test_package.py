@@ -65,7 +65,7 @@ def test_equal_programs_give_equal_packages(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
-def test_memory_is_that_of_the_program(tmp_path: Path) -> None:
+def test_memory_sizes_equal_the_program(tmp_path: Path) -> None:
     found = program("floats").package(tmp_path / "firmware")
     text = (found.folder / "model_config.h").read_text()
     memory = program("floats").memory

@@ -209,7 +209,7 @@ def test_a_header_refuses_values_that_the_format_cannot_store(change: dict[str, 
         PayloadHeader(**(fields | change))
 
 
-def test_255_of_everything_fit() -> None:
+def test_a_header_holds_255_entries_of_each_list() -> None:
     header = PayloadHeader((1,) * 255, (0,) * 255, tuple(range(255)), tuple(reversed(range(255))), 255)
     assert parse(pack_portable(header, TFLITE)).header == header
 

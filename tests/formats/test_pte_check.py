@@ -263,7 +263,7 @@ class TestDamage:
         with pytest.raises(FormatError, match=r"with field 1|no buffer"):
             check(PROGRAM[:entry] + bytes(2) + PROGRAM[entry + 2 :], signature_of)
 
-    def test_nothing_else_is(self) -> None:
+    def test_valid_programs_are_accepted(self) -> None:
         data = changed(lambda _: None)
         check(data, signature_of)
         x = torch.randn(1, 3, 6, 6)

@@ -131,7 +131,7 @@ def test_first_buffer_is_empty_and_stands_for_computed_tensors(equal_weights: An
     assert {index for index, tensor in enumerate(graph.tensors) if tensor.buffer == 0} == computed
 
 
-def test_nothing_is_dead(files: dict[str, tuple[Graph, bytes]]) -> None:
+def test_every_tensor_and_buffer_is_used(files: dict[str, tuple[Graph, bytes]]) -> None:
     for name, (_, data) in files.items():
         model = read(data)
         (graph,) = model.subgraphs

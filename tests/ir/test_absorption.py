@@ -240,7 +240,7 @@ def graphs(draw: Any) -> Graph:
 
 @given(graphs(), st.integers(0, 1000))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_meaning_stays(graph: Graph, seed: int) -> None:
+def test_absorption_does_not_change_results(graph: Graph, seed: int) -> None:
     generator = np.random.default_rng(seed)
     inputs = [generator.integers(-128, 128, tensor.shape, dtype=np.int8) for tensor in graph.inputs]
     after = eliminate_dead_code(verify(absorb_padding(graph, TARGET), "absorb_padding"))

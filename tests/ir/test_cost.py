@@ -170,7 +170,7 @@ def test_utilization_shows_what_wastes_the_array() -> None:
     assert costs["DEPTHWISE_CONV_2D"].utilization < 1 / RT700.channel_granularity
 
 
-def test_decisions_need_no_clock() -> None:
+def test_costs_do_not_depend_on_the_clock() -> None:
     operator = op(ADD, [(2, 9), (2, 9)], [], (2, 9))
     assert cost_of(operator, RT700) == cost_of(operator, replace(RT700, clock_hz=1))
 

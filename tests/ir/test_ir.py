@@ -191,7 +191,7 @@ class TestSinkViews:
 
 
 class TestRewrites:
-    def test_dead_operators_go(self) -> None:
+    def test_dead_operators_are_removed(self) -> None:
         net = Net()
         x = net.input(4)
         net.relu(net.relu(x))

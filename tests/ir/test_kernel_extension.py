@@ -183,7 +183,7 @@ def axes(draw: Any) -> Axis:
 
 @given(axes(), axes(), st.sampled_from([None, 4]), st.integers(0, 1000))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_results_stay(vertical: Axis, horizontal: Axis, outputs: int | None, seed: int) -> None:
+def test_extension_does_not_change_results(vertical: Axis, horizontal: Axis, outputs: int | None, seed: int) -> None:
     net = Padded()
     image = net.input(2, vertical.size, horizontal.size, 4)
     padded = net.pad(image, vertical.padding, horizontal.padding)

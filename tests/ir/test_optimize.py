@@ -29,7 +29,7 @@ def transposed(graph: Graph) -> int:
 class TestOptimize:
     @given(graphs(), st.integers(0, 1000))
     @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    def test_meaning_stays(self, graph: Graph, seed: int) -> None:
+    def test_optimization_does_not_change_results(self, graph: Graph, seed: int) -> None:
         generator = np.random.default_rng(seed)
         inputs = [generator.integers(-128, 128, tensor.shape, dtype=np.int8) for tensor in graph.inputs]
         optimized = optimize(graph)

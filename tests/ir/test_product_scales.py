@@ -41,7 +41,7 @@ def code_of_largest_values(op: Op) -> int:
 @pytest.mark.parametrize(
     ("terms", "limit"), [(1, 2**15), (3, 2**13), (64, 2**9), (100, 2**8), (1024, 2**5), (4096, 2**3), (30000, 1)]
 )
-def test_the_limit_of_a_product_is_that_of_the_kernel(terms: int, limit: int) -> None:
+def test_the_limit_of_a_product_equals_the_kernel(terms: int, limit: int) -> None:
     inside, outside = product(terms, 0.99 * limit), product(terms, 1.01 * limit)
     assert not scale_fault(inside)
     check(written(inside))

@@ -138,7 +138,7 @@ class TestWeights:
         load_weights(other, tmp_path / "w.safetensors")
         torch.testing.assert_close(other[0].weight, network()[0].weight)  # type: ignore[index]
 
-    def test_the_prefix_may_be_that_of_the_model(self, tmp_path: Path) -> None:
+    def test_the_model_may_have_the_prefix(self, tmp_path: Path) -> None:
         torch.save(network().state_dict(), tmp_path / "w.pt")
         wrapped = nn.ModuleDict({"model": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))})
         assert load_weights(wrapped, tmp_path / "w.pt").prefix == ""

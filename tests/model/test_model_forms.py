@@ -158,7 +158,7 @@ def test_a_method_of_a_module() -> None:
         (lambda _: prepare_pt2e(exported(net()).module(), NeutronQuantizer()), "prepared by prepare_pt2e"),
     ],
 )
-def test_refused(model: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+def test_unsupported_models_are_refused(model: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     given = model(tmp_path)
     with pytest.raises(ModelError, match=message):
         quantize(given, (images(1)[0],), images())
@@ -441,7 +441,7 @@ def test_errors_of_the_users_data_have_a_type() -> None:
         lambda _, data: quantize(Nothing().eval(), data[0], data),
     ],
 )
-def test_nonsense_is_refused(call: Callable[[Any, Any], Any]) -> None:
+def test_wrong_arguments_cause_typed_errors(call: Callable[[Any, Any], Any]) -> None:
     data = images(4)
     with pytest.raises(OpenNeutronError):
         call(quantize(net(), data[0], data, recover=None, progress=False), data)

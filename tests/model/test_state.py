@@ -267,14 +267,14 @@ class Nested(nn.Module):
 class TestPartsThatAssign:
     """torch.export loses assignments to buffers in submodules."""
 
-    def test_the_short_way(self) -> None:
+    def test_short_flow(self) -> None:
         model = Nested().eval()
         steps = models.stream(model, STEPS)
         wanted = outputs(copy.deepcopy(model), steps)
         assert sqnr_db(wanted, outputs(lower(quantized_in("short", model, steps)).run, steps)) > 35
         assert not model.part.cache.any()
 
-    def test_the_documented_way(self) -> None:
+    def test_documented_flow(self) -> None:
         model = Nested().eval()
         steps = models.stream(model, STEPS)
         with openneutron.keep_assignments(model):

@@ -94,7 +94,7 @@ class Opened:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["small", "long", "analysis"])
-def test_nothing_is_cut_off(browser: Any, pages: dict[str, Path], name: str, width: int) -> None:
+def test_no_text_is_cut_off(browser: Any, pages: dict[str, Path], name: str, width: int) -> None:
     with Opened(browser, pages[name], width) as opened:
         assert opened.page.evaluate(CUT_OFF) == []
         opened.open_details()

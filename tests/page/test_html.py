@@ -102,7 +102,7 @@ def test_operators_are_counted_by_name(page: Element) -> None:
     ]
 
 
-def test_memory_is_that_of_the_summary(page: Element, summary: Summary) -> None:
+def test_memory_equals_the_summary(page: Element, summary: Summary) -> None:
     memory, shown = summary.memory, {row[0]: row[1] for row in table(page, "memory")[1:]}
     assert shown["SRAM needed"] == count(memory.needed_bytes)
     assert shown["SRAM of the target"] == count(summary.target.sram_bytes or 0)

@@ -125,7 +125,7 @@ def test_int8_io_equals_the_float_program_on_dequantized_inputs(name: str, chann
         assert got.stride() == want.stride()
 
 
-def test_nothing_is_left_at_the_ends() -> None:
+def test_no_requantization_remains_at_inputs_and_outputs() -> None:
     model = quantized(two_qparams, inputs_of(1))
     exported = torch.export.export(model.module, model.example_inputs)
     with warnings.catch_warnings():
@@ -196,7 +196,7 @@ class TestFloatOperators:
         with pytest.warns(FloatIOWarning, match=f"These inputs and outputs remain in float:\n  {message}"):
             lower(model, int8_io=True)
 
-    def test_layers_left_in_float_are(self) -> None:
+    def test_inputs_and_outputs_of_float_layers_stay_in_float(self) -> None:
         layers = seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)))
         model = quantize(layers, inputs_of(1), [inputs_of(1)], layers={"0": "float", "2": "float"})
         program = with_int8_io(model)

@@ -103,7 +103,7 @@ class TestAuto:
 
 class TestAsked:
     @pytest.mark.usefixtures("installed")
-    def test_portable_is_portable(self, quantized: QuantizedModel) -> None:
+    def test_payload_portable_gives_a_portable_program(self, quantized: QuantizedModel) -> None:
         assert payloads(lower(quantized, payload="portable").buffer) == [True]
         assert payloads(documented(quantized, payload="portable")) == [True]
 
@@ -113,7 +113,7 @@ class TestAsked:
             way(quantized, payload="device")
 
     @pytest.mark.usefixtures("only_a_flavor")
-    def test_no_flavour_is_not_any_flavour(self, quantized: QuantizedModel) -> None:
+    def test_without_a_flavour_other_converters_are_not_taken(self, quantized: QuantizedModel) -> None:
         with pytest.raises(
             ConverterError, match=r"named eiq_neutron_sdk, which runs without a flavour \(installed: neutron_converter"
         ):

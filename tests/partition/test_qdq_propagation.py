@@ -144,7 +144,7 @@ def test_flattened_for_a_linear(*, quantizes_outputs: bool) -> None:
     assert (lowered.delegates, lowered.cpu) == (1, [])
 
 
-def test_at_the_ends_too() -> None:
+def test_moves_at_inputs_and_outputs_are_in_the_delegate() -> None:
     def function(a: Any, b: Any, x: torch.Tensor) -> Any:
         return b(a(x.transpose(2, 3))).permute(0, 2, 3, 1)
 

@@ -321,7 +321,7 @@ class TestFoldNormAffine:
         ],
         ids=["one", "two", "rms", "after a transpose", "after a reshape", "after several"],
     )
-    def test_fires(self, function: Function) -> None:
+    def test_norms_before_linears_are_folded(self, function: Function) -> None:
         module = after(passes.fold_norm_affine, self.model(function), tokens())
         (norm,) = (node for node in module.graph.nodes if "_norm" in op_name(node))
         assert norm.args[2] is None

@@ -186,7 +186,7 @@ EXACT: dict[str, tuple[Call, tuple[int, ...]]] = {
 
 @pytest.mark.filterwarnings("ignore:Casting complex values")
 @pytest.mark.parametrize("name", EXACT)
-def test_the_function_is_kept(name: str) -> None:
+def test_real_operators_equal_the_complex_function(name: str) -> None:
     function, shape = EXACT[name]
     (sample,) = samples_of([shape], 1)
     model = Function(lambda scale, x: function(x * scale), torch.tensor(0.7)).eval()

@@ -150,7 +150,7 @@ def test_a_weight_of_a_channel_that_may_be_active_stays() -> None:
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
 )
-def test_the_function_stays(dead: frozenset[int], seed: int, scale: float) -> None:
+def test_removal_does_not_change_results(dead: frozenset[int], seed: int, scale: float) -> None:
     model = seeded(lambda: Chain(dead, nn.ReLU6), seed)
     image = scale * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
     after(passes.remove_dead_channels, model, image, changes=True)

@@ -151,7 +151,7 @@ class TestRandomGraphs:
         steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 4)), min_size=2, max_size=9),
         seed=st.integers(0, 1000), extra_output=st.booleans(),
     )  # fmt: skip
-    def test_the_function_is_kept(self, steps: list[tuple[str, int]], seed: int, extra_output: bool) -> None:
+    def test_equalization_keeps_results(self, steps: list[tuple[str, int]], seed: int, extra_output: bool) -> None:
         model = seeded(lambda: Random(steps, seed, extra_output), seed)
         module = graph_of(model)
         equalize(module)
@@ -192,7 +192,7 @@ CHAINS: dict[str, tuple[Callable[[Any, Tensor], Any], tuple[str, ...]]] = {
 class TestScales:
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("name", CHAINS)
-    def test_inserted_scales_are_taken_out(self, name: str, seed: int) -> None:
+    def test_equalization_removes_inserted_scales(self, name: str, seed: int) -> None:
         function, readers = CHAINS[name]
         model: Any = seeded(lambda: Model(function, **{key: nn.Conv2d(CHANNELS, CHANNELS, 1) for key in "acd"}), seed)
         order = torch.arange(CHANNELS).reshape(2, 4).t().flatten() if name == "shuffle" else torch.arange(CHANNELS)
@@ -287,7 +287,7 @@ HANDED_ON: dict[str, Callable[[Any, Tensor], Any]] = {
     "depthwise": lambda m, x: m.c(m.d(m.a(x))),
     "grouped": lambda m, x: m.c(m.g(m.a(x))),
 }
-# Operators there for which a factor would change the function.
+# Operators between layers that would compute something else after a factor.
 PINNED: dict[str, Callable[[Any, Tensor], Any]] = {
     "relu6": lambda m, x: m.c(F.relu6(m.a(x))),
     "clamp from 0": lambda m, x: m.c(F.hardtanh(m.a(x), 0.0, 2.0)),
@@ -424,7 +424,7 @@ class TestDocumentedFlow:
         again = weights(quantizer.transform_for_annotation(copy.deepcopy(module)))
         assert all(map(torch.equal, again, before))
 
-    def test_changes_by_recovery_stay(self) -> None:
+    def test_recovered_modules_are_not_equalized_again(self) -> None:
         plain = NeutronQuantizer(equalize=False)
         module = plain.transform_for_annotation(torch.export.export(lopsided(), (image(),)).module())
         assert was_equalized(module) is False
@@ -443,7 +443,7 @@ class TestDocumentedFlow:
         assert found.reference is not None
         assert all(map(torch.equal, weights(found.reference), weights(expected)))
 
-    def test_training_is_left_alone(self) -> None:
+    def test_channels_are_not_equalized_in_training(self) -> None:
         model = lopsided().train()
         module = torch.export.export(model, (image(),)).module()
         module = NeutronQuantizer(is_qat=True).transform_for_annotation(module)

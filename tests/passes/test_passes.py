@@ -150,7 +150,7 @@ class TestFunctionalize:
             lambda _, y: y.unfold(3, 2, 1).zero_(), lambda _, y: y.as_strided((2, 2), (1, 1)).zero_(),
         ],
     )  # fmt: skip
-    def test_rule_3_a_part_of_an_input_or_no_way_back(self, write: Callable[..., object]) -> None:
+    def test_rule_3_not_for_parts_or_irreversible_views_of_an_input(self, write: Callable[..., object]) -> None:
         def function(m: Any, x: torch.Tensor) -> torch.Tensor:
             y: torch.Tensor = m.c(x)
             write(x, y)
@@ -346,7 +346,7 @@ class TestFoldBatchNorm:
 
 
 class TestRemoveBatchCounts:
-    def test_counts_go(self) -> None:
+    def test_batch_counts_are_removed(self) -> None:
         module: GraphModule = torch.export.export(nn.Sequential(conv(), bn()).train(), (image(),)).module()
         assert passes.remove_batch_counts(module)
         assert not any(map(writes_memory, module.graph.nodes))
@@ -364,7 +364,7 @@ class TestNameBadInputs:
             with pytest.raises(InputError, match="the model was exported for"):
                 module(bad)
 
-    def test_once_is_enough(self) -> None:
+    def test_a_second_run_adds_no_guards(self) -> None:
         module = after(passes.add_input_guards, Model(lambda m, x: m.c(x), c=conv()))
         assert not passes.add_input_guards(module)
 

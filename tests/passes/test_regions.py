@@ -126,7 +126,7 @@ class TestInlineRegions:
         assert {name for name, _ in module.named_children()} <= {"c", "d", "b", "_guards_fn"}
 
     @pytest.mark.parametrize("function", [_without_gradients, _nested, _with_batch_norm])
-    def test_the_function_stays(self, function: Function) -> None:
+    def test_inlining_does_not_change_results(self, function: Function) -> None:
         model = _model(function)
         module = exported(model)
         assert passes.inline_regions(module)

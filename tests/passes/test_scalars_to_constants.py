@@ -41,7 +41,7 @@ CHANNELS = torch.tensor([0.5, 2.0, -4.0, 8.0]).reshape(4, 1, 1)
         "rule 2 extremes", "rule 3 number", "rule 3 constant", "alpha of a computed value stays",
     ],
 )  # fmt: skip
-def test_fires(function: Callable[[Any, torch.Tensor], torch.Tensor], becomes: list[str]) -> None:
+def test_scalars_become_constants(function: Callable[[Any, torch.Tensor], torch.Tensor], becomes: list[str]) -> None:
     integers = torch.nn.Buffer(torch.tensor([1, -2, 3, 4]).reshape(4, 1, 1))
     wide = torch.nn.Buffer(torch.tensor(2.5, dtype=torch.float64))
     model = seeded(lambda: Model(function, c=torch.nn.Buffer(CHANNELS.clone()), integers=integers, wide=wide))

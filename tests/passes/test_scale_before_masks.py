@@ -66,7 +66,7 @@ def test_scaling_moves_before_masks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_scaling_stays_with(name: str) -> None:
+def test_scaling_stays_after_other_masks(name: str) -> None:
     module, _ = exported(KEPT[name])
     before = order(module)
     assert not scale_before_masks(module)

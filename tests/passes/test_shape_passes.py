@@ -317,7 +317,7 @@ class TestMergePhases:
         ],
         ids=["along a split one", "not all", "not in order", "of two values", "part of them", "a rest", "no step"],
     )  # fmt: skip
-    def test_not(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def test_slices_that_are_not_space_to_depth_stay(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         after(merge, Model(lambda _, x: function(x)), changes=False)
 
 

@@ -65,7 +65,7 @@ class TestForgetStrides:
         module = after(passes.remove_stride_dependence, Model(lambda m, x: m.c(x).view(1, -1), c=conv()))
         assert names(module) == ["conv2d.default", "reshape.default"]
 
-    def test_rule_2_copies_to_another_order_go(self) -> None:
+    def test_rule_2_copies_to_another_order_are_removed(self) -> None:
         module = after(passes.remove_stride_dependence, Model(lambda _, x: F.relu(x.permute(0, 2, 3, 1).contiguous())))
         assert passes.remove_identities(module)
         assert names(module) == ["permute.default", "relu.default"]

@@ -138,7 +138,7 @@ WEIGHTED: dict[str, tuple[Callable[[], nn.Module], Shapes]] = {
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_recovery_loses_nothing(name: str) -> None:
+def test_recovery_loses_less_than_a_decibel(name: str) -> None:
     """One decibel may be chance for outputs with few values."""
     build, shapes = WEIGHTED[name]
     model, samples = seeded(build), samples_of(shapes, 40)

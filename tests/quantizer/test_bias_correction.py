@@ -91,7 +91,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float]] =
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_mean_of_each_output_is_that_of_float(name: str, granularity: str) -> None:
+def test_the_mean_of_each_output_equals_float(name: str, granularity: str) -> None:
     build, shape, channels, left = LAYERS[name]
     model, samples = seeded(build), images(8, shape, channels)
     options = {**COARSE, "weight_granularity": granularity}
@@ -224,7 +224,7 @@ def test_operators_without_a_quantized_bias_are_not_changed(model: nn.Module, op
     assert ChannelMeans not in kinds(prepared(model.eval(), images(2), **options))
 
 
-def test_training_is_left_alone() -> None:
+def test_biases_are_not_corrected_in_training() -> None:
     model = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6)).train()
     module = torch.export.export(model, (images(1)[0],)).module()
     assert ChannelMeans not in kinds(prepare_qat_pt2e(module, NeutronQuantizer(is_qat=True)))

@@ -106,7 +106,7 @@ every_cpu_model = pytest.mark.parametrize("build", ON_THE_CPU.values(), ids=ON_T
 
 
 @every_cpu_model
-def test_a_program_without_the_npu_is_warned_of(build: Callable[[], nn.Module]) -> None:
+def test_a_program_without_the_npu_causes_a_warning(build: Callable[[], nn.Module]) -> None:
     quantized = quantize(build().eval(), (image(),), [image()], recover=None)
     with pytest.warns(CpuWarning, match="Nothing of this program runs on the NPU"):
         lower(quantized)
@@ -121,12 +121,12 @@ def test_a_warning_lists_float_layers_if_all_layers_are_float() -> None:
         lower(quantized)
 
 
-def test_a_float_model_is_warned_of() -> None:
+def test_a_float_model_causes_a_warning() -> None:
     with pytest.warns(CpuWarning, match=r"Nothing of this program runs on the NPU[\s\S]*It is not quantized"):
         partition(seeded(conv))
 
 
-def test_a_program_with_something_on_the_npu_is_not() -> None:
+def test_a_program_with_an_operator_on_the_npu_causes_no_warning() -> None:
     quantized = quantize(seeded(lambda: Model(lambda m, x: torch.sin(m.c(x)), c=conv())), (image(),), [image()])
     with warnings.catch_warnings():
         warnings.simplefilter("error", CpuWarning)

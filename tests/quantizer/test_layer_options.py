@@ -280,7 +280,7 @@ class TestFloat:
         assert reasons == ["layers['aten.split.Tensor'] leaves it in float."]
         assert worst_lsb(model.module, program.run, [(image(),)]) <= 1
 
-    def test_everything(self) -> None:
+    def test_the_empty_key_leaves_the_whole_model_in_float(self) -> None:
         model = quantized({"": "float"})
         assert torch.equal(model(image()), seeded(Net)(image()))
         assert "aten.conv2d.default" in float_operators(model.module)

@@ -182,23 +182,23 @@ class TestSample:
         for factor in (1.0, -4.0, 0.5):
             sample.add(factor * torch.linspace(0, 1, 3000))
         state = sample.state()
-        votes = state.inverse_squared_peaks()
-        assert (votes / votes[0]).tolist() == [1, 1 / 16, 4]
+        factors = state.inverse_squared_peaks()
+        assert (factors / factors[0]).tolist() == [1, 1 / 16, 4]
         values, weights = state.weighted(relative=True)
         of_each = weights[:-6].view(3, VALUES_OF_A_TENSOR).sum(1)
         assert (of_each / of_each[0]).tolist() == pytest.approx([1, 1 / 16, 4])
         assert torch.equal(values[-6:], state.extremes.flatten())
-        assert torch.equal(weights[-6:], votes.repeat_interleave(2))
+        assert torch.equal(weights[-6:], factors.repeat_interleave(2))
 
-    def test_zeros_do_not_decide(self) -> None:
+    def test_tensors_near_zero_have_a_limited_weight(self) -> None:
         sample = Sample()
         for factor in (1.0, 0.0, 1e-6, 1e-30):
             sample.add(torch.full((8,), factor))
-        votes = sample.state().inverse_squared_peaks()
-        assert votes.tolist() == pytest.approx([1, *[4 / SMALLEST_PEAK] * 3])
+        factors = sample.state().inverse_squared_peaks()
+        assert factors.tolist() == pytest.approx([1, *[4 / SMALLEST_PEAK] * 3])
 
     @pytest.mark.parametrize("value", [0.0, 1e-38, 1e38])
-    def test_votes_are_finite(self, value: float) -> None:
+    def test_weights_of_tensors_are_finite(self, value: float) -> None:
         sample = Sample()
         sample.add(torch.full((8,), value))
         assert sample.state().inverse_squared_peaks().tolist() == [1]
@@ -219,7 +219,7 @@ class TestSample:
         ("shape", "rows"),
         [((), 1), ((64,), 1), ((1, 64), 1), ((7, 64), 7), ((32, 4), 32), ((50, 4), 25), ((512, 4), 32), ((37, 4), 1)],
     )
-    def test_a_batch_is_taken_apart(self, shape: tuple[int, ...], rows: int) -> None:
+    def test_a_batch_counts_as_several_tensors(self, shape: tuple[int, ...], rows: int) -> None:
         assert count_of_tensors(shape) == rows
 
     def test_in_channels_last_a_row_is_an_image(self) -> None:
@@ -379,7 +379,7 @@ class TestDistributionObserver:
             ({"percentile": "high"}, "percentile is above 50"),
         ],
     )
-    def test_nonsense_is_refused(self, options: dict[str, Any], message: str) -> None:
+    def test_invalid_options_are_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(OptionError, match=message):
             observed(**options)
         with pytest.raises(OptionError, match=message):

@@ -359,7 +359,7 @@ class TestPreparedModule:
 
 class TestOnlyInTraining:
     @pytest.mark.parametrize("drop", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
-    def test_every_dropout_drops_and_goes(self, drop: type[nn.Module]) -> None:
+    def test_every_dropout_is_removed_at_conversion(self, drop: type[nn.Module]) -> None:
         module = prepared(nn.Sequential(conv(), drop(0.5), conv()))
         assert sum(isinstance(child, OnlyInTraining) for child in module.modules()) == 1
         x = image(BATCH, 4, 8, 8)
@@ -382,7 +382,7 @@ class TestOnlyInTraining:
 
         assert scales(0.9) == scales(0.0)
 
-    def test_a_detach_stops_gradients_and_goes(self) -> None:
+    def test_a_detach_stops_gradients_until_conversion(self) -> None:
         module = prepared(seeded(lambda: Model(lambda m, x: m.d(m.c(x).detach()), c=conv(), d=conv())))
         module(image(BATCH, 4, 8, 8)).sum().backward()
         assert module.get_parameter("c.weight").grad is None

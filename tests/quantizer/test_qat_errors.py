@@ -138,7 +138,7 @@ class TestErrors:
         with pytest.raises(OptionError, match=message):
             NeutronQuantizer(**options)
 
-    def test_the_short_way_only_calibrates(self) -> None:
+    def test_quantize_refuses_the_option_is_qat(self) -> None:
         with pytest.raises(OptionError, match="prepare_qat_pt2e"):
             quantize(conv().eval(), (image(),), [image()], is_qat=True)
 

@@ -154,7 +154,7 @@ class TestFusedActivations:
         assert output_spec(nodes["max_pool2d"]) is not None
         assert output_spec(nodes["relu"]) is not None
 
-    def test_only_the_first_of_two(self) -> None:
+    def test_only_the_first_of_two_activations_is_fused(self) -> None:
         nodes = annotate(Model(lambda m, x: F.relu(F.relu6(m.c(x))), c=conv()))
         assert output_spec(nodes["conv2d"]) is None
         assert len(input_specs(nodes["relu"])) == 1
@@ -330,7 +330,7 @@ class TestUnquantized:
         assert "max over a dimension becomes amax only if: No operator reads its indices." in message
         assert "getitem" not in message
 
-    def test_nothing_to_say(self) -> None:
+    def test_quantized_models_cause_no_warning(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UnquantizedWarning)
             quantize(seeded(lambda: Model(lambda m, x: F.relu(m.c(x)), c=conv())), (image(),), [image()])

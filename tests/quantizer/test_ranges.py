@@ -115,7 +115,7 @@ class TestRanges:
     def test_the_rule_relative_is_mse_on_weighted_values(self, name: str) -> None:
         assert range_by("relative", seen(STREAMS[name]), INT8) == range_by("mse", seen(STREAMS[name]), INT8)
 
-    def test_weights_count(self) -> None:
+    def test_weights_of_values_change_the_range(self) -> None:
         values = torch.cat([random(2000), 30 * random(100, seed=1)])
         few = torch.cat([torch.ones(2000), torch.full((100,), 1e-4)])
         narrow = range_by("mse", distribution(values, 1e4 * few), INT8)

@@ -65,6 +65,6 @@ def test_quantize_selects_layers(sums: bool, layers: int, recover: str | None) -
     assert wide_layers(quantize(pair(sums=sums), DATA[0], DATA, recover=recover)) == 0
 
 
-def test_only_quantize_selects() -> None:
+def test_only_quantize_takes_wide_auto() -> None:
     with pytest.raises(OptionError, match=r"Only quantize\(\) takes 'auto'"):
         NeutronQuantizer(wide="auto")

@@ -193,7 +193,7 @@ def test_each_choice_is_tried_with_the_best_earlier_choices() -> None:
     assert tried == [("weights", None), ("biases", None), (None, None), ("biases", "minmax"), ("biases", "kl")]
 
 
-def test_of_equals_the_first_stays() -> None:
+def test_the_first_of_equal_recipes_stays() -> None:
     assert coordinate_descent(Recipe(), CHOICES, scored(lambda _: 7.0), math.inf)[0] == Recipe()
 
 

@@ -96,7 +96,7 @@ def test_outputs_do_not_change(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gain(name: str) -> None:
+def test_two_tensors_are_more_accurate_than_one(name: str) -> None:
     """Two tensors are more accurate than one on inputs that calibration has not seen, in the program too."""
     model, samples, tests = seeded(MODELS[name][0]).eval(), samples_of(name), samples_of(name, seed=1)
     (wide, narrow) = (quantize(model, samples[0], samples, wide=keys, progress=False) for keys in (["x"], []))
@@ -237,7 +237,7 @@ def test_the_program_with_int8_inputs() -> None:
 
 
 def test_analysis_of_a_converted_module() -> None:
-    """`analyze` splits the input of a new float graph as the converted module has it."""
+    """`analyze` splits the input of a new float graph as the converted module does."""
     model, samples = seeded(MODELS["linear after moves"][0]).eval(), samples_of("linear after moves")
     quantized = quantize(model, samples[0], samples, recover=None, wide=["x"], progress=False)
     kept, new = analyze(None, quantized, samples), analyze(model, quantized.module, samples)

@@ -92,7 +92,7 @@ class TestPlace:
         external = replace(BOARD, regions=(replace(SRAM, kind="DDR"),))
         assert not place(parts(500, 300), external).notes
 
-    def test_the_unknown_stays_unknown(self) -> None:
+    def test_regions_of_unknown_size_give_the_verdict_unknown(self) -> None:
         board = replace(BOARD, regions=(replace(SRAM, bytes=None, npu_reads=None),))
         found = place(parts(10**9, 5), board)
         assert found.verdict == "unknown"

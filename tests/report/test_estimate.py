@@ -145,7 +145,7 @@ class TestProgram:
         assert estimate.scratch_bytes == max(first.scratch_bytes, second.scratch_bytes)
         assert estimate.cycles == first.cycles + second.cycles
 
-    def test_nothing_on_the_npu_needs_nothing(self) -> None:
+    def test_a_program_without_the_npu_has_no_cycles(self) -> None:
         inputs = (torch.randn(1, 4, 8, 8),)
         model = lower(quantize(nn.Conv2d(4, 4, 1).eval(), inputs, [inputs]), operators_not_to_delegate=["conv2d"])
         estimate = model.estimate()
@@ -176,7 +176,7 @@ class TestFit:
         fit = self.fit([400] * 14)
         assert (fit.verdict, fit.missing_bytes) == ("does not fit", 14 * 400 - 5000)
 
-    def test_unknown_memory_is_said_to_be(self) -> None:
+    def test_the_verdict_for_unknown_memory_is_unknown(self) -> None:
         assert fit_of([], 100, 50, TARGETS["imx95"]).verdict == "unknown"
 
 

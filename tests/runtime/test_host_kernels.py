@@ -137,7 +137,7 @@ class TestEqualToTorchs:
     @pytest.mark.parametrize("scale", [2.0**-7, float(np.float32(0.1)), float(np.float32(0.0173)), 3.0])
     @pytest.mark.parametrize("limits", [(0, -127, 127), (-128, -128, 127), (19, -128, 100)])
     @pytest.mark.parametrize(("shape", "channels_last"), FORMATS)
-    def test_both_ways(self, scale: float, limits: tuple[int, int, int], shape: Shape, channels_last: bool) -> None:
+    def test_equals_torch(self, scale: float, limits: tuple[int, int, int], shape: Shape, channels_last: bool) -> None:
         grid: Grid = (scale, *limits)
         x = torch.from_numpy(np.random.default_rng(0).normal(0, 60 * scale, shape).astype(np.float32))
         expected = torch.ops.quantized_decomposed.quantize_per_tensor(x, *grid, torch.int8)
@@ -180,7 +180,7 @@ DTYPES = {"quantize_per_tensor": torch.float32, "dequantize_per_tensor": torch.i
 class TestWhichKernelRuns:
     @pytest.mark.parametrize(("shape", "channels_last"), FORMATS)
     @pytest.mark.parametrize("operator", WRONG)
-    def test_the_hosts(self, operator: str, shape: Shape, channels_last: bool) -> None:
+    def test_the_host_runs_its_own_kernels(self, operator: str, shape: Shape, channels_last: bool) -> None:
         x = torch.zeros(shape, dtype=DTYPES[operator])
         native_module()
         data = pte(operator, shape, WRONG[operator], channels_last=channels_last)
@@ -189,11 +189,11 @@ class TestWhichKernelRuns:
             method.call([x])
 
     @pytest.mark.parametrize("operator", WRONG)
-    def test_executorchs_for_other_ranks(self, operator: str, tmp_path: Path) -> None:
+    def test_executorch_kernels_run_for_other_ranks(self, operator: str, tmp_path: Path) -> None:
         assert self.process(tmp_path, operator, FALLBACK, "import openneutron.runtime").returncode < 0
 
     @pytest.mark.parametrize("first", ["import openneutron.runtime", "import executorch.kernels.quantized"])
-    def test_the_hosts_beside_the_kernels_for_export(self, first: str, tmp_path: Path) -> None:
+    def test_the_host_runs_its_own_kernels_beside_the_export_kernels(self, first: str, tmp_path: Path) -> None:
         ended = self.process(tmp_path, "quantize_per_tensor", (COUNT,), first)
         assert ended.returncode == 1
         assert "RuntimeError" in ended.stderr

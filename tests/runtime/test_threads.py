@@ -218,7 +218,7 @@ class TestForks:
             for thread in threads:
                 thread.join()
 
-    def test_state_is_that_of_the_moment(self, streaming: NeutronProgram) -> None:
+    def test_a_fork_copies_the_current_state(self, streaming: NeutronProgram) -> None:
         frames = inputs(3, RingBuffer.frame)
         host, other = load(streaming.buffer), load(streaming.buffer)
         expected = [host.run(frame) for frame in frames]

@@ -201,7 +201,7 @@ class TestCache:
         assert not (tmp_path / "cache").exists()
 
     def test_two_processes_that_write_one_entry(self, tmp_path: Path) -> None:
-        """The converter may return different models for one request; the entry holds one of them, whole."""
+        """The converter may return different models for one request; the entry contains one of them completely."""
         converter = sdk.choose_converter(None)
         one = sdk.convert(request(), converter, cache=tmp_path)
         (entry,) = tmp_path.iterdir()

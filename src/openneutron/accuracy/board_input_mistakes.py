@@ -322,11 +322,11 @@ def _normalization_changes(what: str, tensor: BoardTensor, known: Normalization 
     """Returns changes that replace the normalization of an input: by pixels, or by another range."""
     text = f"{what} is not normalized: it holds"
     ways: list[tuple[str, Callable[[Array], Array]]] = [
-        ("values from 0 to 255 for values from 0 to 1", lambda values: values * 255),
-        ("values from 0 to 255 for values from -1 to 1", lambda values: values * 127.5 + 127.5),
-        ("values from 0 to 1 for values from 0 to 255", lambda values: values / 255),
-        ("values from 0 to 1 for values from -1 to 1", lambda values: values / 2 + 0.5),
-        ("values from -1 to 1 for values from 0 to 1", lambda values: values * 2 - 1),
+        ("values from 0 to 255 instead of values from 0 to 1", lambda values: values * 255),
+        ("values from 0 to 255 instead of values from -1 to 1", lambda values: values * 127.5 + 127.5),
+        ("values from 0 to 1 instead of values from 0 to 255", lambda values: values / 255),
+        ("values from 0 to 1 instead of values from -1 to 1", lambda values: values / 2 + 0.5),
+        ("values from -1 to 1 instead of values from 0 to 1", lambda values: values * 2 - 1),
     ]
     for mean, std, scale, whose in _known_normalizations(known):
         axis = _axis_of(tensor, len(mean))
@@ -342,9 +342,7 @@ def _normalization_changes(what: str, tensor: BoardTensor, known: Normalization 
              lambda values, raw=raw, scale=scale: raw(values) / scale),  # type: ignore[misc]
         ]  # fmt: skip
     for name, way in ways:
-        yield _Change(
-            "missing normalization", f"{text} {name}.", lambda values, way=way: _changed_floats(values, tensor, way)
-        )  # type: ignore[misc]
+        yield _Change("missing normalization", f"{text} {name}.", lambda values, way=way: _applied(values, tensor, way))  # type: ignore[misc]
 
 
 def _known_normalizations(
@@ -369,7 +367,7 @@ def _along(numbers: tuple[float, ...], tensor: BoardTensor, axis: int) -> Array:
     return np.asarray(numbers, np.float64).reshape(shape)
 
 
-def _changed_floats(values: Array, tensor: BoardTensor, way: Callable[[Array], Array]) -> Array:
+def _applied(values: Array, tensor: BoardTensor, way: Callable[[Array], Array]) -> Array:
     """Applies `way` to the floats of an input in their logical shape, and returns the result in the order of memory."""
     logical = tensor.from_memory(values).astype(np.float64)
     if tensor.holds_codes:

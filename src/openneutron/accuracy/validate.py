@@ -251,7 +251,7 @@ class Difference:
         self.is_finite = True
 
     def add(self, value: Tensor, wanted: Tensor) -> None:
-        """Adds one sample. Infinities that both have at one position count as zeros, for example those of masks."""
+        """Adds one sample. Equal infinities of both tensors at one position, as masks have, count as zeros."""
         value, wanted = value.double(), wanted.double()
         same = value.isinf() & (value == wanted)
         value, wanted = value.masked_fill(same, 0.0), wanted.masked_fill(same, 0.0)

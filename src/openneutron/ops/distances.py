@@ -86,7 +86,7 @@ DECOMPOSED = (
         name="cosine_similarity",
         targets=("aten.cosine_similarity.default",),
         rewrite=_cosine_similarity,
-        becomes="for each vector mul, sum, add, rsqrt, mul; mul, sum",
+        becomes="for each vector: mul, sum, add, rsqrt, mul; then mul, sum",
         notes=f"Squared lengths are at least {LEAST_SQUARE:g}. Each vector is divided by its length before the "
         "product, because a product of two lengths has a wider range than each length.",
     ),

@@ -61,7 +61,7 @@ class LayerKind(enum.Enum):
 
     @property
     def output_dim(self) -> int:
-        """The weight's dimension of output channels; in a transposed convolution, it has those of one group only."""
+        """The weight's dimension of output channels; in a transposed convolution, of one group only."""
         return 0 if self in (LayerKind.CONVOLUTION, LayerKind.LINEAR) else 1
 
     @property

@@ -20,7 +20,7 @@ __all__ = ["DECOMPOSED"]
 
 aten = torch.ops.aten
 
-_ROUND = "for each doubling of the distance slice, slice, slice"
+_ROUND = "for each doubling of the distance: slice, slice, slice"
 
 
 def _scanned(rewriting: Rewriting, combine: Callable[[Node, Node], Node]) -> Node:

@@ -298,8 +298,8 @@ SPECS = (
             "for all phases, RESHAPE, TRANSPOSE, RESHAPE, SLICE"
         ),
         notes=(
-            "With per-channel weights, the groups share their scales, because the weight's dimension of output "
-            "channels has those of one group. A depthwise transposed convolution therefore has one scale."
+            "With per-channel weights, the groups share their scales, because a dimension of the weight has only the "
+            "output channels of one group. A depthwise transposed convolution therefore has one scale."
         ),
     ),
 )

@@ -66,7 +66,7 @@ class Cluster:
 
     @property
     def operators(self) -> tuple[Node, ...]:
-        """The node of the operator, and that of its fused activation."""
+        """The node of the operator, and the node of its fused activation, if any."""
         return (self.node,) if self.activation is None else (self.node, self.activation)
 
     @property

@@ -89,12 +89,12 @@ class SampleState:
         If `relative`, the weights of a tensor are multiplied by its `inverse_squared_peaks`. If not all values of a
         tensor are kept, its extremes are added with the weight of one value each.
         """
-        counts, votes = self.counts, self.inverse_squared_peaks() if relative else torch.ones(len(self.sizes))
+        counts, factors = self.counts, self.inverse_squared_peaks() if relative else torch.ones(len(self.sizes))
         thinned = counts < self.sizes
-        weights = (votes * self.sizes / counts).repeat_interleave(counts)
+        weights = (factors * self.sizes / counts).repeat_interleave(counts)
         return (
             torch.cat([self.values, self.extremes[thinned].flatten()]),
-            torch.cat([weights, votes[thinned].repeat_interleave(2)]),
+            torch.cat([weights, factors[thinned].repeat_interleave(2)]),
         )
 
     def inverse_squared_peaks(self) -> Tensor:

@@ -89,7 +89,7 @@ def _readers_of_constants(module: GraphModule) -> dict[str, set[Node]]:
 
 
 def _recurrent_weights(module: GraphModule, uses: Mapping[str, Sequence[WeightedLayer]]) -> set[str]:
-    """Returns the weights of which one layer depends on another layer with the same weight.
+    """Returns the weights for which a layer depends on another layer with the same weight.
 
     The set of shared weights on which a node depends is an integer with a bit for each weight. One pass over the graph
     takes n * k / 64 steps for n nodes and k shared weights. k is the number of modules that the model calls several

@@ -363,13 +363,13 @@ def _text_of(value: Any) -> str:
 
 
 def _count_of_samples(found: Tensor, one: Tensor) -> int:
-    """Returns the number of samples that are concatenated in `found`; 0 if its shape is another."""
+    """Returns the number of samples that are concatenated in `found`; 0 if its shape does not fit."""
     fits = found.dim() == one.dim() > 0 and found.shape[1:] == one.shape[1:] and len(one)
     return len(found) // len(one) if fits and len(found) % len(one) == 0 else 0
 
 
 def _count_of_stacked(found: Tensor, one: Tensor) -> int:
-    """Returns the number of samples that are stacked in `found`; 0 if its shape is another."""
+    """Returns the number of samples that are stacked in `found`; 0 if its shape does not fit."""
     return len(found) if found.dim() == one.dim() + 1 and found.shape[1:] == one.shape else 0
 
 
