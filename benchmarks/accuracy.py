@@ -193,22 +193,22 @@ class Bench:
     def measure(self, row: Row) -> Result:
         """Quantize, lower and evaluate a row."""
         network = row.network().with_calibration_of(self._calibrates)
-        of_float, right = self._of_float(network)
-        of_int8, seconds = self._of_int8(network, row.way, row.name)
+        float_outputs, right = self._float_outputs(network)
+        int8_outputs, seconds = self._of_int8(network, row.way, row.name)
         naive = {str(way): self._naive(network, way, row.name) for way in row.naive if way.exists}
-        comparison = compare(of_float, of_int8, right)
-        quality = sqnr(of_float, of_int8)
+        comparison = compare(float_outputs, int8_outputs, right)
+        quality = sqnr(float_outputs, int8_outputs)
         return Result(row.name, str(row.way), comparison, quality, seconds, row.target, naive)
 
     def _naive(self, network: Network, way: Way, name: str) -> tuple[float, float] | None:
-        of_float, right = self._of_float(network)
+        float_outputs, right = self._float_outputs(network)
         try:
-            of_int8, _ = self._of_int8(network, way, f"{name}, {way}")
+            int8_outputs, _ = self._of_int8(network, way, f"{name}, {way}")
         except HostError:
             return None
-        return compare(of_float, of_int8, right).top1_int8, sqnr(of_float, of_int8)
+        return compare(float_outputs, int8_outputs, right).top1_int8, sqnr(float_outputs, int8_outputs)
 
-    def _of_float(self, network: Network) -> tuple[Tensor, Tensor]:
+    def _float_outputs(self, network: Network) -> tuple[Tensor, Tensor]:
         if network.name not in self._float:
             labels = torch.tensor([label for _, label in network.evaluation().spread(self._limit)])
             self._float[network.name] = self._outputs(network.build(), network, f"{network.name}: float"), labels

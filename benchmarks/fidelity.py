@@ -103,19 +103,19 @@ def score(network: Network, samples: Iterable[Sample], module: GraphModule, pte:
         labels.append(label)
         for run, kept in zip(runs, outputs, strict=True):
             kept.append(run(*inputs))
-    of_float, of_module, of_pte, of_float64 = (torch.cat(kept) for kept in outputs)
+    float_outputs, module_outputs, pte_outputs, float64_outputs = (torch.cat(kept) for kept in outputs)
     has_classes = network.metric == "top-1"
     return Scores(
         samples=len(labels),
-        top1_float=top1(of_float, labels),
-        top1_module=top1(of_module, labels),
-        top1_pte=top1(of_pte, labels),
-        sqnr_module=sqnr(of_float, of_module),
-        sqnr_pte=sqnr(of_float, of_pte),
-        agreement=percentage(of_module.argmax(1) == of_pte.argmax(1)) if has_classes else None,
-        equal=percentage((of_module == of_pte).flatten(1).all(1)),
-        agreement_float64=percentage(of_float64.argmax(1) == of_pte.argmax(1)) if has_classes else None,
-        equal_float64=percentage(torch.isclose(of_float64, of_pte, rtol=1e-5, atol=1e-6).flatten(1).all(1)),
+        top1_float=top1(float_outputs, labels),
+        top1_module=top1(module_outputs, labels),
+        top1_pte=top1(pte_outputs, labels),
+        sqnr_module=sqnr(float_outputs, module_outputs),
+        sqnr_pte=sqnr(float_outputs, pte_outputs),
+        agreement=percentage(module_outputs.argmax(1) == pte_outputs.argmax(1)) if has_classes else None,
+        equal=percentage((module_outputs == pte_outputs).flatten(1).all(1)),
+        agreement_float64=percentage(float64_outputs.argmax(1) == pte_outputs.argmax(1)) if has_classes else None,
+        equal_float64=percentage(torch.isclose(float64_outputs, pte_outputs, rtol=1e-5, atol=1e-6).flatten(1).all(1)),
     )
 
 

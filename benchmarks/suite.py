@@ -129,11 +129,11 @@ def compare(
     floats, modules, programs = (list(map(member.parts, values)) for values in found)
     outputs = []
     for place in range(len(floats[0])):
-        of_float, of_module, of_program = (
+        float_outputs, module_outputs, program_outputs = (
             torch.cat([row[place] for row in rows]) for rows in (floats, modules, programs)
         )
         followed = sum((row[min(place, len(row) - 1)] for row in following), Agreement(0, 0, 0))
-        outputs.append(Output(sqnr(of_float, of_module), sqnr(of_float, of_program), followed))
+        outputs.append(Output(sqnr(float_outputs, module_outputs), sqnr(float_outputs, program_outputs), followed))
     return tuple(outputs)
 
 

@@ -38,9 +38,9 @@ class Comparison:
         return 100 * math.sqrt(max(flipped - net * net / self.samples, 0)) / self.samples
 
 
-def compare(of_float: Tensor, of_int8: Tensor, right: Tensor) -> Comparison:
+def compare(float_outputs: Tensor, int8_outputs: Tensor, right: Tensor) -> Comparison:
     """Compare outputs [N, classes] by the right classes [N]."""
-    hits, hits_int8 = of_float.argmax(1) == right, of_int8.argmax(1) == right
+    hits, hits_int8 = float_outputs.argmax(1) == right, int8_outputs.argmax(1) == right
     return Comparison(
         samples=len(right),
         top1_float=100 * hits.float().mean().item(),

@@ -18,7 +18,7 @@ def constant(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
-def of_two(target: str, function: Callable[..., Any], *pairs: tuple[Shape, Shape]) -> list[Case]:
+def pairs_of_inputs(target: str, function: Callable[..., Any], *pairs: tuple[Shape, Shape]) -> list[Case]:
     """Returns cases with two computed factors, with a constant right factor, and with a constant left factor."""
     return [
         case
@@ -68,7 +68,7 @@ def _matmul() -> list[Case]:
         ((2, 1, 3, 4), (1, 3, 4, 5)),
         ((2, 2, 3, 3, 4), (2, 3, 4, 5)),
     ]
-    return of_two("aten.matmul.default", torch.matmul, *pairs)
+    return pairs_of_inputs("aten.matmul.default", torch.matmul, *pairs)
 
 
 def _sums() -> list[Case]:
@@ -143,27 +143,27 @@ def _indices() -> list[Case]:
         einsum("bij,bij->b", (2, 3, 4), (2, 3, 4)),
         einsum("...i,ij->...j", (2, 3, 4), (4, 5)),
         einsum("bij->bi", (2, 3, 4)),
-        *of_two("aten.inner.default", torch.inner, ((3, 4), (5, 4)), ((2, 3, 4), (5, 4))),
-        *of_two(target, lambda x, y: torch.tensordot(x, y, 1), ((3, 4), (4, 5))),
-        *of_two(target, lambda x, y: torch.tensordot(x, y, ([1, 2], [0, 1])), ((2, 3, 4), (3, 4, 5))),
+        *pairs_of_inputs("aten.inner.default", torch.inner, ((3, 4), (5, 4)), ((2, 3, 4), (5, 4))),
+        *pairs_of_inputs(target, lambda x, y: torch.tensordot(x, y, 1), ((3, 4), (4, 5))),
+        *pairs_of_inputs(target, lambda x, y: torch.tensordot(x, y, ([1, 2], [0, 1])), ((2, 3, 4), (3, 4, 5))),
         Case("aten.linalg_multi_dot.default", "three",
              of(lambda *values: torch.linalg.multi_dot(values)), ((3, 4), (4, 2), (2, 5))),
         Case("aten.chain_matmul.default", "three", of(torch.chain_matmul), ((3, 4), (4, 2), (2, 5))),
-        *of_two("aten.linalg_vecdot.default", torch.linalg.vecdot, ((3, 4), (3, 4)), ((2, 3, 4), (4,))),
+        *pairs_of_inputs("aten.linalg_vecdot.default", torch.linalg.vecdot, ((3, 4), (3, 4)), ((2, 3, 4), (4,))),
     ]  # fmt: skip
 
 
 CASES: tuple[Case, ...] = (
     *_bmm(),
     *_matmul(),
-    *of_two("aten.bmm.default", torch.bmm, ((2, 3, 4), (2, 4, 5)), ((1, 3, 4), (1, 4, 5))),
-    *of_two("aten.mm.default", torch.mm, ((3, 4), (4, 5)), ((1, 8), (8, 1))),
-    *of_two("aten.mv.default", torch.mv, ((3, 4), (4,))),
-    *of_two("aten.dot.default", torch.dot, ((4,), (4,))),
-    *of_two("aten.vdot.default", torch.vdot, ((4,), (4,))),
+    *pairs_of_inputs("aten.bmm.default", torch.bmm, ((2, 3, 4), (2, 4, 5)), ((1, 3, 4), (1, 4, 5))),
+    *pairs_of_inputs("aten.mm.default", torch.mm, ((3, 4), (4, 5)), ((1, 8), (8, 1))),
+    *pairs_of_inputs("aten.mv.default", torch.mv, ((3, 4), (4,))),
+    *pairs_of_inputs("aten.dot.default", torch.dot, ((4,), (4,))),
+    *pairs_of_inputs("aten.vdot.default", torch.vdot, ((4,), (4,))),
     *_bilinear(),
-    *of_two("aten.outer.default", torch.outer, ((3,), (5,))),
-    *of_two("aten.ger.default", aten.ger.default, ((3,), (5,))),
+    *pairs_of_inputs("aten.outer.default", torch.outer, ((3,), (5,))),
+    *pairs_of_inputs("aten.ger.default", aten.ger.default, ((3,), (5,))),
     *_sums(),
     *_indices(),
 )

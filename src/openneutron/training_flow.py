@@ -124,13 +124,13 @@ def distill(
     if len(samples) < 2:
         raise InputError(f"Training needs at least two samples, but the data have {len(samples)}. Give more samples.")
 
-    def of_teacher(leaves: Any) -> Any:
+    def teacher_outputs(leaves: Any) -> Any:
         arguments = arguments_of(module.graph_module, leaves)
         return teacher(*arguments.args, **arguments.kwargs)
 
     with typed_errors("Training the model"):
         return train_towards(
-            of_teacher, module.of_samples, module, samples, seconds=seconds, steps=steps, rate=rate, batch=batch,
+            teacher_outputs, module.of_samples, module, samples, seconds=seconds, steps=steps, rate=rate, batch=batch,
         )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class TwoOutputs(nn.Module):
         return {"a": x + 1, "b": x.mean((1, 2, 3))}
 
 
-def of_b(outputs: dict[str, Tensor], label: int) -> float:
+def second_output(outputs: dict[str, Tensor], label: int) -> float:
     return float(outputs["b"]) + label
 
 
@@ -133,7 +133,7 @@ def test_samples_are_freed(jobs: int, most: int, monkeypatch: pytest.MonkeyPatch
 
 def test_outputs_keep_their_form_in_other_processes() -> None:
     module = torch.export.export(TwoOutputs(), (data()[0][0],)).module()
-    assert evaluate(module, data(), of_b, jobs=2) == evaluate(TwoOutputs(), data(), of_b)
+    assert evaluate(module, data(), second_output, jobs=2) == evaluate(TwoOutputs(), data(), second_output)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def read_twice(x: Tensor, conv: nn.Module) -> Tensor:
     return F.relu(y) + y
 
 
-def of_integers(x: Tensor, conv: nn.Module) -> Tensor:
+def product_with_integers(x: Tensor, conv: nn.Module) -> Tensor:
     y: Tensor = conv(x)
     return y * torch.clamp((x > 0).int() + 1, 0.5, 1.5)
 
@@ -125,7 +125,7 @@ class TestBareGraph:
             (read_twice, "relu.default"),
             (lambda x, conv: conv(F.relu(x)), "relu.default"),
             (lambda x, conv: F.relu(F.max_pool2d(conv(x), 1)), "relu.default"),
-            (of_integers, "clamp.default"),
+            (product_with_integers, "clamp.default"),
         ],
         ids=["convolution", "relu6", "sum", "read twice", "an input", "observed", "integers"],
     )

@@ -128,12 +128,12 @@ def test_a_rename_that_fails_leaves_the_files_before_it_written(
         path.write_bytes(b"old")
     replace = os.replace
 
-    def of_all_but_b(source: Path, target: Path) -> None:
+    def replace_all_but_b(source: Path, target: Path) -> None:
         if target.name == "b":
             raise PermissionError(errno.EPERM, "Operation not permitted")
         replace(source, target)
 
-    monkeypatch.setattr("os.replace", of_all_but_b)
+    monkeypatch.setattr("os.replace", replace_all_but_b)
     with pytest.raises(OutputError, match="b': Operation not permitted"):
         write_files(files)
     found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

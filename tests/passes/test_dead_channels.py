@@ -146,7 +146,7 @@ def test_a_weight_of_a_channel_that_may_be_active_stays() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    dead=st.frozensets(st.integers(0, 5), min_size=1),  # random weights may make a channel zero, so none is not drawn
+    dead=st.frozensets(st.integers(0, 5), min_size=1),  # not empty, because random weights may make a channel zero
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
 )

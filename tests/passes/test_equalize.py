@@ -327,7 +327,7 @@ class TestRules:
 
     @pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "as exported"])
     @pytest.mark.parametrize("name", PINNED)
-    def test_pinned(self, name: str, prepared: bool) -> None:
+    def test_factors_stop_at_pinned_operators(self, name: str, prepared: bool) -> None:
         model: Any = seeded(lambda: Model(PINNED[name], **layers()))
         with torch.no_grad():
             model.a.weight[2] *= 1e-2

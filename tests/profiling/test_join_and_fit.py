@@ -218,7 +218,7 @@ def test_right_estimates_stay(summary: Summary) -> None:
     assert not found.kept
 
 
-def of_two_kinds(cycles: Sequence[int]) -> list[int]:
+def cycles_of_two_kinds(cycles: Sequence[int]) -> list[int]:
     """Returns 1.4 times the cycles for three of five rows, and 0.3 times for others. No coefficient explains both."""
     return [round(cycle * (0.3 if at % 5 > 2 else 1.4)) for at, cycle in enumerate(cycles)]
 
@@ -228,7 +228,7 @@ def test_coefficients_stay_if_the_fit_is_worse(target: str) -> None:
     base = TARGETS[target].costs
     summary = made_up(target, base, 0.0)
     assert summary.profile is not None
-    measured = of_two_kinds([row.cycles for row in summary.profile.rows])
+    measured = cycles_of_two_kinds([row.cycles for row in summary.profile.rows])
     rows = tuple(replace(row, cycles=cycles) for row, cycles in zip(summary.profile.rows, measured, strict=True))
     with pytest.warns(FitWarning, match=r"from 28\.6 % to 6.*of the target are kept\. Give profiles of more operators"):
         found = fit_costs([replace(summary, profile=replace(summary.profile, rows=rows))], base, "a test")
@@ -320,7 +320,7 @@ class TestVerbs:
         assert run("inspect", "build/model.pte", "--target", "our_board.toml")[0] == 0
 
     def test_a_worse_fit_keeps_the_coefficients(self, run: Any, folder: Path, summary: Summary) -> None:
-        measured = records(of_two_kinds([layer.cycles for layer in summary.layers]))
+        measured = records(cycles_of_two_kinds([layer.cycles for layer in summary.layers]))
         (folder / "mixed.log").write_text(f"PROFILE 0 0 {measured.hex()}\n")
         code, text = run("fit-costs", "mixed.log", "--program", "build", "-o", "same.toml", "--json")
         assert code == 1

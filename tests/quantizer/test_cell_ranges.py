@@ -60,11 +60,11 @@ def test_conversion_gives_units_their_ranges(name: str, monkeypatch: pytest.Monk
     with torch.no_grad():
         wanted = joined(model, tests)
     prepared = prepared_by(model, samples)
-    of_one_range = copy.deepcopy(prepared)
+    with_one_range = copy.deepcopy(prepared)
     converted = convert_pt2e(prepared)
     assert scaled_steps(converted) >= STEPS - 1
     monkeypatch.setattr(cell_errors, "WORTHWHILE", 0.0)
-    narrow = convert_pt2e(of_one_range)
+    narrow = convert_pt2e(with_one_range)
     assert scaled_steps(narrow) == 0
     assert not any(node.op == "call_module" and "cell_ranges" in str(node.target) for node in converted.graph.nodes)
     assert sqnr(wanted, joined(converted, tests)) > sqnr(wanted, joined(narrow, tests)) + GAINS[name]

@@ -81,7 +81,7 @@ def samples_of(count: int = 8) -> list[Inputs]:
     return [tuple((torch.rand(4, 8, generator=generator) - 0.5) * 40 for _ in range(2)) for _ in range(count)]
 
 
-def of_sum(function: Callable[[Tensor], Any]) -> nn.Module:
+def model_of_sum(function: Callable[[Tensor], Any]) -> nn.Module:
     return Function(lambda x, y: function(x + y)).eval()
 
 
@@ -101,7 +101,7 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 @pytest.mark.parametrize("name", LIMITED)
 def test_ranges_end_at_values_that_do_not_change_outputs(name: str, flow: str) -> None:
     case, samples = LIMITED[name], samples_of()
-    converted = FLOWS[flow](of_sum(case.function), samples)
+    converted = FLOWS[flow](model_of_sum(case.function), samples)
     low, high = range_of_sum(converted)
     seen = torch.stack([x + y for x, y in samples])
     widest = max(float(seen.min()), case.low), min(float(seen.max()), case.high)
@@ -115,7 +115,7 @@ def test_ranges_end_at_values_that_do_not_change_outputs(name: str, flow: str) -
 @pytest.mark.parametrize("name", LIMITED)
 def test_outputs_differ_by_rounding_only(name: str) -> None:
     case, samples = LIMITED[name], samples_of()
-    model = of_sum(case.function)
+    model = model_of_sum(case.function)
     converted = convert(model, samples[0], quantizer=NeutronQuantizer(observer=RangeObserver), calibration=samples)
     low, high = range_of_sum(converted)
     for sample in samples:
@@ -129,7 +129,7 @@ def test_outputs_differ_by_rounding_only(name: str) -> None:
 @pytest.mark.parametrize("name", UNLIMITED)
 def test_other_values_have_no_limit(name: str, flow: str) -> None:
     samples = samples_of()
-    low, high = range_of_sum(FLOWS[flow](of_sum(UNLIMITED[name]), samples))
+    low, high = range_of_sum(FLOWS[flow](model_of_sum(UNLIMITED[name]), samples))
     seen = torch.stack([x + y for x, y in samples])
     assert low < 0.7 * float(seen.min())
     assert high > 0.7 * float(seen.max())
@@ -161,7 +161,7 @@ def test_states_have_no_limit(flow: str) -> None:
 def test_any_observer_has_the_limit(observer: Any) -> None:
     samples = samples_of()
     quantizer = NeutronQuantizer(observer=observer)
-    low, high = range_of_sum(convert(of_sum(torch.sigmoid), samples[0], quantizer=quantizer, calibration=samples))
+    low, high = range_of_sum(convert(model_of_sum(torch.sigmoid), samples[0], quantizer=quantizer, calibration=samples))
     assert (low, high) == pytest.approx(SIGMOID, abs=0.1)
 
 
@@ -213,7 +213,7 @@ SCORES: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
 def test_scores_end_at_values_that_do_not_change_probabilities(name: str, flow: str) -> None:
     function, is_limited = SCORES[name]
     samples = samples_of()
-    low, high = range_of_sum(FLOWS[flow](of_sum(function), samples))
+    low, high = range_of_sum(FLOWS[flow](model_of_sum(function), samples))
     seen = torch.stack([x + y for x, y in samples])
     distance = (math.log(8) + math.log(512)) / (0.8 if name == "softmax of a multiple" else 1)
     limit = float((seen.amax(-1) - distance).min())
@@ -236,12 +236,12 @@ def test_clamping_scores_changes_no_probability_by_half_a_step(scores: list[floa
 def test_values_that_are_not_finite_are_reported(value: float) -> None:
     samples = [*samples_of(2), (torch.full((4, 8), value), torch.zeros(4, 8))]
     with pytest.raises(CalibrationError, match="NaN or infinite"):
-        convert(of_sum(torch.sigmoid), samples[0], calibration=samples)
+        convert(model_of_sum(torch.sigmoid), samples[0], calibration=samples)
 
 
 def test_finer_range_gains_accuracy() -> None:
     samples = samples_of()
-    model = of_sum(torch.sigmoid)
+    model = model_of_sum(torch.sigmoid)
     converted = convert(model, samples[0], calibration=samples)
     wanted, found = (torch.cat([run(*sample) for sample in samples]) for run in (model, converted))
     # A step of 11.4 / 255 in the input, times the slope of at most 1/4, and half a step of 1/256 in the output.

@@ -185,8 +185,8 @@ class TestSample:
         factors = state.inverse_squared_peaks()
         assert (factors / factors[0]).tolist() == [1, 1 / 16, 4]
         values, weights = state.weighted(relative=True)
-        of_each = weights[:-6].view(3, VALUES_OF_A_TENSOR).sum(1)
-        assert (of_each / of_each[0]).tolist() == pytest.approx([1, 1 / 16, 4])
+        weight_of_each = weights[:-6].view(3, VALUES_OF_A_TENSOR).sum(1)
+        assert (weight_of_each / weight_of_each[0]).tolist() == pytest.approx([1, 1 / 16, 4])
         assert torch.equal(values[-6:], state.extremes.flatten())
         assert torch.equal(weights[-6:], factors.repeat_interleave(2))
 
@@ -237,8 +237,8 @@ class TestDistributionObserver:
         tensors = [random(4096, seed=seed).clamp(-1, 1) for seed in range(63)] + [random(4096) * 4]
         scale, _ = observed(*tensors, range_by="relative").calculate_qparams()
         seen = torch.cat(tensors)
-        of_sum = ranges.distribution(seen, torch.ones_like(seen))
-        low, high = ranges.range_by("mse", of_sum, ranges.Codes(-128, 127))
+        summed = ranges.distribution(seen, torch.ones_like(seen))
+        low, high = ranges.range_by("mse", summed, ranges.Codes(-128, 127))
         assert float(scale) < 0.75 * (high - low) / 255
 
     @pytest.mark.parametrize("rule", ["mse", "percentile", "kl"])

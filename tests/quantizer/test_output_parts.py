@@ -168,18 +168,18 @@ def test_observers_of_parts_merge() -> None:
         joins = [LinkedParts()]
         return [PartObserver(observer=RangeObserver, joins=joins, **options) for _ in range(2)]
 
-    (first, second), (of_all, other) = observers(), observers()
+    (first, second), (whole, other) = observers(), observers()
     for value in values:
-        of_all(value)
+        whole(value)
     other(values[0])
     second(values[0])
     first(values[0])
-    assert first.calculate_qparams() != of_all.calculate_qparams()
-    of_rest = observers()[0]
+    assert first.calculate_qparams() != whole.calculate_qparams()
+    later = observers()[0]
     for value in values[1:]:
-        of_rest(value)
-    first.merge(of_rest.state())
-    assert first.calculate_qparams() == of_all.calculate_qparams() == second.calculate_qparams()
+        later(value)
+    first.merge(later.state())
+    assert first.calculate_qparams() == whole.calculate_qparams() == second.calculate_qparams()
 
 
 @pytest.mark.parametrize("name", ["along channels", "nearly equal ranges"])

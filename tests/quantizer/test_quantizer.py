@@ -100,9 +100,9 @@ class TestContract:
         assert (bias.qscheme, bias.ch_axis) == (torch.per_channel_symmetric, 0)
         module = quantize(model, (image(),), [image()], weight_granularity="per_channel").module
         (node,) = (node for node in module.graph.nodes if op_name(node) == "aten.conv_transpose2d.input")
-        of_weight, of_bias = (attribute(module, str(operand.args[1].target)) for operand in node.all_input_nodes[1:])
-        assert len(of_weight) == 3
-        torch.testing.assert_close(of_bias, (of_weight * node.args[0].args[1]).repeat(2))
+        scales, biases = (attribute(module, str(operand.args[1].target)) for operand in node.all_input_nodes[1:])
+        assert len(scales) == 3
+        torch.testing.assert_close(biases, (scales * node.args[0].args[1]).repeat(2))
 
     def test_weights_read_along_different_dimensions_have_one_scale(self) -> None:
         """An autoencoder may read one weight in both directions."""

@@ -63,7 +63,7 @@ FLOWS: dict[str, Callable[[nn.Module, list[Inputs]], GraphModule]] = {
 }
 
 
-def of_doubled(function: Callable[[Tensor, Tensor], Any]) -> nn.Module:
+def model_of_doubled(function: Callable[[Tensor, Tensor], Any]) -> nn.Module:
     """Returns a model that applies `function` to its doubled first input and its second input."""
     return Function(lambda x, y: function(x * 2.0, y)).eval()
 
@@ -81,7 +81,7 @@ def range_of_doubled(model: GraphModule) -> tuple[float, float]:
 def test_ranges_end_at_the_saturation_of_the_sum(name: str, flow: str) -> None:
     function, limit = LIMITED[name]
     samples = samples_of()
-    low, high = range_of_doubled(FLOWS[flow](of_doubled(function), samples))
+    low, high = range_of_doubled(FLOWS[flow](model_of_doubled(function), samples))
     step = (high - low) / 255
     assert max(-low, high) <= limit * 1.03 + 2 * step
     assert max(-low, high) >= 0.5 * limit
@@ -111,7 +111,7 @@ def test_clamping_an_addend_changes_no_clamped_sum(
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("name", UNLIMITED)
 def test_other_operands_have_no_limit(name: str, flow: str) -> None:
-    low, high = range_of_doubled(FLOWS[flow](of_doubled(UNLIMITED[name]), samples_of()))
+    low, high = range_of_doubled(FLOWS[flow](model_of_doubled(UNLIMITED[name]), samples_of()))
     assert min(-low, high) > 0.7 * FAR
 
 
@@ -135,7 +135,7 @@ class OwnObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
 @pytest.mark.parametrize("observer", [HistogramObserver, MovingAverageMinMaxObserver, RangeObserver, OwnObserver])
 def test_any_observer_has_the_limit(observer: Any) -> None:
     samples, quantizer = samples_of(), NeutronQuantizer(observer=observer)
-    model = of_doubled(lambda x, y: (x + y).tanh())
+    model = model_of_doubled(lambda x, y: (x + y).tanh())
     low, high = range_of_doubled(convert(model, samples[0], quantizer=quantizer, calibration=samples))
     assert max(-low, high) == pytest.approx(TANH + NEAR, rel=0.2)
 
@@ -152,7 +152,7 @@ WRAPPED: dict[str, Callable[[Tensor, Tensor], Any]] = {
 @pytest.mark.parametrize("flow", ["documented", "quantize"])
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_wrapped_observer_needs_no_attributes(name: str, flow: str) -> None:
-    samples, model = samples_of(), of_doubled(WRAPPED[name])
+    samples, model = samples_of(), model_of_doubled(WRAPPED[name])
     if flow == "documented":
         quantizer = NeutronQuantizer(observer=OwnObserver)
         converted = convert(model, samples[0], quantizer=quantizer, calibration=samples)
@@ -164,7 +164,7 @@ def test_a_wrapped_observer_needs_no_attributes(name: str, flow: str) -> None:
 
 
 def test_copied_and_merged_observers_use_their_own_statistics() -> None:
-    samples, model = samples_of(), of_doubled(lambda x, y: (x + y).tanh())
+    samples, model = samples_of(), model_of_doubled(lambda x, y: (x + y).tanh())
     prepared = prepare_pt2e(torch.export.export(model, samples[0]).module(), NeutronQuantizer())
     copied = copy.deepcopy(prepared)
     in_processes = copy.deepcopy(prepared)
@@ -183,5 +183,5 @@ def test_limits_of_both_operands() -> None:
     samples: list[Inputs] = [
         (far, FAR * 0.5 * (torch.rand(4, 8, generator=generator) * 2 - 1)) for far, _ in samples_of()
     ]
-    low, high = range_of_doubled(FLOWS["documented"](of_doubled(lambda x, y: (x + y).tanh()), samples))
+    low, high = range_of_doubled(FLOWS["documented"](model_of_doubled(lambda x, y: (x + y).tanh()), samples))
     assert max(-low, high) == pytest.approx(TANH + FAR * 0.5, rel=0.1)

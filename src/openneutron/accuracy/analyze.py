@@ -127,8 +127,8 @@ def analyze(
         steps.advance,
         learned_rounding=learned_rounding,
     )
-    of_steps = {node for one in recurrent for node in one.nodes}
-    worst = rules.layers_to_treat([layer for layer in layers if layer.node not in of_steps], kept)
+    step_nodes = {node for one in recurrent for node in one.nodes}
+    worst = rules.layers_to_treat([layer for layer in layers if layer.node not in step_nodes], kept)
     return Analysis(
         layers=layers,
         output_sqnr_db=kept.output_db,

@@ -229,8 +229,8 @@ def _validation(
         or lsb_distance(values, expected[pair[0]][pair[1]], outputs[pair[1]]).max(initial=0.0) > limit
     )
     case = Case(simulation.inputs, outputs, tuple(expected), typed, failing, limit)
-    of_values, unexamined = _diagnoses(case, simulation, vectors.inputs, normalization)
-    diagnoses = [*layout, *(converted if not failing else []), *of_values]
+    value_diagnoses, unexamined = _diagnoses(case, simulation, vectors.inputs, normalization)
+    diagnoses = [*layout, *(converted if not failing else []), *value_diagnoses]
     rows = tuple(_difference(case, output) for output in range(len(outputs)))
     all_notes = (*dump.notes, *notes, *unexamined)
     return BoardValidation(len(expected), limit, rows, tuple(missing), tuple(diagnoses), all_notes)
@@ -243,8 +243,8 @@ def _diagnoses(
         return [], []
     by_output = [output_diagnoses(case, output) for output in range(len(case.outputs))]
     wrong = {output for _, output in case.failing}
-    of_inputs, notes = input_diagnoses(case, simulation, vectors, normalization)
-    found = vector_diagnoses(case) + of_inputs
+    found_in_inputs, notes = input_diagnoses(case, simulation, vectors, normalization)
+    found = vector_diagnoses(case) + found_in_inputs
     general = {"wrong scale", "wrong zero point", "wrong scale and zero point"}
     explained = [one for diagnoses in by_output for one in diagnoses]
     if found:

@@ -60,7 +60,7 @@ def measure_recurrent_layers(
     for layer, each in zip(layers, parts, strict=True):
         numbers[layer.modules] += 1
         gains = {name: _decibels(error, errors[id(change)]) for name, change in each.items()}
-        of_options = {name: _decibels(error, errors[id(one)]) for name, one in options[layer.modules].items()}
+        option_decibels = {name: _decibels(error, errors[id(one)]) for name, one in options[layer.modules].items()}
         rows.append(
             RecurrentAccuracy(
                 modules=layer.modules,
@@ -73,7 +73,7 @@ def measure_recurrent_layers(
                 weights_gain_db=gains["weights"],
                 step_sqnr_db=tuple(statistics[one].output.sqnr_db for one in layer.ends_of_steps),
                 nodes=tuple(one.operator.name for one in layer.layers),
-                gains=_gains(layer, of_options, learned_rounding=learned_rounding),
+                gains=_gains(layer, option_decibels, learned_rounding=learned_rounding),
             )
         )
     return tuple(sorted(rows, key=lambda row: -(row.error_share or 0.0)))

@@ -92,9 +92,9 @@ def _loops(found: QuantizedLayers, uses: Mapping[Node, Weight]) -> dict[Node, in
             reached |= bits[uses[node]]
         before[node] = reached
     recurrent = {weight: mask for weight, mask in preceding.items() if mask & bits[weight]}
-    of_recurrent = sum(bits[weight] for weight in recurrent)
+    recurrent_bits = sum(bits[weight] for weight in recurrent)
     numbers: dict[int, int] = {}
-    loop_of = {weight: numbers.setdefault(mask & of_recurrent, len(numbers)) for weight, mask in recurrent.items()}
+    loop_of = {weight: numbers.setdefault(mask & recurrent_bits, len(numbers)) for weight, mask in recurrent.items()}
     return {node: loop_of[weight] for node, weight in uses.items() if weight in loop_of}
 
 
@@ -148,7 +148,10 @@ class _Search:
         return loop_of
 
     def _reached(self, nodes: Iterable[Node], direction: str) -> dict[Node, int]:
-        """Returns the loops of each node and of all nodes before it ("users": after it), as a bit mask."""
+        """Returns for each node a bit mask: the loops of the node and of the nodes that it depends on.
+
+        With the `direction` "operands": the loops of the node and of the nodes that depend on it; `nodes` are reversed.
+        """
         reached: dict[Node, int] = {}
         for node in nodes:
             mask = 1 << self.loops[node] if node in self.loops else 0

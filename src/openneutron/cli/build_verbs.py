@@ -26,12 +26,12 @@ Quantized = Annotated[Path | None, typer.Option(callback=quantized_file, help="T
 def add_verbs() -> None:
     """Adds the verbs of this module to the command line."""
     add_verb(build, sections=ALL, model_is_argument=True)
-    of_evaluation = ("evaluate", "evaluation_samples", "metric", "labels")
-    of_quantize = ("model", "data", "quantize", "build")
-    without = (*of_evaluation, "analyze", "try_changes", "date")
-    add_verb(quantize, sections=of_quantize, without=without, model_is_argument=True)
+    evaluation_settings = ("evaluate", "evaluation_samples", "metric", "labels")
+    quantize_sections = ("model", "data", "quantize", "build")
+    without = (*evaluation_settings, "analyze", "try_changes", "date")
+    add_verb(quantize, sections=quantize_sections, without=without, model_is_argument=True)
     add_verb(lower, sections=("lower",))
-    add_verb(analyze, sections=of_quantize, without=without)
+    add_verb(analyze, sections=quantize_sections, without=without)
 
 
 def build(

@@ -32,11 +32,11 @@ Quantized = Annotated[
 
 def add_verbs() -> None:
     """Adds the verbs of this module to the command line."""
-    of_evaluation = ("evaluate", "evaluation_samples", "metric", "labels")
-    of_calibration = ("calibrate", "calibration_samples")
-    add_verb(run, sections=("data",), without=(*of_calibration, *of_evaluation[:3]))
-    add_verb(evaluate, sections=("model", "data"), without=("input", *of_calibration))
-    add_verb(validate, sections=("model", "data"), without=("input", *of_evaluation))
+    evaluation_settings = ("evaluate", "evaluation_samples", "metric", "labels")
+    calibration_settings = ("calibrate", "calibration_samples")
+    add_verb(run, sections=("data",), without=(*calibration_settings, *evaluation_settings[:3]))
+    add_verb(evaluate, sections=("model", "data"), without=("input", *calibration_settings))
+    add_verb(validate, sections=("model", "data"), without=("input", *evaluation_settings))
     add_verb(report)
     add_verb(compare)
 

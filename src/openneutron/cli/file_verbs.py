@@ -104,8 +104,8 @@ def inspect(
 
         sizes = list(map(image_size, image_sizes or ()))
         with terminal.step("try changes"):
-            of_model = {"image_sizes": sizes, **float_model_of(folder)} if sizes else {}
-            report, _ = report_with_changes(folder.program, quantized or folder.quantized, target, **of_model)
+            model_options = {"image_sizes": sizes, **float_model_of(folder)} if sizes else {}
+            report, _ = report_with_changes(folder.program, quantized or folder.quantized, target, **model_options)
     else:
         report = read(folder.program, target or folder.target)
     data = json_format.loads(as_json(report)) if terminal.json else None

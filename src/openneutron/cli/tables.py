@@ -54,13 +54,13 @@ def _blocks(summary: Summary, folder: Path) -> Iterator[RenderableType]:
 
 def table_of_accuracy(rows: Sequence[AccuracyRow]) -> Group:
     """Returns a table of the accuracy of each model, and the first samples that changed sides."""
-    of_classes = ("lost", "gained") if rows[0].counts_sides else ()
-    table = FittingTable("model", rows[0].metric, "95 % interval", "samples", *of_classes)
+    class_columns = ("lost", "gained") if rows[0].counts_sides else ()
+    table = FittingTable("model", rows[0].metric, "95 % interval", "samples", *class_columns)
     for row in rows:
         value = "unknown" if row.value is None else f"{_metric(row.value, row)} {row.unit}".rstrip()
         interval = "" if row.interval is None else " to ".join(_metric(end, row) for end in row.interval)
         changed = ("", "") if row is rows[0] else (str(row.lost), str(row.gained))
-        table.add_row(row.name, value, interval, str(row.samples), *changed[: len(of_classes)])
+        table.add_row(row.name, value, interval, str(row.samples), *changed[: len(class_columns)])
     return Group(table, *_changed_samples(rows))
 
 

@@ -24,7 +24,7 @@ CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 LAYOUTS = ("nchw", "nhwc")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 LARGEST_PIXEL = 255
-# Range of pixels from which a mean of less than 1 is taken for the mean of pixels from 0 to 1.
+# If the largest pixel is above this, a mean below 1 is an error: it belongs to pixels from 0 to 1.
 LARGE_RANGE = 100
 IMAGE_RANK = 4
 # Numbers of channels of pixels: grey, RGB, RGB and alpha.

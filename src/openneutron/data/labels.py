@@ -153,11 +153,11 @@ def class_names_of(found: Iterable[str]) -> tuple[ClassNames, dict[str, int]]:
     names = sorted(set(found))
     indices = {name: index for name in names if (index := _class_index(name)) is not None}
     if names and len(indices) == len(names):
-        of_index = {index: name for name, index in indices.items()}
-        if max(of_index) >= MOST_CLASSES:
+        names_at = {index: name for name, index in indices.items()}
+        if max(names_at) >= MOST_CLASSES:
             raise InputError(
-                f"The class '{of_index[max(of_index)]}' is an index beyond {MOST_CLASSES:,}. Give names that are not "
+                f"The class '{names_at[max(names_at)]}' is an index beyond {MOST_CLASSES:,}. Give names that are not "
                 "integers, or a file of labels."
             )
-        return ClassNames(tuple(of_index.get(i, str(i)) for i in range(max(of_index) + 1)), False), indices
+        return ClassNames(tuple(names_at.get(i, str(i)) for i in range(max(names_at) + 1)), False), indices
     return ClassNames(tuple(names)), {name: index for index, name in enumerate(names)}

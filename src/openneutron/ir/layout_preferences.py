@@ -54,8 +54,8 @@ def layout_preferences(graph: Graph) -> dict[int, LayoutPreferences]:
     return found
 
 
-def _preferred_by(op: Op, tensor: Tensor, of_output: LayoutPreferences | None) -> Order | None:
-    wanted = of_output.preferred_order if of_output else None
+def _preferred_by(op: Op, tensor: Tensor, output_preferences: LayoutPreferences | None) -> Order | None:
+    wanted = output_preferences.preferred_order if output_preferences else None
     if op.kind is RESHAPE:
         return None
     if op.kind is TRANSPOSE:

@@ -293,8 +293,8 @@ def _transformed_items(data: Any, forms: Sequence[InputForm], transform: Transfo
     batch = next((form.batch for form in tensors), None) or 1
     items: Iterable[Any] = _samples(data, batch) if isinstance(data, Tensor) else items_of(data)
     fit = _fitted(transform, tensors)
-    of_inputs = isinstance(fit, (DefaultTransform, ImageTransform, AudioTransform))
-    found = (_with_transformed_inputs(fit, item) for item in items) if of_inputs else map(fit, items)
+    reads_inputs_only = isinstance(fit, (DefaultTransform, ImageTransform, AudioTransform))
+    found = (_with_transformed_inputs(fit, item) for item in items) if reads_inputs_only else map(fit, items)
     return ((f"Item {index} of the data", item) for index, item in enumerate(found))
 
 

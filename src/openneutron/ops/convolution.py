@@ -171,12 +171,12 @@ class Filters:
         outputs = len(self.oihw) // parts
         rows = slice(part * outputs, (part + 1) * outputs)
 
-        def of_rows(qparams: QParams) -> QParams:
+        def rows_of(qparams: QParams) -> QParams:
             return qparams if qparams.axis is None else QParams(qparams.scale[rows], qparams.zero_point[rows], 0)
 
         biases = np.asarray(self.bias.data)[rows]
-        bias = Tensor(biases.shape, self.bias.dtype, of_rows(self.bias.qparams), biases)
-        return Filters(self.oihw[rows], of_rows(self.qparams), bias, self.groups // parts)
+        bias = Tensor(biases.shape, self.bias.dtype, rows_of(self.bias.qparams), biases)
+        return Filters(self.oihw[rows], rows_of(self.qparams), bias, self.groups // parts)
 
 
 def lower_convolution(lowering: Lowering) -> Tensor:

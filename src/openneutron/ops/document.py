@@ -101,9 +101,9 @@ def _section(spec: OpSpec) -> str:
         f"Tolerance: {spec.tolerance} LSB",
     ]
     limits = [limit.message for limit in spec.constraints if limit.generations == frozenset(Generation)]
-    of_legacy = [limit for limit in spec.constraints if limit.generations == {Generation.LEGACY}]
-    lifted = [limit.message for limit in of_legacy if spec.pads and limit.depends_on_alignment]
-    legacy = [limit.message for limit in of_legacy if limit.message not in lifted]
+    legacy_limits = [limit for limit in spec.constraints if limit.generations == {Generation.LEGACY}]
+    lifted = [limit.message for limit in legacy_limits if spec.pads and limit.depends_on_alignment]
+    legacy = [limit.message for limit in legacy_limits if limit.message not in lifted]
     parts = [f"## {spec.name}\n", *([spec.notes + "\n"] if spec.notes else []), _bullets(facts)]
     if limits:
         parts.append("Limits of every generation:\n\n" + _bullets(limits))

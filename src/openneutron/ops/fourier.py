@@ -109,8 +109,8 @@ def _transforms(writing: ComplexRewriting, name: str, shape: Sequence[int], norm
     inverse = name.startswith("i")
     found: list[Transform] = []
     for index, (dim, size) in enumerate(zip(dims, sizes, strict=True), start=1):
-        of_half = name.startswith("irfft") and index == len(dims)
-        usual = 2 * (shape[dim] - 1) if of_half else shape[dim]
+        is_half = name.startswith("irfft") and index == len(dims)
+        usual = 2 * (shape[dim] - 1) if is_half else shape[dim]
         found.append(Transform(dim, usual if size is None else size, inverse, norm))
         check_size(writing, found[-1].size)
     return found

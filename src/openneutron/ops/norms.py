@@ -73,8 +73,8 @@ class ChannelNormGroups:
     def mean(self, value: Node) -> Node:
         """Computes the mean of the means of each group's channels: [batch, groups, 1]."""
         spatial = range(2, len(self.rewriting.shape))
-        of_channels = mean(self.rewriting, value, spatial) if spatial else value
-        grouped = self.rewriting.call(aten.reshape.default, of_channels, self._shape)
+        channel_means = mean(self.rewriting, value, spatial) if spatial else value
+        grouped = self.rewriting.call(aten.reshape.default, channel_means, self._shape)
         return mean(self.rewriting, grouped, [2])
 
     def broadcast(self, statistic: Node) -> Node:

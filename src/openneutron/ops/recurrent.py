@@ -261,11 +261,11 @@ def _wide_lstm_step(builder: _StepBuilder, products: Products, state: StepState,
 def _gru_step(builder: _StepBuilder, products: Products, state: StepState, layer: _Layer) -> State:
     (hidden,) = state
     gates, candidate = products
-    of_gates, of_candidate = layer.rows
-    recurrent = of_candidate.state_bias
+    gate_rows, candidate_rows = layer.rows
+    recurrent = candidate_rows.state_bias
     if hidden is not None:
-        gates = builder.add(gates, builder.linear(hidden, of_gates.state))
-        recurrent = builder.linear(hidden, of_candidate.state, of_candidate.state_bias)
+        gates = builder.add(gates, builder.linear(hidden, gate_rows.state))
+        recurrent = builder.linear(hidden, candidate_rows.state, candidate_rows.state_bias)
     reset, update = builder.gates(builder.sigmoid(gates), 2)
     if recurrent is not None:
         candidate = builder.add(candidate, builder.mul(reset, recurrent))
@@ -372,9 +372,9 @@ def _weights_of_layers(args: dict[str, Any]) -> list[_Weights]:
     size = len(params) // count
     layers = []
     for first in range(0, len(params), size):
-        of_input, of_state, *others = params[first : first + size]
+        input_weight, state_weight, *others = params[first : first + size]
         biases = [others.pop(0), others.pop(0)] if args["has_biases"] else [None, None]
-        layers.append(_Weights(of_input, of_state, *biases, *others))
+        layers.append(_Weights(input_weight, state_weight, *biases, *others))
     return layers
 
 
@@ -413,7 +413,7 @@ def _decompose_network(rewriting: Rewriting) -> list[Node]:
         if args["train"] and args["dropout"] and first + directions < len(weights):
             values = whole.dropped(values, args["dropout"])
     hidden = whole.reshaped(values, [steps, batch, shape_of(values)[-1]])
-    final = [whole.stacked(of_role, 0) for of_role in zip(*last, strict=True)]
+    final = [whole.stacked(role_states, 0) for role_states in zip(*last, strict=True)]
     return [whole.swapped(hidden) if args["batch_first"] else hidden, *final]
 
 

@@ -88,10 +88,10 @@ def has_unused_indices(instance: OpInstance) -> bool:
     return all(user.target is operator.getitem and user.args[1] == 0 for user in instance.node.users if user.users)
 
 
-def _extreme_over_dim(of_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]]:
+def _extreme_over_dim(over_dims: torch._ops.OpOverload) -> Callable[[Rewriting], list[Node]]:
     def rewrite(rewriting: Rewriting) -> list[Node]:
         args = rewriting.args
-        return [rewriting.call(of_dims, args["self"], [args["dim"]], args["keepdim"])]
+        return [rewriting.call(over_dims, args["self"], [args["dim"]], args["keepdim"])]
 
     return rewrite
 

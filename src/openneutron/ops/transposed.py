@@ -252,21 +252,21 @@ def _phase_filters(lowering: Lowering, filters: Filters, windows: tuple[Window, 
     phases = split.transpose([axis[name] for name in order])
     channels = [sizes[name] for name in order[:4]]
 
-    def of_each_phase(values: Array) -> Array:
+    def repeat_for_phases(values: Array) -> Array:
         """Repeats values [outputs] for the output channels of all phases."""
         return np.broadcast_to(values.reshape(groups, 1, 1, outputs // groups), channels).ravel()
 
     def repeated(qparams: QParams) -> QParams:
         if qparams.axis is None:
             return qparams
-        scales = of_each_phase(np.array(qparams.scale)).tolist()
+        scales = repeat_for_phases(np.array(qparams.scale)).tolist()
         return QParams(tuple(scales), (0,) * len(scales), qparams.axis)
 
     bias = np.asarray(filters.bias.data)
     return Filters(
         phases.reshape(math.prod(channels), inputs, sizes["row"], sizes["column"]),
         repeated(filters.qparams),
-        lowering.constant(of_each_phase(bias), repeated(filters.bias.qparams)),
+        lowering.constant(repeat_for_phases(bias), repeated(filters.bias.qparams)),
         groups,
     )
 

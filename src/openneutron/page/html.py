@@ -85,15 +85,15 @@ def page_of(summary: Summary, other: Summary | None = None, compared: tuple[Summ
         end_phase()
         drawn["cycles"] = charts.cycles_chart(summary.layers)
         end_phase()
-        of_analysis = _of_analysis(summary.analysis)
+        analysis_values = _analysis_values(summary.analysis)
         end_phase()
-        return _page(summary, drawn, of_analysis, other, compared)
+        return _page(summary, drawn, analysis_values, other, compared)
 
 
 def _page(
     summary: Summary,
     drawn: Mapping[str, charts.Chart | None],
-    of_analysis: Mapping[str, Any],
+    analysis_values: Mapping[str, Any],
     other: Summary | None,
     compared: tuple[Summary, Summary] | None,
 ) -> str:
@@ -115,7 +115,7 @@ def _page(
         chance=None if not changed else mcnemar(summary.accuracy[-1].lost, summary.accuracy[-1].gained),
         other=other,
         measured=_measured(summary),
-        **of_analysis,
+        **analysis_values,
         **_of_other(compared or (None if other is None else (summary, other))),
     )
     return _small_enough(_environment().get_template("report.html"), content)
@@ -137,10 +137,10 @@ def analysis_page(analysis: AnalysisRows) -> str:
     Raises `OptionError` as `page_of` does.
     """
     title = "Accuracy by layer"
-    return _small_enough(_environment().get_template("analysis.html"), {"title": title, **_of_analysis(analysis)})
+    return _small_enough(_environment().get_template("analysis.html"), {"title": title, **_analysis_values(analysis)})
 
 
-def _of_analysis(analysis: AnalysisRows | None) -> dict[str, Any]:
+def _analysis_values(analysis: AnalysisRows | None) -> dict[str, Any]:
     histograms = [] if analysis is None else [layer for layer in analysis.layers if layer.histogram is not None]
     return {
         "analysis": analysis,

@@ -200,15 +200,15 @@ def _node_data(
     """Returns the files of node data, by name."""
     ids = [{node["id"] for node in graph["nodes"]} for graph in delegates]
 
-    def of_layers(value: Callable[[LayerRow], float]) -> dict[str, dict[str, float]]:
+    def values_of_layers(value: Callable[[LayerRow], float]) -> dict[str, dict[str, float]]:
         return {
             graph["id"]: {row.tensor: value(row) for row in rows if row.tensor in known}
             for graph, rows, known in zip(delegates, layers, ids, strict=True)
         }
 
     files = {
-        "cycles.json": _data("estimated cycles", of_layers(lambda row: row.cycles), _LOW_TO_HIGH),
-        "weight_bytes.json": _data("bytes of weights", of_layers(lambda row: row.weight_bytes), _LOW_TO_HIGH),
+        "cycles.json": _data("estimated cycles", values_of_layers(lambda row: row.cycles), _LOW_TO_HIGH),
+        "weight_bytes.json": _data("bytes of weights", values_of_layers(lambda row: row.weight_bytes), _LOW_TO_HIGH),
     }
     if module is None:
         return files

@@ -199,10 +199,10 @@ class _Tensors:
         """
         divided, multiplied = (-logs).exp()[self.written], logs.exp()[self.read]
         count = len(divided) - len(self.activations)
-        of_outputs = divided[:count].split([weight.shape[0] * weight.shape[1] for weight in self.weights])
-        of_inputs = multiplied.split([weight.shape[0] * weight.shape[2] for weight in self.weights])
+        output_factors = divided[:count].split([weight.shape[0] * weight.shape[1] for weight in self.weights])
+        input_factors = multiplied.split([weight.shape[0] * weight.shape[2] for weight in self.weights])
         rows, columns = [], []
-        for weight, outputs, inputs in zip(self.weights, of_outputs, of_inputs, strict=True):
+        for weight, outputs, inputs in zip(self.weights, output_factors, input_factors, strict=True):
             rows.append((weight * inputs.view(len(weight), 1, -1)).amax(2).flatten())
             columns.append((weight * outputs.view(len(weight), -1, 1)).amax(1).flatten())
         written, read = torch.cat([*rows, self.activations]) * divided, torch.cat(columns) * multiplied

@@ -49,17 +49,17 @@ class AddedMask:
     """
 
     is_made: bool = False
-    of_mask: list[AddedMaskObserver] = field(default_factory=list)
-    of_sums: list[MaskedSumObserver] = field(default_factory=list)
+    mask_observers: list[AddedMaskObserver] = field(default_factory=list)
+    sum_observers: list[MaskedSumObserver] = field(default_factory=list)
 
     @property
     def can_hide_scores(self) -> bool:
         """Returns whether the mask can hide scores. Returns True for a mask that is 0 in all calibration data."""
-        return self.is_made or any(observer.hides or not observer.has_numbers for observer in self.of_mask)
+        return self.is_made or any(observer.hides or not observer.has_numbers for observer in self.mask_observers)
 
     def width(self) -> float:
         """Returns the width of the widest range among the sums."""
-        qparams = [(sums, sums.calculate_qparams()[0]) for sums in self.of_sums]
+        qparams = [(sums, sums.calculate_qparams()[0]) for sums in self.sum_observers]
         return max(
             (float(scale) * (observer.quant_max - observer.quant_min) for observer, scale in qparams), default=0.0
         )
@@ -76,7 +76,7 @@ class AddedMaskObserver(MaskedObserver):
         super().__init__(*args, **kwargs)
         self.register_buffer("has_numbers", torch.tensor(False))
         self.mask = mask
-        mask.of_mask.append(self)
+        mask.mask_observers.append(self)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, and returns them."""
@@ -115,7 +115,7 @@ class MaskedSumObserver(MaskedObserver):
         super().__init__(*args, **kwargs)
         self.masks = masks
         for mask in masks:
-            mask.of_sums.append(self)
+            mask.sum_observers.append(self)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Observes `values`, rows of scores along the last dimension, and returns them."""

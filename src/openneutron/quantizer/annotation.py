@@ -277,9 +277,9 @@ class Annotation:
         for value in needs:
             if (group := self._find_group(value)) in self.needed:
                 NEEDED_RANGE.write(value, self.needed[group])
-        for group, of_group in joined.items():
-            if of_group is not None and of_group.sums and group not in self.needed and group not in self.symmetric:
-                self._note_sums(group, of_group)
+        for group, merged in joined.items():
+            if merged is not None and merged.sums and group not in self.needed and group not in self.symmetric:
+                self._note_sums(group, merged)
         unnoted = dict(self.limits)
         for value in needs:
             if (group := self._find_group(value)) in self.addends:

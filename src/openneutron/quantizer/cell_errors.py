@@ -41,28 +41,28 @@ class CellErrors:
     """
 
     factor: float = 1.0
-    of_units: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    unit_errors: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     energy: float = 0.0
 
     def add(self, errors: Tensor, energy: Tensor) -> None:
         """Adds the energies of the errors [limits, units] and of the hidden states [] of a step, both float64."""
-        self.of_units = self.of_units + errors
+        self.unit_errors = self.unit_errors + errors
         self.energy += float(energy)
 
     @property
     def limit(self) -> float:
         """The element of `LIMITS` with the least error."""
-        return LIMITS[int(self.of_units[: len(LIMITS)].sum(1).argmin())]
+        return LIMITS[int(self.unit_errors[: len(LIMITS)].sum(1).argmin())]
 
     def ranges_of_units(self) -> tuple[float, Tensor] | None:
         """Returns one of `BASES`, and the number of halvings of each unit's range; None if they are not worthwhile."""
-        one_range = float(self.of_units.sum(1).min())
+        one_range = float(self.unit_errors.sum(1).min())
         if one_range <= NEGLIGIBLE * self.energy:
             return None
         found = []
         for base in BASES:
             rows = [REPLAYED.index(base / 2**halvings) for halvings in range(HALVINGS + 1)]
-            errors, halvings = self.of_units[rows].min(0)
+            errors, halvings = self.unit_errors[rows].min(0)
             found.append((float(errors.sum()), base, halvings))
         error, base, halvings = min(found, key=lambda each: each[0])
         return (base, halvings) if error < WORTHWHILE * one_range else None

@@ -140,8 +140,8 @@ class CellObserver(ObserverBase):
 
     def _ranges(self) -> tuple[float, Tensor] | None:
         errors = CellErrors()
-        for of_units, energy in zip(self._errors, self._energies, strict=True):
-            errors.add(of_units, energy)
+        for unit_errors, energy in zip(self._errors, self._energies, strict=True):
+            errors.add(unit_errors, energy)
         return errors.ranges_of_units() if self._errors else None
 
     def _scale(self, model: GraphModule, base: float, halvings: Tensor) -> None:

@@ -99,13 +99,13 @@ def _needed_by_reader(
     """Returns what the reader `fused` needs of `value`; None if nothing needs the reader's output."""
     if fused is None or fused.batch_norm is not None or (is_qat and _reads_parameters(fused)):
         return Need(EVERYTHING)
-    of_output = needed[fused.output]
-    if of_output is None:
+    output_need = needed[fused.output]
+    if output_need is None:
         return None
     node = fused.instance.node
     if fused.activation is None and fused.spec.commutes_with_quantization(fused.instance):
-        return of_output if not isinstance(fused.rule, QParams) else Need(of_output.as_interval)
-    output = of_output.as_interval
+        return output_need if not isinstance(fused.rule, QParams) else Need(output_need.as_interval)
+    output = output_need.as_interval
     if fused.activation is not None:
         limits = facts_of(fused.activation).clamp_range(fused.activation)
         output = EVERYTHING if limits is None else output.clamped(Interval(*limits))
@@ -116,8 +116,8 @@ def _needed_by_reader(
     rule = facts_of(node).needed_range
     if rule is None:
         return Need(EVERYTHING)
-    if of_output.sums and is_refined_sum(node) and value is arguments(node)["self"]:
-        return of_output  # beyond these limits, the correction changes the sum of sums by less than its own size
+    if output_need.sums and is_refined_sum(node) and value is arguments(node)["self"]:
+        return output_need  # beyond these limits, the correction changes the sum of sums by less than its own size
     if isinstance(rule, NeededBySum) and not is_qat and _limits_addends(node, rule, value, output):
         return Need(None, (SumTerm(rule, node, value, output),))
     return Need(rule(node, value, output))

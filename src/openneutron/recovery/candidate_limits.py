@@ -55,13 +55,13 @@ class _Candidate:
 class _Errors:
     """Sums over the steps of a layer: the squared errors of the hidden states with each limit."""
 
-    of_limits: Tensor = field(default_factory=lambda: torch.zeros(len(LIMITS), dtype=torch.float64))
+    limit_errors: Tensor = field(default_factory=lambda: torch.zeros(len(LIMITS), dtype=torch.float64))
 
     @property
     def limit(self) -> float | None:
         """The one of `LIMITS` with the least error; None if it is hardly better than the largest one."""
-        best = int(self.of_limits.argmin())
-        is_better = float(self.of_limits[best]) < WORTHWHILE * float(self.of_limits[-1])
+        best = int(self.limit_errors.argmin())
+        is_better = float(self.limit_errors[best]) < WORTHWHILE * float(self.limit_errors[-1])
         return LIMITS[best] if is_better else None
 
 
@@ -101,7 +101,7 @@ class _Replay(GraphRun):
         cells = self.cells[step.layer] = forget_gate * cells + input_gate * sums.tanh()
         read = cells.tanh() if step.output_gate is None else cells.tanh() * found[step.output_gate]
         errors = (read - found[step.hidden]).flatten(1).square().sum(1, dtype=torch.float64)
-        self.errors[step.layer].of_limits += errors.cpu()
+        self.errors[step.layer].limit_errors += errors.cpu()
 
 
 def _rounded(values: Tensor) -> Tensor:

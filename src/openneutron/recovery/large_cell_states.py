@@ -64,5 +64,5 @@ def modules_with_large_cell_states(module: GraphModule, samples: Samples) -> lis
     for sample in evenly_spaced(samples, MOST_SAMPLES):
         _CellStateCounter(module, dict(zip(sample_nodes(module.graph), sample, strict=True)), counts).run()
     large = {name: count.module for name, count in counts.items() if count.large > LEAST_SHARE * count.values}
-    of_units = layers_with_ranges_of_units(module, samples) if large else set()
-    return list(dict.fromkeys(owner for name, owner in large.items() if name not in of_units))
+    with_unit_ranges = layers_with_ranges_of_units(module, samples) if large else set()
+    return list(dict.fromkeys(owner for name, owner in large.items() if name not in with_unit_ranges))

@@ -186,7 +186,8 @@ class HostProgram:
     def memory(self) -> MethodMemory:
         """The memory of `forward` on the board and on this machine (see `MethodMemory`).
 
-        The method is loaded and run once more, to count. Without the native module, this is left out.
+        The method is loaded and run once more, to count the memory of CPU kernels. Without the native module, this
+        memory counts as 0 bytes.
         """
         return memory_of(self._data, METHOD, measured=self.measure() if is_installed() else None)
 

@@ -175,8 +175,8 @@ def train_towards(
     most_steps = math.inf if steps is None else steps
     with torch.enable_grad():
         while trained and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1:
-            for group, of_group in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = of_group * share * (1 + math.cos(math.pi * done)) / 2
+            for group, group_rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = group_rate * share * (1 + math.cos(math.pi * done)) / 2
             chosen = torch.randint(len(trained), (min(batch, len(trained)),), generator=generator).tolist()
             optimizer.zero_grad()
             torch.autograd.backward(loss_of([trained[index] for index in chosen]))
@@ -201,11 +201,11 @@ def _check_outputs(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
             "No output of floating point depends on trained weights, so there is nothing to train towards. Return the "
             "scores of the model, and take the argmax outside of it."
         )
-    shapes, of_teacher = [list(value.shape[1:]) for value in found], [list(value.shape) for value in wanted]
-    if shapes != of_teacher:
+    shapes, teacher_shapes = [list(value.shape[1:]) for value in found], [list(value.shape) for value in wanted]
+    if shapes != teacher_shapes:
         raise ModelError(
-            f"The outputs of the module have the shapes {shapes}, and those of the float model {of_teacher}. Give the "
-            "float model that was quantized."
+            f"The outputs of the module have the shapes {shapes}, and those of the float model {teacher_shapes}. Give "
+            "the float model that was quantized."
         )
 
 

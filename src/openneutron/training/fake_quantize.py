@@ -33,12 +33,12 @@ class _FakeQuantize(torch.autograd.Function):
         values, scale, output = ctx.saved_tensors
         # Rounding moves a value by at most half a step, and clipping moves it further.
         is_rounded = (output - values).abs_() <= scale * HALF_STEP
-        of_values = gradient * is_rounded
+        value_gradient = gradient * is_rounded
         if not ctx.needs_input_grad[1]:
-            return of_values, None, None, None, None
+            return value_gradient, None, None, None, None
         # In steps: a rounded value counts with its rounding error, and a clipped value with its limit.
-        of_scale = ((gradient * output).sum() - (of_values * values).sum()) / scale
-        return of_values, of_scale / math.sqrt(max(ctx.size, 1) * ctx.high), None, None, None
+        scale_gradient = ((gradient * output).sum() - (value_gradient * values).sum()) / scale
+        return value_gradient, scale_gradient / math.sqrt(max(ctx.size, 1) * ctx.high), None, None, None
 
     @staticmethod
     def vmap(_info: Any, in_dims: tuple[Any, ...], values: Tensor, *qparams: Any) -> tuple[Tensor, Any]:

@@ -113,8 +113,8 @@ class TrainableModel(nn.Module):
 
         def one(*sample: Any) -> tuple[Tensor, ...]:
             args, kwargs = pytree.tree_unflatten(sample, structure)
-            found[:], of_outputs = pytree.tree_flatten(self.graph_module(*args, **kwargs))
-            form[:] = [of_outputs]
+            found[:], output_form = pytree.tree_flatten(self.graph_module(*args, **kwargs))
+            form[:] = [output_form]
             return tuple(value for value in found if isinstance(value, Tensor))
 
         dims = tuple(0 if isinstance(value, Tensor) else None for value in leaves)

@@ -124,11 +124,11 @@ def build(
         folder = None if output is None else stack.enter_context(build_folder(output))
         if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
             calibration = list(calibration)
-        of_quantize, of_lower = _split(options)
-        check_forms(list_of_names(of_lower.get("operators_not_to_delegate")))
-        converter_fields(of_lower.get("extra_flags"))
-        if of_lower.get("payload") == "device":  # a missing converter is reported before the quantization
-            choose_converter(of_lower.get("neutron_converter_flavor"))
+        quantize_options, lower_options = _split(options)
+        check_forms(list_of_names(lower_options.get("operators_not_to_delegate")))
+        converter_fields(lower_options.get("extra_flags"))
+        if lower_options.get("payload") == "device":  # a missing converter is reported before the quantization
+            choose_converter(lower_options.get("neutron_converter_flavor"))
         if evaluation is not None:
             check_classes(model, example_inputs, evaluation, metric)
         with run("quantize"):
@@ -140,10 +140,10 @@ def build(
                 transform=transform,
                 jobs=jobs,
                 progress=progress,
-                **of_quantize,
+                **quantize_options,
             )
         with run("lower"):
-            program = lower(quantized, target=target, **of_lower)
+            program = lower(quantized, target=target, **lower_options)
         runs_programs = is_installed()
         accuracy = validation = analysis = None
         if evaluation is not None:
@@ -162,7 +162,9 @@ def build(
         board = None if program.board is None else program.board.board
         if try_changes and board is not None and board.regions:
             with run("try changes"):
-                on_board = _try_changes(program, quantized, model=model, example_inputs=example_inputs, **of_quantize)
+                on_board = _try_changes(
+                    program, quantized, model=model, example_inputs=example_inputs, **quantize_options
+                )
         with run("report"):
             summary = summarize(
                 name or type(model).__name__,
@@ -194,16 +196,18 @@ def no_step(_: str) -> AbstractContextManager[None]:
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the options of `quantize` and those of `lower`."""
-    of_quantize = {*inspect.signature(quantize).parameters, *inspect.signature(NeutronQuantizer).parameters}
-    of_quantize -= {"model", "example_inputs", "calibration", "quantizer_options", "target", "neutron_target_spec"}
-    of_lower = {"int8_io", *(field.name for field in fields(CompileOptions))} - {"target"}
+    quantize_options = {*inspect.signature(quantize).parameters, *inspect.signature(NeutronQuantizer).parameters}
+    quantize_options -= {"model", "example_inputs", "calibration", "quantizer_options", "target", "neutron_target_spec"}
+    lower_options = {"int8_io", *(field.name for field in fields(CompileOptions))} - {"target"}
     for name in options:
-        if name not in of_quantize | of_lower:
+        if name not in quantize_options | lower_options:
             own = set(inspect.signature(build).parameters) - {"options"}
-            raise OptionError(f"build() has no option '{name}'.{did_you_mean(name, of_quantize | of_lower | own)}")
+            raise OptionError(
+                f"build() has no option '{name}'.{did_you_mean(name, quantize_options | lower_options | own)}"
+            )
     return (
-        {name: value for name, value in options.items() if name in of_quantize},
-        {name: value for name, value in options.items() if name in of_lower},
+        {name: value for name, value in options.items() if name in quantize_options},
+        {name: value for name, value in options.items() if name in lower_options},
     )
 
 

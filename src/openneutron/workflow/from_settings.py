@@ -175,14 +175,14 @@ def analyze_from_settings(
         with counting_bar("analyze", progress) as done:
             return analyze(None, found, data, transform=transform, samples=samples, progress=done)
     options = quantize_options(settings)
-    of_quantizer = {name: options[name] for name in inspect.signature(NeutronQuantizer).parameters if name in options}
+    selected = {name: options[name] for name in inspect.signature(NeutronQuantizer).parameters if name in options}
     loaded = loaded_program(quantized)
-    if of_quantizer["wide"] == "auto":  # the file has the wide states already
-        of_quantizer["wide"] = None
-    elif of_quantizer["wide"]:  # and the wide inputs
+    if selected["wide"] == "auto":  # the file has the wide states already
+        selected["wide"] = None
+    elif selected["wide"]:  # and the wide inputs
         inputs = loaded.graph_signature.user_inputs
-        of_quantizer["wide"] = [key for key in of_quantizer["wide"] if key not in inputs]
-    quantizer = NeutronQuantizer(settings.build.target, **of_quantizer)
+        selected["wide"] = [key for key in selected["wide"] if key not in inputs]
+    quantizer = NeutronQuantizer(settings.build.target, **selected)
     model = model_from(settings)
     with counting_bar("analyze", progress) as done:
         return analyze(model, loaded, data, transform=transform, samples=samples, quantizer=quantizer, progress=done)

@@ -124,11 +124,11 @@ def try_changes(
 
 
 def report_with_changes(
-    program: Path, quantized: Path | None, target: Target | None = None, **of_model: Any
+    program: Path, quantized: Path | None, target: Target | None = None, **model_options: Any
 ) -> tuple[Report, NeutronTargetSpec]:
     """Returns what `inspect` returns for a program, with the verdict of `try_changes`, and the board.
 
-    `of_model` are the options of `try_changes` about the float model. Raises `OptionError` without the file of a
+    `model_options` are the options of `try_changes` about the float model. Raises `OptionError` without the file of a
     quantized model, and the errors of `inspect` and `try_changes`.
     """
     if quantized is None:
@@ -136,7 +136,7 @@ def report_with_changes(
             f"Changes are tried with the quantized model, and '{program}' has none beside it. Give its file "
             "(--quantized), or the folder of a build."
         )
-    found = try_changes(program, quantized, target, **of_model)
+    found = try_changes(program, quantized, target, **model_options)
     board = NeutronTargetSpec(target or target_of_file(quantized) or found.board)
     report = read_program(program, board)
     return replace(report, estimate=with_board(report.estimate, found, board.neutron_target)), board
@@ -189,13 +189,13 @@ def _options_of(program: pte.Program) -> dict[str, Any]:
 
 def _check_same_inputs(method: pte.Method, quantized: QuantizedModel) -> None:
     dtypes = set(pte.SCALAR_TYPES.values())
-    of_program = [value.shape for value in method.inputs if value.constant is None and value.dtype in dtypes]
-    of_model = [tuple(leaf.shape) for leaf in quantized.examples.leaves if isinstance(leaf, torch.Tensor)]
-    if of_program != of_model:
+    program_shapes = [value.shape for value in method.inputs if value.constant is None and value.dtype in dtypes]
+    model_shapes = [tuple(leaf.shape) for leaf in quantized.examples.leaves if isinstance(leaf, torch.Tensor)]
+    if program_shapes != model_shapes:
         raise ModelError(
             "The program was not lowered from this quantized model: the inputs of the model have the shapes "
-            f"{of_model}, and the inputs of the program {of_program}. Give the quantized model from which the program "
-            "was lowered."
+            f"{model_shapes}, and the inputs of the program {program_shapes}. Give the quantized model from which the "
+            "program was lowered."
         )
 
 
