@@ -45,7 +45,7 @@ AUTO = {"recover": "auto"}
 
 
 @dataclass(frozen=True)
-class Way:
+class Flow:
     """A flow and its options: those of `quantize`, or of `NeutronQuantizer` in the documented flow."""
 
     call: Literal["quantize", "documented"] = "quantize"
@@ -67,31 +67,31 @@ class Way:
         return options if self.short else f"documented flow, {options}".removesuffix(", ")
 
 
-NAIVE = Way("documented", {"equalize": False, "correct_bias": False})
-HALF = (Way("documented", {"equalize": False}), Way("documented", {"correct_bias": False}))
-HISTOGRAM = Way("documented", {"observer": HistogramObserver})
+NAIVE = Flow("documented", {"equalize": False, "correct_bias": False})
+HALF = (Flow("documented", {"equalize": False}), Flow("documented", {"correct_bias": False}))
+HISTOGRAM = Flow("documented", {"observer": HistogramObserver})
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network, the way to quantize it, and its target. The `naive` ways are measured for comparison."""
+    """A network, its flow, and its target. The `naive` flows are measured for comparison."""
 
     name: str
     network: Callable[[], Network]
-    way: Way
+    flow: Flow
     target: Target
-    naive: tuple[Way, ...] = ()
+    naive: tuple[Flow, ...] = ()
 
 
 @dataclass(frozen=True)
 class Result:
     """The measurements of a row.
 
-    `naive` has top-1 and SQNR of other ways by name; None if the host has no kernel for their scales.
+    `naive` has top-1 and SQNR of other flows by name; None if the host has no kernel for their scales.
     """
 
     row: str
-    way: str
+    flow: str
     comparison: Comparison
     sqnr: float
     seconds: float
@@ -126,20 +126,20 @@ _V2 = _real("mobilenet_v2")
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
-        Row("mobilenet_v2-auto", _V2, Way(options=AUTO), Target(0.3, 4 * 60)),
-        Row("mobilenet_v2-fast", _V2, Way(options={"recover": "fast"}), Target(1.0, 60)),
-        Row("mobilenet_v2-best", _V2, Way(options={"recover": "best"}), Target(0.1, 30 * 60)),
+        Row("mobilenet_v2-auto", _V2, Flow(options=AUTO), Target(0.3, 4 * 60)),
+        Row("mobilenet_v2-fast", _V2, Flow(options={"recover": "fast"}), Target(1.0, 60)),
+        Row("mobilenet_v2-best", _V2, Flow(options={"recover": "best"}), Target(0.1, 30 * 60)),
         *(
-            Row(f"{name}-documented", _real(name), Way("documented"), Target(3), (NAIVE, *HALF, HISTOGRAM))
+            Row(f"{name}-documented", _real(name), Flow("documented"), Target(3), (NAIVE, *HALF, HISTOGRAM))
             for name in ("mobilenet_v2", "resnet20", "resnet8", "ds_cnn", "wake_word", "mobilenet_v1_025")
         ),
-        Row("mobilenet_v2-channels", _V2, Way(options={**AUTO, "weight_granularity": "per_channel"}), Target(0.2)),
+        Row("mobilenet_v2-channels", _V2, Flow(options={**AUTO, "weight_granularity": "per_channel"}), Target(0.2)),
         *(
-            Row(name, _real(name), Way(options=AUTO), Target(0.3))
+            Row(name, _real(name), Flow(options=AUTO), Target(0.3))
             for name in ("resnet20", "ds_cnn", "wake_word", "resnet8", "mobilenet_v1_025")
         ),
         *(
-            Row(name, lambda name=name: _rescaled(name), Way(options=AUTO), Target(0.5), (NAIVE,))  # type: ignore[misc]
+            Row(name, lambda name=name: _rescaled(name), Flow(options=AUTO), Target(0.5), (NAIVE,))  # type: ignore[misc]
             for name in RESCALED
         ),
     )
@@ -148,15 +148,15 @@ ROWS: dict[str, Row] = {
 # ------------------------------------------------------------------------------------------------------------- measure
 
 
-def quantized(network: Network, way: Way) -> tuple[QuantizedModel | GraphModule, float]:
+def quantized(network: Network, flow: Flow) -> tuple[QuantizedModel | GraphModule, float]:
     """Quantize `network` with its calibration data. Returns the quantized model and the processor seconds."""
     torch.manual_seed(SEED)
     model, examples = network.build(), network.example_inputs()
     start = time.process_time()
-    if way.short:
-        found: QuantizedModel | GraphModule = quantize(model, examples, network.calibration(), **way.options)
+    if flow.short:
+        found: QuantizedModel | GraphModule = quantize(model, examples, network.calibration(), **flow.options)
     else:
-        found = documented_flow(model, network, **way.options)
+        found = documented_flow(model, network, **flow.options)
     return found, time.process_time() - start
 
 
@@ -194,16 +194,16 @@ class Bench:
         """Quantize, lower and evaluate a row."""
         network = row.network().with_calibration_of(self._calibrates)
         float_outputs, right = self._float_outputs(network)
-        int8_outputs, seconds = self._of_int8(network, row.way, row.name)
-        naive = {str(way): self._naive(network, way, row.name) for way in row.naive if way.exists}
+        int8_outputs, seconds = self._int8_outputs(network, row.flow, row.name)
+        naive = {str(flow): self._naive(network, flow, row.name) for flow in row.naive if flow.exists}
         comparison = compare(float_outputs, int8_outputs, right)
         quality = sqnr(float_outputs, int8_outputs)
-        return Result(row.name, str(row.way), comparison, quality, seconds, row.target, naive)
+        return Result(row.name, str(row.flow), comparison, quality, seconds, row.target, naive)
 
-    def _naive(self, network: Network, way: Way, name: str) -> tuple[float, float] | None:
+    def _naive(self, network: Network, flow: Flow, name: str) -> tuple[float, float] | None:
         float_outputs, right = self._float_outputs(network)
         try:
-            int8_outputs, _ = self._of_int8(network, way, f"{name}, {way}")
+            int8_outputs, _ = self._int8_outputs(network, flow, f"{name}, {flow}")
         except HostError:
             return None
         return compare(float_outputs, int8_outputs, right).top1_int8, sqnr(float_outputs, int8_outputs)
@@ -214,9 +214,9 @@ class Bench:
             self._float[network.name] = self._outputs(network.build(), network, f"{network.name}: float"), labels
         return self._float[network.name]
 
-    def _of_int8(self, network: Network, way: Way, title: str) -> tuple[Tensor, float]:
+    def _int8_outputs(self, network: Network, flow: Flow, title: str) -> tuple[Tensor, float]:
         task = self._progress.add_task(f"{title}: quantize", total=None)
-        model, seconds = quantized(network, way)
+        model, seconds = quantized(network, flow)
         program = lower(model, None if isinstance(model, QuantizedModel) else network.example_inputs())
         self._progress.remove_task(task)
         from openneutron.runtime import HostProgram
@@ -246,7 +246,7 @@ def table_of(results: Iterable[Result]) -> Table:
         found = result.comparison
         table.add_row(
             result.row,
-            result.way,
+            result.flow,
             str(found.samples),
             f"{found.top1_float:.2f}",
             f"{found.top1_int8:.2f}",
@@ -256,12 +256,12 @@ def table_of(results: Iterable[Result]) -> Table:
             f"{result.seconds:.1f}",
             str(result.target),
             "yes" if result.holds else "[red]NO",
-            "\n".join(f"{way}: {_of_naive(found)}" for way, found in result.naive.items()),
+            "\n".join(f"{flow}: {_naive_text(found)}" for flow, found in result.naive.items()),
         )
     return table
 
 
-def _of_naive(found: tuple[float, float] | None) -> str:
+def _naive_text(found: tuple[float, float] | None) -> str:
     return "does not load" if found is None else f"{found[0]:.2f}, {found[1]:.1f} dB"
 
 

@@ -28,7 +28,7 @@ from openneutron.ops.functions import ERROR_AT_ZERO
 from openneutron.ops.norms import APPROXIMATION
 from openneutron.results.comparison import Comparison
 
-__all__ = ["Finding", "Outcome", "Way", "check", "check_seed", "draw_way"]
+__all__ = ["Finding", "Flow", "Outcome", "check", "check_seed", "draw_flow"]
 
 CALIBRATION_SAMPLES = 8
 FOLLOWS_DB = 40.0
@@ -62,7 +62,7 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Way:
+class Flow:
     """How a model is quantized and lowered."""
 
     documented: bool
@@ -89,51 +89,51 @@ class Finding:
         return self.outcome not in (Outcome.FOLLOWS, Outcome.REFUSED, Outcome.ILL_CONDITIONED)
 
 
-def draw_way(random: Random) -> Way:
+def draw_flow(random: Random) -> Flow:
     """Draws how a model is quantized and lowered, most often by the short flow without recovery."""
     documented = random.random() < 0.25
     recover = None if documented else random.choice([None, None, None, "fast", "auto"])
     strict, channels_last, scattered = (random.random() < share for share in (0.2, 0.2, 0.3))
-    return Way(documented, strict, recover, channels_last, scattered, random.random() < 0.1)
+    return Flow(documented, strict, recover, channels_last, scattered, random.random() < 0.1)
 
 
-def check_seed(seed: int) -> tuple[RandomModel, Way, Finding]:
-    """Draws the model and the way of `seed`, and checks the model."""
+def check_seed(seed: int) -> tuple[RandomModel, Flow, Finding]:
+    """Draws the model and the flow of `seed`, and checks the model."""
     random = Random(seed)
-    model, way = draw_model(random), draw_way(random)
-    return model, way, check(model, way)
+    model, flow = draw_model(random), draw_flow(random)
+    return model, flow, check(model, flow)
 
 
-def check(model: RandomModel, way: Way) -> Finding:
+def check(model: RandomModel, flow: Flow) -> Finding:
     """Quantizes, lowers and runs `model`, and compares the results."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        samples = _in_strides_that_run(model, model.samples(CALIBRATION_SAMPLES, 0), way)
+        samples = _in_strides_that_run(model, model.samples(CALIBRATION_SAMPLES, 0), flow)
         unseen = model.samples(2, 1)
         # callers pass positional arguments to prepared modules
-        documented = way.documented and model.form is not Form.KEYWORDS
+        documented = flow.documented and model.form is not Form.KEYWORDS
         try:
-            return (_documented if documented else _short)(model, way, samples, unseen)
+            return (_documented if documented else _short)(model, flow, samples, unseen)
         except OpenNeutronError as error:
             return Finding(Outcome.REFUSED, f"{type(error).__name__}: {error}")
         except Exception:  # the check must catch errors of any type
-            is_own = not documented or _exports(model, samples[0], way)
+            is_own = not documented or _exports(model, samples[0], flow)
             return Finding(Outcome.UNTYPED if is_own else Outcome.REFUSED, traceback.format_exc())
 
 
-def _exports(model: RandomModel, sample: Sample, way: Way) -> bool:
+def _exports(model: RandomModel, sample: Sample, flow: Flow) -> bool:
     """Whether torch.export takes the model. In the documented flow, the caller exports it, and gets torch's error."""
     try:
         with torch.no_grad():
-            torch.export.export(model.build(), tuple(sample), strict=way.strict)
+            torch.export.export(model.build(), tuple(sample), strict=flow.strict)
     except Exception:  # torch's errors have many types
         return False
     return True
 
 
-def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
-    given = _core_aten(model, samples[0], way) if way.core_aten else model.build()
-    quantized = quantize(given, samples[0], samples, recover=way.recover, strict=way.strict, progress=False)
+def _short(model: RandomModel, flow: Flow, samples: list[Sample], unseen: list[Sample]) -> Finding:
+    given = _core_aten(model, samples[0], flow) if flow.core_aten else model.build()
+    quantized = quantize(given, samples[0], samples, recover=flow.recover, strict=flow.strict, progress=False)
     if quantized.reference is not None:
         # run_decompositions() may lose a write to a buffer, so the decomposed program is the model then.
         build = model.build if isinstance(given, torch.nn.Module) else given.module
@@ -148,12 +148,12 @@ def _short(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sam
     return held if held.is_fault else rewritten or held
 
 
-def _core_aten(model: RandomModel, sample: Sample, way: Way) -> Any:
+def _core_aten(model: RandomModel, sample: Sample, flow: Flow) -> Any:
     """Returns the exported program in core ATen operators; the module itself if torch cannot export or decompose it."""
     positional, named = ((), sample) if isinstance(sample, dict) else (sample, None)
     try:
         with torch.no_grad():
-            return torch.export.export(model.build(), positional, named, strict=way.strict).run_decompositions()
+            return torch.export.export(model.build(), positional, named, strict=flow.strict).run_decompositions()
     except Exception:  # torch's errors have many types
         return model.build()
 
@@ -172,10 +172,10 @@ def _rewritten(
     return Finding(outcome, f"{figure:.1f} dB; {noisy:.1f} dB with noise")
 
 
-def _documented(model: RandomModel, way: Way, samples: list[Sample], unseen: list[Sample]) -> Finding:
+def _documented(model: RandomModel, flow: Flow, samples: list[Sample], unseen: list[Sample]) -> Finding:
     given = [tuple(sample) for sample in samples]
     with torch.no_grad():  # torch can export an inference_mode region only in this way
-        converted = convert(model.build(), given[0], strict=way.strict, calibration=given)
+        converted = convert(model.build(), given[0], strict=flow.strict, calibration=given)
     lowered = lower_documented(converted, given[0])
     program = _Program(partial(_run_flat, lowered.run), lowered.delegates, lowered.cpu)
     layers = partial(compare_layers, converted, lowered.pte, unseen, example_inputs=given[0])
@@ -229,9 +229,9 @@ def _run_flat(run: Callable[..., Any], *arguments: Any) -> Any:
     return run(*(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)))
 
 
-def _in_strides_that_run(model: RandomModel, samples: list[Sample], way: Way) -> list[Sample]:
-    """Returns `samples` with the strides of `way`, or unchanged if the float model rejects such strides."""
-    laid_out: list[Sample] = [_laid_out(sample, way) for sample in samples]
+def _in_strides_that_run(model: RandomModel, samples: list[Sample], flow: Flow) -> list[Sample]:
+    """Returns `samples` with the strides of `flow`, or unchanged if the float model rejects such strides."""
+    laid_out: list[Sample] = [_laid_out(sample, flow) for sample in samples]
     try:
         _call(model.build(), laid_out[0])
     except RuntimeError:
@@ -239,15 +239,15 @@ def _in_strides_that_run(model: RandomModel, samples: list[Sample], way: Way) ->
     return laid_out
 
 
-def _laid_out(value: Any, way: Way) -> Any:
-    """Returns `value` with the strides of `way` in each of its tensors."""
-    return tree_map_only(torch.Tensor, lambda tensor: _in_strides(tensor, way), value)
+def _laid_out(value: Any, flow: Flow) -> Any:
+    """Returns `value` with the strides of `flow` in each of its tensors."""
+    return tree_map_only(torch.Tensor, lambda tensor: _in_strides(tensor, flow), value)
 
 
-def _in_strides(value: torch.Tensor, way: Way) -> torch.Tensor:
-    if way.channels_last and value.dim() == 4:
+def _in_strides(value: torch.Tensor, flow: Flow) -> torch.Tensor:
+    if flow.channels_last and value.dim() == 4:
         return value.contiguous(memory_format=torch.channels_last)
-    if way.scattered and value.dim() >= 2:
+    if flow.scattered and value.dim() >= 2:
         return value.transpose(0, -1).contiguous().transpose(0, -1)
     return value
 

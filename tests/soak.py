@@ -46,9 +46,9 @@ def main() -> None:
 
 
 def _show(seed: int) -> int:
-    model, way, finding = check_seed(seed)
+    model, flow, finding = check_seed(seed)
     print(model.source)
-    print(way)
+    print(flow)
     print(finding.outcome.value, finding.detail, sep="\n")
     return int(finding.is_fault)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.accuracy import ROWS, Bench, Row, Way, documented_flow, outputs_of
+from benchmarks.accuracy import ROWS, Bench, Flow, Row, documented_flow, outputs_of
 from benchmarks.rescaled import RESCALED, digits, largest_difference, rescaled
 from benchmarks.targets import Comparison, Target, compare
 
@@ -36,10 +36,10 @@ def test_a_target_is_points_below_float_and_seconds(lost: int, gained: int, seco
 
 
 def test_every_row_is_a_way_that_exists() -> None:
-    assert [name for name, row in ROWS.items() if not all(way.exists for way in (row.way, *row.naive))] == []
-    assert {row.way.options.get("recover") for row in ROWS.values()} <= {None, *RECIPES}
-    assert not Way(options={"recovers": "auto"}).exists
-    assert not Way("documented", {"recover": "auto"}).exists
+    assert [name for name, row in ROWS.items() if not all(flow.exists for flow in (row.flow, *row.naive))] == []
+    assert {row.flow.options.get("recover") for row in ROWS.values()} <= {None, *RECIPES}
+    assert not Flow(options={"recovers": "auto"}).exists
+    assert not Flow("documented", {"recover": "auto"}).exists
 
 
 def test_rescaling_keeps_the_float_function() -> None:
@@ -61,7 +61,7 @@ def test_fewer_inputs_to_calibrate_with_are_spread_over_all() -> None:
 @pytest.mark.parametrize("name", sorted(RESCALED))
 def test_rescaled_networks_are_as_good_as_float(name: str) -> None:
     network = RESCALED[name].network(FEW_EPOCHS)
-    result = Bench().measure(Row(name, lambda: network, Way(options={"recover": "auto"}), Target(0.5)))
+    result = Bench().measure(Row(name, lambda: network, Flow(options={"recover": "auto"}), Target(0.5)))
     assert result.comparison.top1_float > 90
     assert result.holds, result
 

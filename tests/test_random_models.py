@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.random_model_check import Outcome, Way, check, check_seed, draw_way
+from tests.random_model_check import Flow, Outcome, check, check_seed, draw_flow
 from tests.random_models import draw_model, model_of_table
 from tests.random_statements import TABLE
 
@@ -30,12 +30,12 @@ def test_a_random_model_is_refused_with_a_typed_error_or_runs(first: int) -> Non
 @pytest.mark.parametrize("documented", [False, True])
 @pytest.mark.parametrize("first", range(0, len(TABLE), ENTRIES_OF_A_TEST))
 def test_each_entry_of_the_table_of_statements_runs(first: int, documented: bool) -> None:
-    way = Way(documented, strict=False, recover=None, channels_last=False, scattered=False)
+    flow = Flow(documented, strict=False, recover=None, channels_last=False, scattered=False)
     faults = []
     for text in TABLE[first : first + ENTRIES_OF_A_TEST]:
         model = model_of_table(text)
         assert model is not None, f"no shape of an input suits {text}"
-        finding = check(model, way)
+        finding = check(model, flow)
         if finding.is_fault:
             faults.append(f"{text}: {finding}")
     assert not faults, "\n".join(faults)
@@ -47,5 +47,5 @@ def test_each_entry_of_the_table_of_statements_runs(first: int, documented: bool
 def test_models_of_any_seed_and_size(seed: int, statements: int) -> None:
     random = Random(seed)
     model = draw_model(random, most_statements=statements)
-    finding = check(model, draw_way(random))
+    finding = check(model, draw_flow(random))
     assert not finding.is_fault, f"{model.source}\n{finding}"

@@ -131,7 +131,7 @@ def _image(size: int) -> Shape:
 _SMALL, _FULL = _image(64), _image(224)
 
 # The operators that compute BERT's attention mask from its input.
-_OF_A_MASK = frozenset(
+_MASK_OPERATORS = frozenset(
     {
         "aten.gt.Scalar", "aten.mul.Tensor", "aten.sub.Tensor", "aten.rsub.Scalar", "aten.view_copy.default",
         "aten.select_copy.int", "aten.slice_copy.Tensor", "dim_order_ops._to_dim_order_copy.default",
@@ -165,7 +165,7 @@ ZOO: dict[str, Member] = {
         Member("ds_cnn", lambda _: DSCNN(), (1, 1, 49, 10), (1, 1, 49, 10)),
         Member("tcn", lambda _: TCN(), (1, 40, 100), (1, 40, 100)),
         Member("gru", lambda _: GRUKeywords(), (1, 40, 20), (1, 40, 98)),
-        Member("bert", lambda _: Bert(), (1, 33, 48), (1, 33, 128), on_cpu=_OF_A_MASK),
+        Member("bert", lambda _: Bert(), (1, 33, 48), (1, 33, 128), on_cpu=_MASK_OPERATORS),
         Member("convnext_blocks", _convnext, _SMALL, _FULL),
         Member("convnext_v2", lambda _: ConvNeXtV2(), _SMALL, _FULL),
         Member("efficientvit", lambda _: EfficientViT(), _image(128), _FULL),

@@ -153,7 +153,7 @@ def several_scales(model: Any) -> None:
     table.quantizedDimension = len(output(model).shape) - 1
 
 
-OF_EACH_KIND: dict[str, tuple[Change, str]] = {
+DAMAGE_OF_EVERY_KIND: dict[str, tuple[Change, str]] = {
     "output of another shape": (larger_output, "expected"),
     "one input less": (missing_input, "inputs of|an output of shape"),
     "options of another operator": (other_options, "expected options of type"),
@@ -190,7 +190,7 @@ OF_EACH_KIND: dict[str, tuple[Change, str]] = {
     "size overflows": (set_input(0, shape=np.full(4, 2**30, np.int32)), "at most 2 GB"),
 }  # fmt: skip
 
-OF_ONE_KIND: tuple[tuple[str, Change, str], ...] = (
+DAMAGE_OF_ONE_KIND: tuple[tuple[str, Change, str], ...] = (
     ("ADD", set_option(fusedActivationFunction=9), "a fused activation"),
     ("ADD", set_option(potScaleInt16=False), "options with no other fields"),
     ("ADD", set_qparams([0.5] * 3, [0] * 3, 3), "INT8 with one scale as input 0"),
@@ -296,17 +296,17 @@ def test_operands_of_many_dimensions_that_broadcast(kind: str) -> None:
     litert(model, np.zeros(shape, np.int8))
 
 
-@pytest.mark.parametrize("damage", OF_EACH_KIND)
+@pytest.mark.parametrize("damage", DAMAGE_OF_EVERY_KIND)
 def test_damage_of_every_kind(damage: str) -> None:
-    change, message = OF_EACH_KIND[damage]
+    change, message = DAMAGE_OF_EVERY_KIND[damage]
     for name in KINDS:
         with pytest.raises(FormatError, match=message):
             tflite.check(changed(name, change))
 
 
-@pytest.mark.parametrize("index", range(len(OF_ONE_KIND)))
+@pytest.mark.parametrize("index", range(len(DAMAGE_OF_ONE_KIND)))
 def test_damage_of_one_kind(index: int) -> None:
-    name, change, message = OF_ONE_KIND[index]
+    name, change, message = DAMAGE_OF_ONE_KIND[index]
     with pytest.raises(FormatError, match=rf"byte \d+: expected .*({message})"):
         tflite.check(changed(name, change))
 

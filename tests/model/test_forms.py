@@ -117,7 +117,6 @@ def two_of_three(m: Any, value: Tensor) -> Any:
     return Pair(m.l(value)), [None, (torch.sigmoid(m.l(value)), 2, 0.5, True)]
 
 
-# name: a model, and a sample of its arguments
 OUTPUTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "none in a dict": lambda m, v: {"loss": None, "logits": m.l(v)},
     "none in a tuple": lambda m, v: (m.l(v), None),

@@ -74,7 +74,7 @@ def quantized_in(flow: str, model: Any, steps: list[models.Inputs], recover: str
     return QuantizedModel(convert_pt2e(prepared), steps[0], "imxrt700")
 
 
-class TestEveryWayToKeepState:
+class TestEveryFormOfState:
     @pytest.mark.parametrize("name", MODELS)
     @pytest.mark.filterwarnings("ignore::openneutron.quantizer.UnquantizedWarning")
     def test_the_program_agrees_with_the_model_on_a_stream(self, name: str) -> None:
@@ -189,7 +189,7 @@ class TestStreams:
         assert torch.equal(one(inputs[0]), other(inputs[0]))
 
 
-class TestOtherWays:
+class TestOtherStates:
     def test_a_write_at_an_input_index_runs_on_the_cpu(self) -> None:
         model = models.Written().eval()
         generator = torch.Generator().manual_seed(0)

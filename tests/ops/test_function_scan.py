@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from tests.ops.test_torch_scan import (
     BINARY,
     FUNCTIONS_OF_ROWS,
-    OF_ROWS,
     REFUSED,
+    ROW_FUNCTIONS,
     UNARY,
     Side,
     in_groups,
@@ -73,7 +73,7 @@ def test_every_function_of_torch_with_an_operator_has_a_row() -> None:
         if not name.startswith("_") and not _in_place(name) and callable(value) and hasattr(torch.ops.aten, name)
     }  # fmt: skip
     declared = {target.split(".")[1] for target in OPERATORS.keys() | DECOMPOSITIONS.keys()} | ALIASES.keys()
-    rows = TORCH.keys() | set(UNARY.split()) | set(BINARY.split()) | OF_ROWS.keys() | REFUSED.keys()
+    rows = TORCH.keys() | set(UNARY.split()) | set(BINARY.split()) | ROW_FUNCTIONS.keys() | REFUSED.keys()
     patterns = [pattern for names in TORCH_WITHOUT_ROW.values() for pattern in names.split()]
     left = functions - declared - rows
     assert {name for name in left if not any(re.fullmatch(pattern, name) for pattern in patterns)} == set()

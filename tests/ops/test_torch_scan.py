@@ -263,7 +263,7 @@ BINARY = (
     "add sub mul div floor_divide fmod remainder pow maximum minimum atan2 logaddexp eq ne lt "
     "le gt ge logical_and logical_or logical_xor kron xlogy cdist fmax fmin hypot copysign dist"
 )
-OF_ROWS: dict[str, Callable[[torch.Tensor], Any]] = {
+ROW_FUNCTIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "cumsum": lambda x: torch.cumsum(x, 1), "flip": lambda x: torch.flip(x, (1,)), "roll": lambda x: x.roll(1, 1),
     "topk": lambda x: torch.topk(x, 2)[0], "logsumexp": lambda x: torch.logsumexp(x, 1), "tril": torch.tril,
     "var": lambda x: x.var(1), "std": lambda x: x.std(1), "prod": lambda x: x.prod(1), "norm": lambda x: x.norm(dim=1),
@@ -315,7 +315,7 @@ def test_functions_of_two_values(first: int) -> None:
 
 @pytest.mark.slow
 def test_functions_of_rows() -> None:
-    parts = {name: _constant(function) for name, function in OF_ROWS.items()}
+    parts = {name: _constant(function) for name, function in ROW_FUNCTIONS.items()}
     parts |= {name: _constant(_function(name)) for name in FUNCTIONS_OF_ROWS.split()}
     for group in in_groups(parts):
         assert refused_of(group, samples_of_shapes(ROW)) == set()

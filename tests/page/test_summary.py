@@ -251,7 +251,7 @@ def test_other_text_is_refused(text: str | bytes) -> None:
         Summary.from_json(text)
 
 
-def test_numbers_that_are_not_finite_are_refused_on_both_ways(summary: Summary) -> None:
+def test_infinite_numbers_are_refused_in_writing_and_reading(summary: Summary) -> None:
     with pytest.raises(FormatError, match="cannot be written"):
         replace(summary, milliseconds=float("nan")).as_json()
     text = summary.as_json().replace('"milliseconds": null', '"milliseconds": Infinity')

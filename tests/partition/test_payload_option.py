@@ -107,10 +107,10 @@ class TestAsked:
         assert payloads(lower(quantized, payload="portable").buffer) == [True]
         assert payloads(documented(quantized, payload="portable")) == [True]
 
-    @pytest.mark.parametrize("way", [lower, documented])
-    def test_a_device_payload_without_a_converter_says_what_to_do(self, way: Any, quantized: QuantizedModel) -> None:
+    @pytest.mark.parametrize("flow", [lower, documented])
+    def test_a_device_payload_without_a_converter_says_what_to_do(self, flow: Any, quantized: QuantizedModel) -> None:
         with pytest.raises(ConverterError, match=r"installed: none.*openneutron compile"):
-            way(quantized, payload="device")
+            flow(quantized, payload="device")
 
     @pytest.mark.usefixtures("only_a_flavor")
     def test_without_a_flavour_other_converters_are_not_taken(self, quantized: QuantizedModel) -> None:
@@ -154,10 +154,10 @@ def in_two(quantized: QuantizedModel) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("installed")
 class TestFiles:
-    @pytest.mark.parametrize("way", ["lower", "documented"])
-    def test_intermediates_of_both_stages_are_written(self, way: str, in_two: dict[str, Any], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("flow", ["lower", "documented"])
+    def test_intermediates_of_both_stages_are_written(self, flow: str, in_two: dict[str, Any], tmp_path: Path) -> None:
         options = {**in_two["options"], "intermediates_dir": str(tmp_path)}
-        if way == "lower":
+        if flow == "lower":
             lower(in_two["quantized"], **options)
         else:
             with pytest.warns(UserWarning, match="run on the CPU"):

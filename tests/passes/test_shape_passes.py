@@ -219,10 +219,10 @@ class TestShareResults:
             lambda x: (x + 1) * (x + 1.0), lambda x: torch.dropout(x, 0.5, False) + torch.dropout(x, 0.4, False),
         ],
     )  # fmt: skip
-    def test_not_other_arguments(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def test_calls_with_other_arguments_are_not_merged(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         after(passes.eliminate_common_subexpressions, Model(lambda _, x: function(x)), changes=False)
 
-    def test_not_random_numbers(self) -> None:
+    def test_random_numbers_are_not_merged(self) -> None:
         module = exported(Model(lambda _, x: torch.rand_like(x) + torch.rand_like(x)))
         assert not passes.eliminate_common_subexpressions(module)
 

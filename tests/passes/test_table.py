@@ -107,7 +107,7 @@ def test_in_training_a_pass_that_drops_a_parameter_is_refused() -> None:
     assert names([Pass(drops, "p", keeps_parameters=True)]) == ["drops"]
 
 
-def test_a_model_is_dumped_on_its_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_dumped_after_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DUMP_VARIABLE, str(tmp_path / "variable"))
     model = Model(lambda m, x: torch.relu_(m.c(x)), c=conv()).eval()
     quantized = quantize(model, (image(),), [image()], recover=None)

@@ -28,37 +28,37 @@ LAYERS: dict[str, tuple[Layer, tuple[int, ...]]] = {
 }
 
 
-def quantized(layer: nn.Module, inputs: list[torch.Tensor], way: str) -> QuantizedModel:
-    if way == "documented":
+def quantized(layer: nn.Module, inputs: list[torch.Tensor], flow: str) -> QuantizedModel:
+    if flow == "documented":
         return QuantizedModel(
             convert(layer, (inputs[0],), calibration=[(x,) for x in inputs]), (inputs[0],), "imxrt700"
         )
-    if way == "per channel":
+    if flow == "per channel":
         return quantize(layer, inputs[0], inputs, recover=None, weight_granularity="per_channel")
-    if way.endswith("bits"):
-        return quantize(layer, inputs[0], inputs, recover=None, weight_bits=int(way[0]))
-    if way == "histogram":
+    if flow.endswith("bits"):
+        return quantize(layer, inputs[0], inputs, recover=None, weight_bits=int(flow[0]))
+    if flow == "histogram":
         return quantize(layer, inputs[0], inputs, recover=None, observer=HistogramObserver)
-    return quantize(layer, inputs[0], inputs, recover=None if way == "none" else "auto")
+    return quantize(layer, inputs[0], inputs, recover=None if flow == "none" else "auto")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "way"),
+    ("name", "flow"),
     [
         *((name, "none") for name in LAYERS),
-        *(("linear", way) for way in ("auto", "documented", "per channel", "histogram", "2 bits", "3 bits")),
+        *(("linear", flow) for flow in ("auto", "documented", "per channel", "histogram", "2 bits", "3 bits")),
     ],
 )
 @pytest.mark.parametrize(("weights", "inputs"), [(1e-5, 1e-4), (1e-2, 1e-5), (0.0, 1e-3)])
-def test_a_bias_that_is_nearly_all_of_the_output_is_kept(name: str, weights: float, inputs: float, way: str) -> None:
+def test_a_bias_that_is_nearly_all_of_the_output_is_kept(name: str, weights: float, inputs: float, flow: str) -> None:
     make, shape = LAYERS[name]
     layer: Any = seeded(make)
     with torch.no_grad():
         layer.weight.normal_(generator=torch.Generator().manual_seed(0)).mul_(weights)
         layer.bias.fill_(0.3)
     samples = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * inputs for seed in range(4)]
-    model = quantized(layer, samples, way)
+    model = quantized(layer, samples, flow)
     wanted = layer(samples[1])
     for found in (model(samples[1]), lower(model).run(samples[1])):
         torch.testing.assert_close(found, wanted, rtol=0.01, atol=0)

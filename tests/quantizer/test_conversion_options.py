@@ -44,10 +44,10 @@ def lower_it(module: GraphModule) -> None:
     lower(module, (image(),))
 
 
-both_ways = pytest.mark.parametrize("finish", [partition, lower_it])
+both_entries = pytest.mark.parametrize("finish", [partition, lower_it])
 
 
-@both_ways
+@both_entries
 @every_model
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 def test_constants_that_are_quantized_at_run_time(
@@ -58,7 +58,7 @@ def test_constants_that_are_quantized_at_run_time(
         finish(converted)
 
 
-@both_ways
+@both_entries
 def test_trained_constants_that_are_quantized_at_run_time(finish: Callable[[GraphModule], None]) -> None:
     module = prepared(nn.Sequential(conv(), nn.ReLU()))
     module(image(6, 4, 8, 8))
@@ -66,7 +66,7 @@ def test_trained_constants_that_are_quantized_at_run_time(finish: Callable[[Grap
         finish(convert_pt2e(module, fold_quantize=False))
 
 
-@both_ways
+@both_entries
 @pytest.mark.parametrize(
     "build",
     [
@@ -83,7 +83,7 @@ def test_arithmetic_of_integers(build: Callable[[], nn.Module], finish: Callable
         finish(converted)
 
 
-@both_ways
+@both_entries
 def test_nothing_to_fold_is_nothing_to_refuse(finish: Callable[[GraphModule], None]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", CpuWarning)

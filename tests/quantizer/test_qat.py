@@ -32,7 +32,7 @@ from openneutron.core.fx import is_dequantize, op_name
 from openneutron.quantizer import RangeObserver, RecentRangeObserver, UnquantizedWarning
 from openneutron.quantizer.trained_modules import BatchNorm, OnlyInTraining, WeightFakeQuantize
 
-# In int8 steps, for steps that are counted in float.
+# Tolerance in int8 steps, because differences are computed in float.
 ROUNDING = 1e-3
 # The gradient of a bias before a batch norm is zero, except for rounding in float.
 NO_GRADIENT = 1e-6

@@ -133,7 +133,7 @@ class Counter(nn.Module):
         return found
 
 
-OF_STATE = r"from the state of shape \(3,\) and dtype int64\. Call reset\(\) .* from 0 to 4"
+STATE_MESSAGE = r"from the state of shape \(3,\) and dtype int64\. Call reset\(\) .* from 0 to 4"
 RUNS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], list[list[list[int]]], str]] = {
     "another input of the same size": (
         TwoTables, (IDS, IDS), [[[199, 10, 3], [0, 99, 1]]], r"'ids' holds the index 99\. Give indices from 0 to 8",
@@ -141,9 +141,9 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], list[list[lis
     "the input of the second kernel": (
         TwoTables, (IDS, IDS), [[[0, 300, 3], [0, 8, 1]]], r"'times' holds the index 300\. Give indices from 0 to 199",
     ),
-    "a state": (lambda: Kept(False), (IDS,), [[[0, 99, 1]], [[0, 100, 1]]], OF_STATE),
-    "a state, and an input with a fault": (lambda: Kept(False), (IDS,), [[[0, 99, 1]], [[0, 250, 1]]], OF_STATE),
-    "a reshaped state": (lambda: Kept(True), (IDS,), [[[0, 99, 1]], [[0, 100, 1]]], OF_STATE),
+    "a state": (lambda: Kept(False), (IDS,), [[[0, 99, 1]], [[0, 100, 1]]], STATE_MESSAGE),
+    "a state, and an input with a fault": (lambda: Kept(False), (IDS,), [[[0, 99, 1]], [[0, 250, 1]]], STATE_MESSAGE),
+    "a reshaped state": (lambda: Kept(True), (IDS,), [[[0, 99, 1]], [[0, 100, 1]]], STATE_MESSAGE),
     "an input beside a state": (
         lambda: Kept(False), (IDS,), [[[0, 4, 1]], [[0, 250, 1]]], r"'ids' holds the index 250\. .* from 0 to 199",
     ),

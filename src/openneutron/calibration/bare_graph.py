@@ -37,8 +37,8 @@ MOST_IN_A_BATCH = 16
 # (`python -m benchmarks.calibration`).
 BYTES_OF_IMAGES = 24 * 2**20
 BYTES_OF_OTHERS = 2**20
-_OF_WEIGHTS = (WeightObserver, PerChannelWeightObserver)
-_OF_CONSTANTS = (*_OF_WEIGHTS, DerivedObserverOrFakeQuantize)
+_WEIGHT_OBSERVERS = (WeightObserver, PerChannelWeightObserver)
+_CONSTANT_OBSERVERS = (*_WEIGHT_OBSERVERS, DerivedObserverOrFakeQuantize)
 
 Inputs = tuple[Any, ...]
 """A value for each placeholder: a tensor, or the constant that the model was exported with."""
@@ -47,7 +47,7 @@ Inputs = tuple[Any, ...]
 def observe_weights(prepared: GraphModule) -> None:
     """Runs the observers of weights on their weights."""
     for node in prepared.graph.nodes:
-        if node.op == "call_module" and isinstance(observer := attribute(prepared, node.target), _OF_WEIGHTS):
+        if node.op == "call_module" and isinstance(observer := attribute(prepared, node.target), _WEIGHT_OBSERVERS):
             observer(value_of(prepared, node.args[0]))
 
 
@@ -102,7 +102,7 @@ def bare_graph(prepared: GraphModule) -> GraphModule:
             continue
         if node in copies:
             continue
-        if node.op == "call_module" and isinstance(attribute(prepared, node.target), _OF_CONSTANTS):
+        if node.op == "call_module" and isinstance(attribute(prepared, node.target), _CONSTANT_OBSERVERS):
             copies[node] = copies[node.args[0]]
             continue
         copy = graph.node_copy(node, copies.__getitem__)

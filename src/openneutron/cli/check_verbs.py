@@ -22,7 +22,7 @@ from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
 
-OF_MODEL = ("model", "weights")
+MODEL_SETTINGS = ("model", "weights")
 Program = Annotated[Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build.")]
 Quantized = Annotated[
     Path | None,
@@ -85,7 +85,7 @@ def evaluate(
 
     For the folder of a build, its openneutron.toml gives the model and the data.
     """
-    check_settings(settings, "evaluate", uses=(*OF_MODEL, "evaluate", "labels", "metric", "transform"))
+    check_settings(settings, "evaluate", uses=(*MODEL_SETTINGS, "evaluate", "labels", "metric", "transform"))
     from dataclasses import asdict
 
     from openneutron.cli.tables import table_of_accuracy
@@ -140,7 +140,7 @@ def validate(
     With --against, compare the outputs of a board with the outputs of the program on this machine, and name the mistake
     that explains the differences. The inputs are the test vectors of a package, inputs from --calibrate, or random.
     """
-    check_settings(settings, uses=(*OF_MODEL, "calibrate", "transform"))
+    check_settings(settings, uses=(*MODEL_SETTINGS, "calibrate", "transform"))
     if against is not None:
         if min_sqnr is not None:
             raise OptionError(

@@ -36,7 +36,7 @@ FAILED, WRONG_USE, FAULT, INTERRUPTED = 1, 2, 3, 130
 """The exit codes: a check failed; wrong use or input; a fault of OpenNeutron; interrupted by Ctrl-C. 0 is success.
 
 SIGTERM ends a verb with 143, and SIGHUP with 129."""
-_OF_SIGNALS = 128
+_BEFORE_SIGNALS = 128  # the exit code for a signal is this plus its number
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
@@ -132,7 +132,7 @@ def _interrupted(number: int | None) -> typer.Exit:
     is_ended = number is not None and number != signal.SIGINT
     what = f"ended by {signal.Signals(number).name}" if number is not None and is_ended else "interrupted"
     print_error(f"{what}. Files that were complete are kept, and no file is half-written.")
-    return typer.Exit(_OF_SIGNALS + number if number is not None and is_ended else INTERRUPTED)
+    return typer.Exit(_BEFORE_SIGNALS + number if number is not None and is_ended else INTERRUPTED)
 
 
 def _is_limit(error: Exception) -> bool:

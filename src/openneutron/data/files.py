@@ -37,9 +37,9 @@ LISTS = frozenset({".lst", ".txt"})
 
 # Types of the samples in a folder. Tables are samples in a folder without files of these types.
 SAMPLE_TYPES = IMAGES | ARRAYS | NAMED_ARRAYS | AUDIO | COMPRESSED_AUDIO
-# Files that systems write into folders.
-_OF_SYSTEMS = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db", "icon\r"})
-_FOLDERS_OF_SYSTEMS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
+# Files that operating systems write into folders.
+_SYSTEM_FILES = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db", "icon\r"})
+_SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
 
 
 class SkippedFilesWarning(UserWarning):
@@ -59,7 +59,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def is_data_folder(name: str) -> bool:
     """Whether a folder of this name may hold data: it is neither hidden nor written by the operating system."""
-    return not name.startswith(".") and name.lower() not in _FOLDERS_OF_SYSTEMS
+    return not name.startswith(".") and name.lower() not in _SYSTEM_FOLDERS
 
 
 def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
@@ -70,7 +70,7 @@ def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
         raise InputError(f"The folder '{folder}' cannot be read: {error.strerror or error}.") from error
     for entry in entries:
         name = entry.lower()
-        if name.startswith(".") or name in _OF_SYSTEMS:
+        if name.startswith(".") or name in _SYSTEM_FILES:
             continue
         path = folder / entry
         if not os.path.isdir(path):
