@@ -97,7 +97,7 @@ def licences_text() -> str:
 
 
 def main() -> None:
-    """Prints one of the two files."""
+    """Prints the hashes of a report of pip with `hashes FILE`; without arguments, docs/licences.md."""
     if sys.argv[1:2] == ["hashes"]:
         print(hashes_text(json.loads(Path(sys.argv[2]).read_text())), end="")
     else:

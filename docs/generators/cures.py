@@ -1,7 +1,7 @@
 """Cures for the messages that do not say what to do.
 
 Most messages name the remedy in a sentence that starts with a verb ("Give ...", "Call ..."). For all others,
-`cures.toml` has the remedy. `tests/docs/test_troubleshooting.py` checks that each message has one.
+`cures.toml` has the remedy. `tests/docs/test_site.py` checks that each message has one.
 """
 
 from __future__ import annotations

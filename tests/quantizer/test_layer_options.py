@@ -121,7 +121,7 @@ class TestKeys:
         ],
         ids=label,
     )
-    def test_the_most_specific_decides(self, layers: dict[Key, str], decides: str) -> None:
+    def test_the_most_specific_key_decides(self, layers: dict[Key, str], decides: str) -> None:
         assert settings(layers, strict=False)["conv2d"] == decides
 
 
