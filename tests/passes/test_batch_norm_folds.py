@@ -206,9 +206,7 @@ CONSTANT = [case for case in SPECIAL if case.label != "norm of the input"]
 
 
 def trained(case: Case, *, training: bool) -> float:
-    """Returns the SQNR after training, for a model exported in either mode. The final statistics of
-    the norms are used.
-    """
+    """Returns the SQNR after training, with the final statistics of the norms. `training` is the mode of the export."""
     model, samples = seeded(case.build).train(training), samples_of(case)
     prepared = prepare_qat_pt2e(export(model, samples[0]).module(), NeutronQuantizer(is_qat=True))
     for sample in samples:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from openneutron.cli.file_verbs import InProcess, TryChanges
-from openneutron.cli.file_verbs import Quantized as OfTrial
+from openneutron.cli.file_verbs import Quantized as QuantizedOfProgram
 from openneutron.cli.paths import existing, existing_file, existing_program, known_target, quantized_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
@@ -203,7 +203,7 @@ def report(
         str | None, typer.Option(callback=known_target, help="The target of the estimates of a bare program.")
     ] = None,
     try_changes: TryChanges = False,
-    quantized: OfTrial = None,
+    quantized: QuantizedOfProgram = None,
 ) -> None:
     """Write the report page of a program, of a build, or of two builds beside each other."""
     check_output(output)

@@ -100,7 +100,9 @@ def computed_vectors(program: HostProgram, samples: Iterable[Any] | None, count:
             raise InputError(f"Test vector {number}: {error}") from error
         rows.append((values, outputs if isinstance(outputs, tuple) else (outputs,)))
     if not rows:
-        raise InputError("A package needs at least one test vector, but the samples are empty.")
+        raise InputError(
+            "A package needs at least one test vector, but the samples are empty. Give at least one sample."
+        )
     return Vectors(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
 
 

@@ -163,7 +163,7 @@ def check_size(writing: ComplexRewriting, size: int) -> None:
 
 
 def _shift(rewriting: Rewriting) -> Node:
-    """Rolls each dimension by half its size: the sizes are halved downwards by fftshift, and upwards by ifftshift."""
+    """Rolls each dimension by half its size, which fftshift rounds down and ifftshift rounds up."""
     value, dims = rewriting.args["self"], rewriting.args["dim"]
     rounding = int(op_name(rewriting.instance.node) == "aten.fft_ifftshift.default")
     dims = list(range(len(rewriting.shape))) if dims is None else dims

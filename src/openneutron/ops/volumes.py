@@ -24,10 +24,12 @@ aten = torch.ops.aten
 RANK = 3
 
 # A function from images to images, [N, C, H, W].
-_OnImages = Callable[[Node], Node]
+_ImageOperator = Callable[[Node], Node]
 
 
-def _apply_to_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, depth: _OnImages | None) -> Node:
+def _apply_to_frames_and_depth(
+    rewriting: Rewriting, frames: _ImageOperator | None, depth: _ImageOperator | None
+) -> Node:
     """Applies `frames` to all frames [N * D, C, H, W], then `depth` to images [N, C, D, H * W]. None is identity."""
     value = rewriting.args["self"]
     if len(shape_of(value)) == RANK + 1:
@@ -42,7 +44,7 @@ def _apply_to_frames_and_depth(rewriting: Rewriting, frames: _OnImages | None, d
     return rewriting.call(aten.reshape.default, value, list(rewriting.shape))
 
 
-def _apply_to_frames(rewriting: Rewriting, value: Node, frames: _OnImages) -> Node:
+def _apply_to_frames(rewriting: Rewriting, value: Node, frames: _ImageOperator) -> Node:
     batch, channels, length, *image = shape_of(value)
     order = [0, 2, 1, 3, 4]
     moved = rewriting.call(aten.permute.default, value, order)
@@ -61,7 +63,7 @@ def _pool_frames_and_depth(rewriting: Rewriting, target: torch._ops.OpOverload, 
     kernel, stride = of_each_dim(args["kernel_size"], RANK), of_each_dim(args["stride"] or args["kernel_size"], RANK)
     numbers = [kernel, stride, *(of_each_dim(args[name], RANK) for name in names)]
 
-    def pool(*axes: int | None) -> _OnImages | None:
+    def pool(*axes: int | None) -> _ImageOperator | None:
         chosen = [
             [unit if axis is None else own[axis] for axis in axes] for own, unit in zip(numbers, _UNITS, strict=False)
         ]
@@ -104,7 +106,7 @@ def _adaptive_pool(rewriting: Rewriting, pool: Callable[[Node, list[int]], Node]
     instance = rewriting.instance
     sizes, outputs = instance.shape_of("self")[-RANK:], instance.shape[-RANK:]
 
-    def pool_to(*wanted: int) -> _OnImages:
+    def pool_to(*wanted: int) -> _ImageOperator:
         return lambda images: pool(images, list(wanted))
 
     frames = pool_to(*outputs[1:]) if outputs[1:] != sizes[1:] else None
@@ -149,7 +151,7 @@ def _resize_rewrite(target: torch._ops.OpOverload, *names: str) -> Callable[[Rew
         factors = args["scale_factors"]
         sizes, outputs = instance.shape_of("input")[-RANK:], instance.shape[-RANK:]
 
-        def resize_to(wanted: Sequence[int], by: Sequence[float] | None) -> _OnImages:
+        def resize_to(wanted: Sequence[int], by: Sequence[float] | None) -> _ImageOperator:
             given = (None, list(by)) if by else (list(wanted), None)
             size, scales = given
             return lambda images: rewriting.call(target, images, size, *(args[name] for name in names), scales)

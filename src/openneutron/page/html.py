@@ -270,7 +270,7 @@ def _environment() -> Any:
 
 
 def breakable(text: str) -> Any:
-    """Escapes a name, and lets browsers break a long one after dots, slashes, underscores and 24 other characters."""
+    """Escapes a name. Browsers may break a long name after dots, slashes, underscores and 24 other characters."""
     import markupsafe
 
     parts = [text] if len(text) <= LONGEST_UNBROKEN else re.findall(r"[^./_]{1,24}[./_]*|[./_]+", text)

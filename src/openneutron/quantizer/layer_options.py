@@ -94,7 +94,7 @@ class WideStates:
 
     def check(self, module: GraphModule) -> None:
         """Raises `OptionError` for a key that matches no operator of the model with a wide state. Linear in nodes."""
-        self._keys.check(module, lambda node, _: has_wide_state(node), lambda _: _WHO_IS_WIDE)
+        self._keys.check(module, lambda node, _: has_wide_state(node), lambda _: _NO_WIDE_STATE)
 
 
 def has_wide_state(node: Node) -> bool:
@@ -119,7 +119,7 @@ def _applies_to(node: Node, setting: str) -> bool:
 
 
 def _unmatched_message(_: str) -> str:
-    return f"is 'per_channel'. {_WHO_TAKES_IT}"
+    return f"is 'per_channel'. {_NO_PER_CHANNEL_WEIGHT}"
 
 
 def _labels(specs: Iterable[Any]) -> frozenset[str]:
@@ -136,13 +136,13 @@ def _key_text(key: object) -> str:
 
 _KNOWN_OPERATORS = _labels(OPERATORS.values())
 _PER_CHANNEL_OPERATORS = _labels(spec for spec in OPERATORS.values() if spec.weight_axis is not None)
-_WHO_TAKES_IT = (
-    "Only the weights of these operators can have one scale for each output channel, and there is none here: "
+_NO_PER_CHANNEL_WEIGHT = (
+    "Only the weights of these operators can have one scale for each output channel, and none of them matches: "
     + ", ".join(sorted({spec.name for spec in OPERATORS.values() if spec.weight_axis is not None}))
     + "."
 )
 _WIDE_OPERATORS = frozenset(name for spec in DECOMPOSITIONS.values() if spec.has_wide_form for name in spec.targets)
-_WHO_IS_WIDE = (
+_NO_WIDE_STATE = (
     "matches no "
     + " or ".join(sorted({spec.name for spec in DECOMPOSITIONS.values() if spec.has_wide_form}))
     + ". Only their cell state can consist of two int8 tensors."
