@@ -1,11 +1,13 @@
 """Fits the coefficients of the cost model to profiles of a board.
 
 The cost model is linear in its coefficients: the cycles to start an operator, the cycles to move a byte, and a factor
-for each kind of computation. Where transfers and computations overlap (Neutron-S), each operator is assigned to the
-longer of the two, and the assignment is repeated with the fitted coefficients. The fit minimizes relative errors under
-the condition that no coefficient is negative. Huber weights limit the influence of outliers. Coefficients that the
-profiles do not determine stay near those of the target. If the median relative error of the fitted coefficients on the
-profiles is above 5 % and larger than that of the target's coefficients, the target's coefficients stay.
+for each kind of computation. Where transfers and computations overlap (Neutron-S), each operator counts with the longer
+of the two. The fit is a maximum a posteriori estimate of the logarithms of the coefficients. The residual of a row is
+the logarithm of estimated / measured cycles, so that a row that took eight times as long counts as much as one that
+took an eighth. Weights after Cauchy limit the influence of outliers. The prior has its mean at the target's
+coefficients; the more the residuals scatter and the fewer the rows are, the nearer the result is to them. If the median
+relative error of the fitted coefficients on the profiles is above 5 % and larger than that of the target's
+coefficients, the target's coefficients stay.
 """
 
 from __future__ import annotations
@@ -33,14 +35,19 @@ _ROWS_OF_A_KIND = 4
 """The least number of rows with which a kind of computation gets its own factor."""
 _LEAST_SHARE = 0.2
 """A row counts for a kind if its computation takes this share of the measured cycles."""
-_PRIOR = 0.003
-"""The weight of the target's coefficients, relative to that of all rows."""
+_PRIOR = 0.6
+"""The standard deviation of the prior of a coefficient's logarithm. Two thirds of it lie within a factor of 1.8."""
+_PRIOR_OF_KIND = 0.4
+"""The same for the factor of a kind of computation, relative to the common factor."""
 _LEAST_SCALE = 0.02
-"""The least scale of the Huber weights, as a relative error, so that exact rows do not outweigh all others."""
-_ROUNDS = 30
-_HUBER = 1.5
+"""The least scatter of the residuals, so that exact rows do not outweigh all others."""
+_LARGEST_SCATTER = 1.0
+_ROUNDS = 60
+_LARGEST_STEP = 1.0  # of the logarithm of a coefficient in a round
+_CAUCHY = 2.385  # 95 % efficiency for normal residuals
 _LARGEST_BANDWIDTH = 4096.0  # bytes per cycle, for a board whose transfers take no measurable time
 _LEAST_FACTOR = 0.01
+_LEAST_COEFFICIENT = 1e-6
 
 Numbers = npt.NDArray[np.float64]
 
@@ -102,10 +109,8 @@ def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> Co
             "Give profiles of larger programs or of several, lowered with use_profiling."
         )
     moves = classes == {"Neutron-S"}
-    common = _fitted(rows, (), base, moves=moves)
-    kinds = _kinds_with_rows(rows)
-    single = _fitted(rows, kinds, base, moves=moves) if kinds and len(rows) >= LEAST_ROWS + len(kinds) else common
-    chosen, own = (single, kinds) if _error(rows, single, moves) < 0.95 * _error(rows, common, moves) else (common, ())
+    own = _kinds_with_rows(rows)
+    chosen = _fitted(rows, own, base, moves=moves)
     before, after = _error(rows, base, moves), _error(rows, chosen, moves)
     if after > max(before, GOOD_ERROR):
         warnings.warn(
@@ -144,29 +149,46 @@ def _estimate(row: _Row, costs: Costs, moves: bool) -> float:
 
 
 def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves: bool) -> Costs:
-    """Returns the cycles to start an operator and to move a byte, and the factors of `kinds` and of other kinds."""
-    start = np.array(
-        [base.operator_cycles, 1 / base.bytes_per_cycle, *(base.compute_factor(kind) for kind in kinds), 1.0]
-    )
-    found, weights = start, np.ones(len(rows))
-    measured = np.array([row.cycles for row in rows], np.float64)
+    """Returns the coefficients, with a factor for each of `kinds` and one for other kinds.
+
+    Gauss-Newton steps on the logarithms of the coefficients: the cycles to start an operator, those to move a byte, the
+    common factor of computations, and for each kind its factor relative to the common one."""
+    factors = [base.compute_factor(kind) for kind in kinds]
+    start = np.log(np.maximum([base.operator_cycles, 1 / base.bytes_per_cycle, 1.0, *factors], _LEAST_COEFFICIENT))
+    precision = np.array([_PRIOR**-2] * 3 + [_PRIOR_OF_KIND**-2] * len(kinds))
+    measured = np.log([row.cycles for row in rows])
+    found = start.copy()
     for _ in range(_ROUNDS):
         matrix = np.stack([_features(row, kinds, _costs(found, kinds, base), moves) for row in rows])
-        relative = matrix / measured[:, None]
-        previous = found
-        found = _bounded(relative, weights, start)
-        errors = np.abs(relative @ found - 1)
-        scale = max(float(np.median(errors)) / 0.6745, _LEAST_SCALE)
-        weights = np.minimum(1.0, _HUBER * scale / np.maximum(errors, 1e-12))
-        if np.allclose(found, previous, rtol=1e-6):
+        parts = matrix * _coefficients(found)
+        estimated = parts.sum(1)
+        residual = np.log(estimated) - measured
+        scatter = min(max(float(np.median(np.abs(residual))) / 0.6745, _LEAST_SCALE), _LARGEST_SCATTER)
+        weights = 1 / (1 + np.square(residual / (_CAUCHY * scatter)))
+        share = parts / estimated[:, None]
+        slope = np.column_stack([share[:, :2], share[:, 2:].sum(1), share[:, 3:]])
+        prior = precision * scatter**2
+        normal = slope.T @ (weights[:, None] * slope) + np.diag(prior)
+        step = np.linalg.solve(normal, slope.T @ (weights * residual) + prior * (found - start))
+        found = found - np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+        if np.abs(step).max() < 1e-6:
             break
     return _costs(found, kinds, base)
 
 
+def _coefficients(found: Numbers) -> Numbers:
+    """Returns the coefficients of the columns of `_features`."""
+    start, byte, common = np.exp(found[:3])
+    return np.array([start, byte, common, *(common * np.exp(found[3:]))])
+
+
 def _features(row: _Row, kinds: tuple[str, ...], costs: Costs, moves: bool) -> Numbers:
-    """Returns the number that each coefficient is multiplied by, summed over the operators of a row."""
+    """Returns the number that each coefficient is multiplied by, summed over the operators of a row.
+
+    The columns are the start, the bytes, the computations of other kinds, and those of each of `kinds`.
+    """
     found = np.zeros(len(kinds) + 3)
-    columns = {kind: 2 + number for number, kind in enumerate(kinds)}
+    columns = {kind: 3 + number for number, kind in enumerate(kinds)}
     for layer in row.layers:
         found[0] += 1
         compute = layer.formula_cycles * costs.compute_factor(layer.work)
@@ -174,33 +196,13 @@ def _features(row: _Row, kinds: tuple[str, ...], costs: Costs, moves: bool) -> N
         if not moves or is_bound_by_transfer:
             found[1] += layer.moved_bytes
         if not moves or not is_bound_by_transfer:
-            found[columns.get(layer.work, -1)] += layer.formula_cycles
+            found[columns.get(layer.work, 2)] += layer.formula_cycles
     return found
 
 
-def _bounded(matrix: Numbers, weights: Numbers, start: Numbers) -> Numbers:
-    """Returns the weighted least-squares solution of matrix @ x = 1 with x >= 0 and a weak prior at `start`.
-
-    While a coefficient is negative, sets the most negative one to 0 and solves again. There are few coefficients.
-    """
-    scale = np.maximum(start, 1e-6)
-    root = np.sqrt(weights)
-    pull = np.eye(len(start)) * _PRIOR * np.sqrt(len(weights))
-    left = np.concatenate([matrix * scale * root[:, None], pull])
-    right = np.concatenate([root, pull.sum(1)])
-    free = np.ones(len(start), bool)
-    while free.any():
-        solution = np.zeros(len(start))
-        solution[free] = np.linalg.lstsq(left[:, free], right, rcond=None)[0]
-        if (solution >= 0).all():
-            return solution * scale
-        free[int(solution.argmin())] = False
-    return np.zeros(len(start))
-
-
-def _costs(values: Numbers, kinds: tuple[str, ...], base: Costs) -> Costs:
-    start, byte, *factors = map(float, values)
-    known = dict(zip(kinds, factors, strict=False))
-    compute = tuple(sorted((kind, max(_LEAST_FACTOR, known.get(kind, factors[-1]))) for kind in COMPUTE_KINDS))
+def _costs(found: Numbers, kinds: tuple[str, ...], base: Costs) -> Costs:
+    start, byte, common, *factors = map(float, _coefficients(found))
+    known = dict(zip(kinds, factors, strict=True))
+    compute = tuple(sorted((kind, max(_LEAST_FACTOR, known.get(kind, common))) for kind in COMPUTE_KINDS))
     bandwidth = min(_LARGEST_BANDWIDTH, 1 / byte) if byte > 0 else _LARGEST_BANDWIDTH
     return replace(base, operator_cycles=start, bytes_per_cycle=bandwidth, compute=compute)
