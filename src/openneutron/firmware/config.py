@@ -113,7 +113,12 @@ def _tensor(macro: str, kind: str, index: int, port: Port) -> Iterator[str]:
     yield f"#define {macro}_BYTES {port.bytes}u"
     if port.scale is not None:
         yield f"#define {macro}_SCALE {c_float(port.scale)}"
-        yield f"#define {macro}_ZERO_POINT {port.zero_point}"
+        yield f"#define {macro}_ZERO_POINT {_c_integer(port.zero_point or 0)}"
+
+
+def _c_integer(value: int) -> str:
+    """Returns the value as an expression of C that any operator may precede."""
+    return str(value) if value >= 0 else f"({value})"
 
 
 def _plain(text: str) -> str:
