@@ -312,7 +312,7 @@ def measure(row: Row, minutes: float = 0) -> list[list[str]]:
     if minutes:
         begun = time.perf_counter()
         module = prepare_training(converted, task.calibration[0] if row.documented else None)
-        distill(module, task.training, minutes * 60, model=task.model)
+        distill(module, task.training, minutes * 60, model=task.model if row.documented else None)
         cells.append(_cells(task, finish_training(module), time.perf_counter() - begun))
     return cells
 

@@ -50,6 +50,7 @@ from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_r
 from openneutron.recovery.wide_inputs import inputs_to_widen, widen_inputs
 from openneutron.runtime.program import INPUT_NAMES, HostProgram
 from openneutron.targets import NeutronTargetSpec, Target
+from openneutron.training.recurrent_layers import train_recurrent_layers
 from openneutron.training.trainable import TrainableModel
 from openneutron.vendor.device import compile_program
 from openneutron.vendor.sdk import converter_for
@@ -228,7 +229,7 @@ def _quantized(
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):
         converted, reference = quantize_by_recipe(recipe, exported, quantizer, samples, options.running)
-    return QuantizedModel(
+    quantized = QuantizedModel(
         module=converted,
         example_inputs=examples.args,
         target=quantizer.target.name,
@@ -238,6 +239,10 @@ def _quantized(
         example_kwargs=examples.kwargs,
         parameters=digests(module.parameters()),
     )
+    if recipe is None or recipe.correction != "weights" or not recipe.trains_recurrent_layers:
+        return quantized
+    with typed_errors("Training the recurrent layers"):
+        return train_recurrent_layers(quantized, samples, progress=options.running.progress)
 
 
 def _recipe(

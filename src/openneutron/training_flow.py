@@ -7,7 +7,8 @@ from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from openneutron.core.boundary import typed_errors
@@ -21,7 +22,8 @@ from openneutron.model.state import has_state
 from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.weighted_layers import layers_of
 from openneutron.targets import NeutronTargetSpec, Target
-from openneutron.training.distillation import Distillation, train_towards
+from openneutron.training.distillation import Comparison, Distillation, Samples, train_towards
+from openneutron.training.layer_states import compare_states, floats_of, recurrent_states
 from openneutron.training.trainable import TrainableModel
 
 __all__ = ["distill", "finish_training", "prepare_training"]
@@ -89,7 +91,8 @@ def distill(
     - `data`: inputs, in the forms of `calibration` of `quantize`. Hundreds or more are needed; every eighth, up to 64,
       is held out. `transform` makes an input from each item, as for `quantize`.
     - `seconds`, `steps`: training ends when one of them is reached. `rate` decreases to 0 until then.
-    - `model`: the float model, for a module of the documented flow. Otherwise, the float graph of `quantize` is used.
+    - `model`: the float model, for a module of the documented flow. Otherwise, the float graph of `quantize` is used,
+      and the states of recurrent layers are compared besides the outputs, which trains these layers faster.
     - `rate`: the change of a weight in one update, in int8 steps. `batch`: the number of samples of an update.
 
     The module ends with the parameters that have the least error on the held-out inputs. These are the parameters of
@@ -100,6 +103,45 @@ def distill(
     """
     if not isinstance(module, TrainableModel):
         raise ModelError(f"distill() takes a module from prepare_training(), not {type(module).__name__}.")
+    _check_numbers(seconds, rate, batch, steps)
+    if has_state(module.graph_module):
+        raise ModelError("This model has state. Train it step by step with an optimizer of your own.")
+    teacher = _teacher(module, model)
+    with typed_errors("Reading the training data", InputError):
+        samples = list(inputs_in(data, forms_of(module.graph_module), transform=transform))
+    if len(samples) < 2:
+        raise InputError(f"Training needs at least two samples, but the data have {len(samples)}. Give more samples.")
+    with typed_errors("Training the model"):
+        comparison = _comparison(module, teacher, samples, with_states=model is None)
+        comparison.check_outputs()
+        return train_towards(module, comparison, seconds=seconds, steps=steps, rate=rate, batch=batch)
+
+
+def _comparison(module: TrainableModel, teacher: Any, samples: Samples, *, with_states: bool) -> Comparison:
+    """Compares the outputs with those of `teacher`.
+
+    If `with_states` is set, `teacher` is the float graph of `quantize`, and the states of recurrent layers are compared
+    as well.
+    """
+    states = recurrent_states(module.quantized.module) if with_states else ()
+    if states:
+        return compare_states(module, teacher, states, samples)
+
+    def teacher_outputs(leaves: tuple[Any, ...]) -> list[Tensor]:
+        arguments = arguments_of(module.graph_module, leaves)
+        return floats_of(teacher(*arguments.args, **arguments.kwargs))
+
+    with torch.no_grad():
+        kept = [teacher_outputs(sample) for sample in samples]
+    return Comparison(
+        wanted=lambda chosen: [torch.stack(each) for each in zip(*(kept[one] for one in chosen), strict=True)],
+        found=lambda leaves: floats_of(module.of_samples(leaves)),
+        outputs=len(kept[0]),
+        samples=samples,
+    )
+
+
+def _check_numbers(seconds: float, rate: float, batch: int, steps: int | None) -> None:
     for name, number in {"seconds": seconds, "rate": rate}.items():
         if isinstance(number, bool) or not isinstance(number, Real) or not number > 0:
             raise OptionError(f"{name} must be a number above 0, not {number!r}.")
@@ -110,8 +152,10 @@ def distill(
         raise OptionError("rate must be finite. Give a rate such as 0.02, which suits most models.")
     if math.isinf(seconds) and steps is None:
         raise OptionError("Training without a limit of seconds needs a number of steps. Give steps=...")
-    if has_state(module.graph_module):
-        raise ModelError("This model has state. Train it step by step with an optimizer of your own.")
+
+
+def _teacher(module: TrainableModel, model: Any) -> Any:
+    """Returns the float model: `model`, or the float graph of `quantize` if that is None."""
     teacher = module.quantized.reference if model is None else model
     if teacher is None:
         raise ModelError("The documented flow keeps no float graph. Give the float model as model=...")
@@ -119,19 +163,7 @@ def distill(
         raise ModelError(f"model=... must be the float model, not {type(teacher).__name__}.")
     if isinstance(teacher, nn.Module):
         check_eval(teacher, "distill")
-    with typed_errors("Reading the training data", InputError):
-        samples = list(inputs_in(data, forms_of(module.graph_module), transform=transform))
-    if len(samples) < 2:
-        raise InputError(f"Training needs at least two samples, but the data have {len(samples)}. Give more samples.")
-
-    def teacher_outputs(leaves: Any) -> Any:
-        arguments = arguments_of(module.graph_module, leaves)
-        return teacher(*arguments.args, **arguments.kwargs)
-
-    with typed_errors("Training the model"):
-        return train_towards(
-            teacher_outputs, module.of_samples, module, samples, seconds=seconds, steps=steps, rate=rate, batch=batch,
-        )  # fmt: skip
+    return teacher
 
 
 @traces_alone

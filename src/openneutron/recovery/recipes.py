@@ -52,6 +52,8 @@ class Recipe:
     - `equalizes`, `trusts_samples`: see `recover_exported`.
     - `use_all_samples`: whether the correction uses all samples. Otherwise it uses at most `FEW_SAMPLES`, and does not
       round layers with more than `FEW_INPUTS` weights per output channel by GPTQ.
+    - `trains_recurrent_layers`: whether `quantize` trains the layers of recurrent networks on the samples, after the
+      correction of weights.
     """
 
     correction: str | None = "weights"
@@ -59,6 +61,7 @@ class Recipe:
     equalizes: bool = True
     trusts_samples: bool = True
     use_all_samples: bool = True
+    trains_recurrent_layers: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.range_by, str):
@@ -66,12 +69,12 @@ class Recipe:
         for name, known in (("correction", CORRECTIONS), ("range_by", (*RULES, None))):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(self, name)!r}.")
-        for name in ("equalizes", "trusts_samples", "use_all_samples"):
+        for name in ("equalizes", "trusts_samples", "use_all_samples", "trains_recurrent_layers"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} takes True or False, not {getattr(self, name)!r}.")
 
 
-AUTO, FAST = Recipe(range_by="mse"), Recipe(range_by="mse", use_all_samples=False)
+AUTO, FAST = Recipe(range_by="mse"), Recipe(range_by="mse", use_all_samples=False, trains_recurrent_layers=False)
 BEST = "best"
 RECIPES = {"fast": FAST, "auto": AUTO, BEST: None}
 """Recipes by their names in `quantize`. The recipe of "best" is None, because a search finds it for each network."""

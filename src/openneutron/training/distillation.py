@@ -15,21 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from openneutron.errors import ModelError
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors
 
-__all__ = ["Distillation", "parameter_groups", "train_towards"]
+__all__ = ["Comparison", "Distillation", "Samples", "parameter_groups", "stacked", "train_towards"]
 
 Samples = Sequence[tuple[Any, ...]]
-Outputs = Callable[[tuple[Any, ...]], object]
-"""A function from the leaves of the arguments to the outputs."""
-
 CHECKS = 16
-# A loss above this multiple of the least one is taken back: 1 dB. Smaller increases are often by chance, or vanish when
-# the rate decreases.
-MUCH_WORSE = 1.25
+# The rate begins with a share of FIRST_RATE, and increases to 1 over a share of WARM_UP of the training. Adam's first
+# updates change each parameter by the rate, whatever its gradient is, so a full rate would undo much of the recovery.
+FIRST_RATE, WARM_UP = 0.05, 0.2
+# A loss above this multiple of the least one is taken back: 6 dB. Training first undoes a part of the recovery, because
+# the first updates change the rounding of weights that compensate each other. The loss of recurrent networks increases
+# by up to 4 dB before it decreases below that of the start.
+MUCH_WORSE = 4.0
 HELD_OUT_SHARE, MOST_HELD_OUT = 8, 64
 # Gradients are clipped to this multiple of the mean of earlier norms. Gradients through many steps have rare peaks.
 MOST_GRADIENT, MEMORY = 2.0, 0.9
@@ -116,106 +116,149 @@ class _Clipping:
         return True
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Functions of the values that training compares: the `outputs` floating-point outputs, then other values.
+
+    `wanted` returns those of the float model for samples with the given indices, and `found` those of the trained
+    module for arguments with samples stacked in each tensor. Samples are the first dimension of each value.
+    """
+
+    wanted: Callable[[Sequence[int]], list[Tensor]]
+    found: Callable[[tuple[Any, ...]], list[Tensor]]
+    outputs: int
+    samples: Samples
+
+    def check_outputs(self) -> None:
+        """Compares the outputs for the first sample.
+
+        Raises `ModelError` if the module and the float model differ in the number or the shapes of outputs, or if no
+        output depends on trained parameters.
+        """
+        with torch.enable_grad():  # the caller may have disabled it
+            found, wanted = self._values([0])
+        shapes, float_shapes = ([list(value.shape[1:]) for value in values] for values in (found, wanted))
+        if shapes != float_shapes:
+            raise ModelError(
+                f"The outputs of the module have the shapes {shapes}, and those of the float model {float_shapes}. "
+                "Give the float model that was quantized."
+            )
+        if not any(value.requires_grad for value in found[: self.outputs]):
+            raise ModelError(
+                "No output of floating point depends on trained weights, so there is nothing to train towards. Return "
+                "the scores of the model, and take the argmax outside of it."
+            )
+
+    def loss(self, chosen: Sequence[int]) -> Tensor:
+        """Returns the mean over all values of noise energy / signal energy, for one batch of samples."""
+        return _mean_noise_ratio(*self._values(chosen))
+
+    @torch.no_grad()
+    def loss_of_outputs(self, chosen: Sequence[int], batch: int) -> float:
+        """Returns the mean over the outputs of noise energy / signal energy, or over all values if none is an output.
+
+        The samples are computed in batches of at most `batch`, whose losses are averaged.
+        """
+        count, total = self.outputs or None, 0.0
+        for start in range(0, len(chosen), batch):
+            part = chosen[start : start + batch]
+            found, wanted = self._values(part)
+            total += float(_mean_noise_ratio(found[:count], wanted[:count])) * len(part)
+        return total / len(chosen)
+
+    def _values(self, chosen: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the values of the trained module and those of the float model."""
+        with torch.no_grad():
+            wanted = self.wanted(chosen)
+        return self.found(stacked(self.samples, chosen)), wanted
+
+
+class _Updates:
+    """Updates the parameters of a module with Adam, by rates that change over the training."""
+
+    def __init__(self, module: nn.Module, rate: float) -> None:
+        self.module = module
+        self.optimizer = torch.optim.Adam(parameter_groups(module, rate))
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.share, self.clipping = 1.0, _Clipping()
+
+    def step(self, loss: Tensor, done: float) -> None:
+        """Updates the parameters once. `done` is the share of the training that is over, 0 to 1."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.share * _share_of_rate(done)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if self.clipping.clip(self.module.parameters()):
+            self.optimizer.step()
+
+    def halve_rates(self) -> None:
+        """Halves all rates from now on, and forgets the moments and the norms of earlier gradients."""
+        self.share, self.clipping = self.share / 2, _Clipping()
+        self.optimizer.state.clear()
+
+
+def _share_of_rate(done: float) -> float:
+    """Returns the share of the rate when a share of `done` of the training is over."""
+    return min(1, FIRST_RATE + done / WARM_UP) * (1 + math.cos(math.pi * done)) / 2
+
+
 def train_towards(
-    teacher: Outputs,
-    student: Outputs,
     module: nn.Module,
-    samples: Samples,
+    comparison: Comparison,
     *,
     seconds: float,
     steps: int | None,
     rate: float,
     batch: int,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Distillation:
-    """Trains the parameters of `module`, which `student` uses, towards the outputs of `teacher`.
+    """Trains the parameters of `module` towards the values of the float model in `comparison`.
 
-    `teacher` takes one sample, and `student` takes several, stacked in a new first dimension of each tensor. The loss
-    is the mean over the outputs of noise energy / signal energy. Every eighth sample, up to 64, is held out. The rate
-    decreases to 0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the
-    loss of held-out samples is measured; if it is more than `MUCH_WORSE` times the least so far, training continues
-    from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss.
-
-    Raises `ModelError` if no output of floating point depends on trained parameters, or if the outputs of `teacher` and
-    `student` differ in number or shape.
+    Every eighth sample, up to 64, is held out. The rate increases in the first fifth of the training, and decreases to
+    0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the loss of the
+    outputs of held-out samples is measured; if it is more than `MUCH_WORSE` times the least so far, training continues
+    from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss. Calls
+    `after_step` after each update.
     """
-    count = min(max(len(samples) // HELD_OUT_SHARE, 1), MOST_HELD_OUT)
-    stride = len(samples) // count
-    held_out = [index for index in range(len(samples)) if index % stride == 0][:count]
-    trained = sorted(set(range(len(samples))) - set(held_out))
-    with torch.no_grad():
-        wanted = [_floats(teacher(sample)) for sample in samples]
-    with torch.enable_grad():  # the caller may have disabled it
-        _check_outputs(_floats(student(_stacked(samples, [0]))), wanted[0])
-
-    def loss_of(chosen: Sequence[int]) -> Tensor:
-        found = _floats(student(_stacked(samples, chosen)))
-        pairs = zip(
-            found,
-            (torch.stack([wanted[index][number] for index in chosen]) for number in range(len(found))),
-            strict=True,
-        )
-        return sum((_noise_ratio(*pair) for pair in pairs), torch.zeros(())) / len(found)
-
-    def held_out_loss() -> float:
-        with torch.no_grad():
-            parts = [held_out[start : start + batch] for start in range(0, count, batch)]
-            return sum(float(loss_of(part)) * len(part) for part in parts) / count
-
-    before = held_out_loss()
-    kept, clipping = _Kept(module, before), _Clipping()
+    held_out, trained = _split(len(comparison.samples))
+    before = comparison.loss_of_outputs(held_out, batch)
+    kept, updates = _Kept(module, before), _Updates(module, rate)
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(parameter_groups(module, rate))
-    rates, begun, step, checks, share = (
-        [group["lr"] for group in optimizer.param_groups],
-        time.perf_counter(),
-        0,
-        0,
-        1.0,
-    )
     most_steps = math.inf if steps is None else steps
+    begun, step, checks = time.perf_counter(), 0, 0
     with torch.enable_grad():
         while trained and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1:
-            for group, group_rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = group_rate * share * (1 + math.cos(math.pi * done)) / 2
             chosen = torch.randint(len(trained), (min(batch, len(trained)),), generator=generator).tolist()
-            optimizer.zero_grad()
-            torch.autograd.backward(loss_of([trained[index] for index in chosen]))
-            if clipping.clip(module.parameters()):
-                optimizer.step()
+            updates.step(comparison.loss([trained[index] for index in chosen]), done)
             step += 1
+            after_step()
             if done * CHECKS >= checks + 1:
                 checks += 1
-                if not kept.takes(loss := held_out_loss()) and not loss <= MUCH_WORSE * kept.loss:
+                loss = comparison.loss_of_outputs(held_out, batch)
+                if not kept.takes(loss) and not loss <= MUCH_WORSE * kept.loss:
                     kept.restore()
-                    share, clipping = share / 2, _Clipping()
-                    optimizer.state.clear()
-    kept.takes(held_out_loss())
+                    updates.halve_rates()
+    kept.takes(comparison.loss_of_outputs(held_out, batch))
     kept.restore()
     return Distillation(step, _decibels(before), _decibels(kept.loss))
 
 
-def _check_outputs(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """Compares the outputs of one sample: `found` of the student, [1, ...], and `wanted` of the teacher, [...]."""
-    if not any(value.requires_grad for value in found):
-        raise ModelError(
-            "No output of floating point depends on trained weights, so there is nothing to train towards. Return the "
-            "scores of the model, and take the argmax outside of it."
-        )
-    shapes, teacher_shapes = [list(value.shape[1:]) for value in found], [list(value.shape) for value in wanted]
-    if shapes != teacher_shapes:
-        raise ModelError(
-            f"The outputs of the module have the shapes {shapes}, and those of the float model {teacher_shapes}. Give "
-            "the float model that was quantized."
-        )
+def _split(count: int) -> tuple[list[int], list[int]]:
+    """Returns the indices of the held-out samples, evenly spaced, and those of the others."""
+    held = min(max(count // HELD_OUT_SHARE, 1), MOST_HELD_OUT)
+    held_out = list(range(0, count, count // held))[:held]
+    return held_out, sorted(set(range(count)) - set(held_out))
 
 
-def _stacked(samples: Samples, chosen: Sequence[int]) -> tuple[Any, ...]:
+def stacked(samples: Samples, chosen: Sequence[int]) -> tuple[Any, ...]:
+    """Returns the arguments of the samples with these indices, stacked in a new first dimension of each tensor."""
     columns = zip(*(samples[index] for index in chosen), strict=True)
     return tuple(torch.stack(column) if isinstance(column[0], Tensor) else column[0] for column in columns)
 
 
-def _floats(outputs: object) -> list[Tensor]:
-    return [value for value in tree_leaves(outputs) if isinstance(value, Tensor) and value.is_floating_point()]
+def _mean_noise_ratio(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    ratios = [_noise_ratio(*pair) for pair in zip(found, wanted, strict=True)]
+    return sum(ratios, torch.zeros(())) / len(ratios)
 
 
 def _noise_ratio(found: Tensor, wanted: Tensor) -> Tensor:

@@ -92,35 +92,20 @@ class TrainableModel(nn.Module):
         if form == "batch":
             leaves = [_samples_in(value, wanted) for value, wanted in zip(leaves, expected, strict=True)]
 
-        outputs = self._mapped(leaves, structure)
+        outputs = _mapped(self.graph_module, leaves, structure)
         return pytree.tree_map(_joined, outputs) if form == "batch" else outputs
 
-    def of_samples(self, leaves: Sequence[Any]) -> Any:
-        """Returns the outputs for several samples. `leaves` are the arguments, with samples stacked in each tensor."""
-        return self._mapped(list(leaves), _leaves_of(self.quantized.examples)[1])
+    def of_samples(self, leaves: Sequence[Any], graph_module: GraphModule | None = None) -> Any:
+        """Returns the outputs for several samples. `leaves` are the arguments, with samples stacked in each tensor.
+
+        With `graph_module`, which takes the arguments of this module, returns the outputs of that one.
+        """
+        _, structure = _leaves_of(self.quantized.examples)
+        return _mapped(graph_module or self.graph_module, list(leaves), structure)
 
     def reset(self) -> None:
         """Restores the state that the module had when the model was exported. Does nothing for one without state."""
         reset(self.graph_module)
-
-    def _mapped(self, leaves: list[Any], structure: pytree.TreeSpec) -> Any:
-        """Returns the outputs for samples along the first dimension of the tensors in `leaves`.
-
-        Outputs that are not tensors, such as None, are returned once.
-        """
-        found: list[Any] = []
-        form: list[pytree.TreeSpec] = []
-
-        def one(*sample: Any) -> tuple[Tensor, ...]:
-            args, kwargs = pytree.tree_unflatten(sample, structure)
-            found[:], output_form = pytree.tree_flatten(self.graph_module(*args, **kwargs))
-            form[:] = [output_form]
-            return tuple(value for value in found if isinstance(value, Tensor))
-
-        dims = tuple(0 if isinstance(value, Tensor) else None for value in leaves)
-        tensors = iter(torch.func.vmap(one, in_dims=dims)(*leaves))
-        outputs = [next(tensors) if isinstance(value, Tensor) else value for value in found]
-        return pytree.tree_unflatten(outputs, form[0])
 
     @torch.no_grad()
     def converted(self) -> GraphModule:
@@ -188,6 +173,26 @@ class TrainableModel(nn.Module):
         found = self.graph_module.get_submodule(self._trained.weights[_target_of(layer.weight)])
         assert isinstance(found, FakeQuantizedWeight)
         return found
+
+
+def _mapped(module: GraphModule, leaves: list[Any], structure: pytree.TreeSpec) -> Any:
+    """Returns the outputs of `module` for samples along the first dimension of the tensors in `leaves`.
+
+    Outputs that are not tensors, such as None, are returned once.
+    """
+    found: list[Any] = []
+    form: list[pytree.TreeSpec] = []
+
+    def one(*sample: Any) -> tuple[Tensor, ...]:
+        args, kwargs = pytree.tree_unflatten(sample, structure)
+        found[:], output_form = pytree.tree_flatten(module(*args, **kwargs))
+        form[:] = [output_form]
+        return tuple(value for value in found if isinstance(value, Tensor))
+
+    dims = tuple(0 if isinstance(value, Tensor) else None for value in leaves)
+    tensors = iter(torch.func.vmap(one, in_dims=dims)(*leaves))
+    outputs = [next(tensors) if isinstance(value, Tensor) else value for value in found]
+    return pytree.tree_unflatten(outputs, form[0])
 
 
 _RANGES = "ranges"

@@ -1,0 +1,80 @@
+"""The training of recurrent layers on calibration inputs, as a part of recovery."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from tests.flow_support import seeded
+from tests.training.test_layer_states import NETWORKS, quantized, sequences
+
+from openneutron import QuantizedModel, lower
+from openneutron.recovery.recipes import FAST, Recipe
+from openneutron.training import recurrent_layers
+from openneutron.training.recurrent_layers import FEWEST_SAMPLES, train_recurrent_layers
+
+ALONE = Recipe(range_by="mse", trains_recurrent_layers=False)
+
+
+def error(model: QuantizedModel) -> float:
+    tests, float_model = sequences(64, seed=2), seeded(NETWORKS["two layers"][0]).eval()
+    with torch.no_grad():
+        found = torch.cat([model(one)[0] for one in torch.split(tests, 1)])
+        return float((found - float_model(tests)[0]).square().sum())
+
+
+def codes(model: QuantizedModel) -> list[torch.Tensor]:
+    return [value for value in model.module.state_dict().values() if value.dtype == torch.int8]
+
+
+@pytest.fixture(scope="module")
+def recovered() -> QuantizedModel:
+    return quantized(NETWORKS["two layers"][0], recover=ALONE, weight_bits=4)
+
+
+def samples(count: int = FEWEST_SAMPLES) -> list[tuple[torch.Tensor, ...]]:
+    return [(value[None],) for value in sequences(count)]
+
+
+def test_training_reduces_the_error_on_other_inputs(recovered: QuantizedModel) -> None:
+    trained = train_recurrent_layers(recovered, samples(64))
+    assert error(trained) < 0.8 * error(recovered)
+    assert trained.reference is recovered.reference  # analyze compares with the float model
+    (sample,) = samples(1)
+    found = lower(trained, payload="portable").run(*sample)
+    assert torch.allclose(found[0] if isinstance(found, tuple) else found, trained(*sample)[0], atol=0.05)
+
+
+def test_recipes_train_recurrent_layers() -> None:
+    build = NETWORKS["LSTM"][0]
+    auto, again, alone = (quantized(build, 64, recover=one, weight_bits=4) for one in ("auto", "auto", ALONE))
+    assert all(map(torch.equal, codes(auto), codes(again)))
+    assert not all(map(torch.equal, codes(auto), codes(alone)))
+    assert not FAST.trains_recurrent_layers
+
+
+REFUSALS: dict[str, dict[str, Any]] = {
+    "few samples": {"count": FEWEST_SAMPLES - 1},
+    "many products": {"MOST_PRODUCTS": 1.0},
+    "many operators": {"MOST_OPERATORS": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_model_beyond_a_limit_is_not_trained(
+    name: str, recovered: QuantizedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = dict(REFUSALS[name])
+    count = limits.pop("count", FEWEST_SAMPLES)
+    for limit, value in limits.items():
+        monkeypatch.setattr(recurrent_layers, limit, value)
+    with caplog.at_level(logging.INFO, "openneutron"):
+        assert train_recurrent_layers(recovered, samples(count)) is recovered
+    assert ("does not train the recurrent layers" in caplog.text) == bool(limits)
+
+
+def test_a_model_without_recurrent_layers_is_not_trained() -> None:
+    model = quantized(NETWORKS["no layer is recurrent"][0])
+    assert train_recurrent_layers(model, samples()) is model
