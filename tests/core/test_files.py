@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from openneutron.core.files import (
     is_folder,
     names_in,
     read_file,
+    remove_folder,
     similar_path,
     write_file,
     write_files,
@@ -280,3 +282,23 @@ def test_a_path_that_the_system_cannot_look_up_is_an_error_with_the_reason(
     monkeypatch.setattr(os, "stat", refused)
     with pytest.raises(OpenNeutronError, match="Permission denied"):
         look(tmp_path)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_failure_to_remove_a_temporary_folder(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal may interrupt the removal once. A folder that cannot be removed stays, without an error."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"x")
+    remove, left = shutil.rmtree, [OSError(errno.EBADF, "Bad file descriptor")] * failures
+
+    def failing(path: str) -> None:
+        if left:
+            raise left.pop()
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", failing)
+    remove_folder(folder)
+    assert folder.exists() == (failures == 2)

@@ -16,7 +16,8 @@ from openneutron.errors import InputError, OutputError
 
 __all__ = [
     "NO_PATH", "check_new_folder", "check_output", "check_output_folder", "created_folder", "exists", "is_file",
-    "is_folder", "names_in", "read_file", "reason_of", "similar_path", "write_file", "write_files", "write_folder",
+    "is_folder", "names_in", "read_file", "reason_of", "remove_folder", "similar_path", "write_file", "write_files",
+    "write_folder",
 ]  # fmt: skip
 
 LONGEST_PREFIX = 100
@@ -316,10 +317,21 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> No
             path.rmdir()  # it is empty; elsewhere, the rename replaces an empty folder
         os.replace(temporary, path)
     except BaseException as error:  # after an interruption, too
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_folder(temporary)
         if not isinstance(error, OSError):
             raise
         raise OutputError(f"Cannot write the folder '{path}': {_with_remedy(error, path)}") from error
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Removes a folder with temporary files. Ignores errors, because the work in it has ended.
+
+    It tries twice: a signal may interrupt the first try. Even with `ignore_errors`, `rmtree` raises errors of closing.
+    """
+    for _ in range(2):
+        with suppress(OSError):
+            shutil.rmtree(path)
+            return
 
 
 def _with_remedy(error: OSError, path: Path) -> str:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openneutron.core.files import created_folder, write_file
+from openneutron.core.files import created_folder, remove_folder, write_file
 from openneutron.errors import ConverterError, FormatError, OpenNeutronError, OptionError, OutputError
 from openneutron.formats.kernel_selection import kernel_selection_in, kernel_selection_text
 
@@ -249,8 +249,11 @@ def _work_folder(what: str, converter: Converter) -> Iterator[Path]:
     Raises `ConverterError` if the system fails in the block: no space on the disk, too many open files or processes.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="openneutron-", ignore_cleanup_errors=True) as folder:
+        folder = tempfile.mkdtemp(prefix="openneutron-")
+        try:
             yield Path(folder)
+        finally:
+            remove_folder(folder)
     except OpenNeutronError:
         raise
     except OSError as error:
