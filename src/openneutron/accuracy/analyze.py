@@ -95,9 +95,7 @@ def analyze(
     """
     if program is not None:
         native_module()
-    for name, number in (("samples", samples), ("candidates", candidates), ("share_samples", share_samples)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise OptionError(f"{name} must be a positive integer, not {number!r}.")
+    _check_numbers(samples=samples, candidates=candidates, share_samples=share_samples)
     read = given(quantized, data, samples, transform)
     quantized, streams = read.quantized, read.streams
     reference = _reference_graph(model, quantized, quantizer, read.first)
@@ -111,14 +109,12 @@ def analyze(
     statistics = [Statistics(layer) for layer in found.layers]
     noise = _gather_statistics(found, statistics, inputs, steps)
 
-    chosen = sorted(statistics, key=lambda one: one.own.sqnr_db)[:candidates]
-    treated: list[tuple[QuantizedLayer, Treatment]] = [(one.layer, to_float) for one in chosen]
-    shares = dict(zip((one.layer for one in chosen), shares_of(found, treated, tried, steps.advance), strict=True))
+    noisiest = [one.layer for one in sorted(statistics, key=lambda one: one.own.sqnr_db)[:candidates]]
+    shares = _error_shares(found, noisiest, tried, steps)
     rows = {one.layer: _layer_accuracy(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
     kept = OutputSqnr(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
-    recipe = quantized.recipe if isinstance(quantized, QuantizedModel) else None
-    learned_rounding = recipe is not None and recipe.correction == "weights"
+    learned_rounding = _has_learned_rounding(quantized)
     recurrent = measure_recurrent_layers(
         found,
         loops,
@@ -141,6 +137,25 @@ def analyze(
         comparison=None if program is None else _compare_with_program(quantized, program, streams, len(tried)),
         recurrent=recurrent,
     )
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise OptionError(f"{name} must be a positive integer, not {number!r}.")
+
+
+def _has_learned_rounding(quantized: QuantizedModel | GraphModule) -> bool:
+    recipe = quantized.recipe if isinstance(quantized, QuantizedModel) else None
+    return recipe is not None and recipe.correction == "weights"
+
+
+def _error_shares(
+    found: QuantizedLayers, layers: Sequence[QuantizedLayer], samples: Sequence[Any], steps: _Steps
+) -> dict[QuantizedLayer, float | None]:
+    """Returns the share of the final error that disappears if this layer alone is in float, for each of `layers`."""
+    treated: list[tuple[QuantizedLayer, Treatment]] = [(layer, to_float) for layer in layers]
+    return dict(zip(layers, shares_of(found, treated, samples, steps.advance), strict=True))
 
 
 def _compare_with_program(

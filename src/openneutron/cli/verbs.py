@@ -75,13 +75,28 @@ def add_verb(
     own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
     names = frozenset(one.name for one in settings)
     readers = {one.name: reader for one in own if (reader := file_reader(one)) is not None}
+    verb = _runner(function, names if sections else None, readers)
+    parameters = [*first, *own, *config, *rest, *common]
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {one.name: one.annotation for one in parameters}
+    app.command(function.__name__.replace("_", "-"))(verb)
+
+
+def _runner(
+    function: Callable[..., None], names: frozenset[str] | None, readers: Mapping[str, Callable[[Path], Path]]
+) -> Callable[..., None]:
+    """Returns the function of a verb: it reads the settings, checks that no input is overwritten, and calls `function`.
+
+    `names` are the settings among its options; None for a function without `Settings`. `readers` are those of
+    `file_reader`, by the names of the parameters.
+    """
 
     @functools.wraps(function)
     def verb(json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
         interrupts = Interrupts()
         terminal = Terminal(json, quiet, verbose, interrupts)
         with terminal.messages(), _typed_exits(interrupts, verbose=verbose):
-            if not sections:
+            if names is None:
                 check_no_input(values.get("output"), _paths_in(values, readers))
                 function(terminal, **values)
                 return
@@ -93,11 +108,8 @@ def add_verb(
             check_no_input(others.get("output"), [*_paths_in(others, readers), *named])
             function(terminal, settings, **others)
 
-    parameters = [*first, *own, *config, *rest, *common]
-    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    verb.__annotations__ = {one.name: one.annotation for one in parameters}
     del verb.__wrapped__
-    app.command(function.__name__.replace("_", "-"))(verb)
+    return verb
 
 
 @contextmanager

@@ -30,6 +30,9 @@ CLEAR_COUNT = 4
 """A row that counts fewer columns than these may well be a row of values."""
 _SHOWN = 5  # files that a message lists
 
+Row = tuple[int, tuple[str, ...]]
+"""The number of a line, and its cells."""
+
 
 class TableHeaderWarning(UserWarning):
     """The first line of a table of integers, or of few columns, was read as the numbers of its columns."""
@@ -41,7 +44,7 @@ class Table:
 
     path: Path
     header: tuple[str, ...] | None
-    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    rows: tuple[Row, ...]
 
     @property
     def is_numeric(self) -> bool:
@@ -89,29 +92,14 @@ def read_table(path: Path) -> Table:
     are left out. Raises `InputError` for a file without rows, with rows of different lengths, or of another encoding
     than UTF-8.
     """
-    try:
-        text = read_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}.") from error
-    lines = text.splitlines()
+    lines = _text_of(path).splitlines()
     if path.suffix.lower() in LISTS:
         # The label is what follows the last space, so that paths may have spaces.
         cells = [(number, tuple(line.strip().rsplit(None, 1))) for number, line in enumerate(lines, 1)]
     else:
         cells = _cells(path, lines)
     rows = [(number, tuple(cell.strip() for cell in row)) for number, row in cells if any(map(str.strip, row))]
-    names_files = bool(rows) and any(Path(cell).suffix.lower() in SAMPLE_TYPES for cell in rows[0][1])
-    is_header = bool(rows) and not names_files and (_is_header(rows) or _is_quoted_header(lines, rows))
-    header = rows[0][1] if is_header else None
-    if header is None and len(rows) > 1 and _counts_columns(rows):
-        header = rows[0][1]
-        if len(header) < CLEAR_COUNT or all(cell.isdecimal() for _, row in rows[1:] for cell in row):
-            warnings.warn(
-                f"The first line of '{path}', {listed(header, 3)}, is taken for the numbers of the columns, and not "
-                "for a row. If it is a row, write names of columns above it.",
-                TableHeaderWarning,
-                stacklevel=2,
-            )
+    header = _header_of(path, lines, rows)
     rows = rows[1:] if header is not None else rows
     if not rows:
         raise InputError(f"'{path}' has no rows.")
@@ -124,7 +112,34 @@ def read_table(path: Path) -> Table:
     return Table(path, header, tuple(rows))
 
 
-def _cells(path: Path, lines: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
+def _text_of(path: Path) -> str:
+    try:
+        return read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+
+
+def _header_of(path: Path, lines: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...] | None:
+    """Returns the first row if it is a header by the rules of `read_table`, else None."""
+    if not rows:
+        return None
+    header = rows[0][1]
+    names_files = any(Path(cell).suffix.lower() in SAMPLE_TYPES for cell in header)
+    if not names_files and (_is_header(rows) or _is_quoted_header(lines, rows)):
+        return header
+    if len(rows) < 2 or not _counts_columns(rows):
+        return None
+    if len(header) < CLEAR_COUNT or all(cell.isdecimal() for _, row in rows[1:] for cell in row):
+        warnings.warn(
+            f"The first line of '{path}', {listed(header, 3)}, is taken for the numbers of the columns, and not "
+            "for a row. If it is a row, write names of columns above it.",
+            TableHeaderWarning,
+            stacklevel=3,
+        )
+    return header
+
+
+def _cells(path: Path, lines: Sequence[str]) -> list[Row]:
     first = next((line for line in lines if line.strip()), "")
     delimiter = max(DELIMITERS, key=first.count)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
@@ -134,7 +149,7 @@ def _cells(path: Path, lines: Sequence[str]) -> list[tuple[int, tuple[str, ...]]
         raise InputError(f"'{path}', line {reader.line_num}, is not valid CSV: {error}.") from error
 
 
-def _is_header(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+def _is_header(rows: Sequence[Row]) -> bool:
     first = rows[0][1]
     named = [index for index, cell in enumerate(first) if cell.lower() in LABEL_NAMES | PATH_NAMES]
     if any(all(row[index : index + 1] != (first[index],) for _, row in rows[1:]) for index in named):
@@ -144,7 +159,7 @@ def _is_header(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
     return len(rows) > 1 and all(map(_is_number, rows[1][1]))
 
 
-def _is_quoted_header(lines: Sequence[str], rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+def _is_quoted_header(lines: Sequence[str], rows: Sequence[Row]) -> bool:
     """Whether all cells of the first row are in quotes, and the second row has numbers without quotes, as R writes."""
     first, second = (*filter(str.strip, lines), "", "")[:2]
     return (
@@ -155,7 +170,7 @@ def _is_quoted_header(lines: Sequence[str], rows: Sequence[tuple[int, tuple[str,
     )
 
 
-def _counts_columns(rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+def _counts_columns(rows: Sequence[Row]) -> bool:
     """Whether the first row has the numbers of the columns instead of values."""
     first, second = rows[0][1], rows[1][1]
     if len(first) < 2 or not _counts(first):
@@ -171,7 +186,7 @@ def _counts(cells: Sequence[str]) -> bool:
     return all(int(cell) == int(cells[0]) + index for index, cell in enumerate(cells))
 
 
-def _has_index(header: Sequence[str], rows: Sequence[tuple[int, tuple[str, ...]]]) -> bool:
+def _has_index(header: Sequence[str], rows: Sequence[Row]) -> bool:
     return len(header) > 1 and header[0] in INDEX_NAMES and _counts([row[0] for _, row in rows])
 
 

@@ -67,33 +67,20 @@ def lifted_program(module: nn.Module, examples: Examples) -> ExportedProgram | N
         for node in module.graph.nodes:
             if node.op == "call_function":
                 _copy_call(graph, copies, node, inference)
-    returned = output_node(module.graph).args[0]
-    leaves = pytree.tree_leaves(returned)
-    graph.output(tuple(copies[leaf] if isinstance(leaf, Node) else leaf for leaf in leaves)).meta.update(
-        {"val": tuple(copies[leaf].meta["val"] if isinstance(leaf, Node) else leaf for leaf in leaves)}
-    )
+    outputs = _copy_outputs(module, graph, copies)
     graph.eliminate_dead_code()
-    outputs = [OutputSpec(OutputKind.USER_OUTPUT, _argument_of(copies.get(leaf), leaf), None) for leaf in leaves]
-    buffers = dict(module.named_buffers(remove_duplicate=False))
+    in_state = {name for name, (kind, _) in constants.items() if _is_in_state(module, name, kind)}
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     signature = ModuleCallSignature([], [], info.in_spec, info.out_spec, list(info.orig_args))
     return ExportedProgram(
         root=nn.Module(),
         graph=graph,
         graph_signature=ExportGraphSignature(inputs, outputs),
-        state_dict={
-            name: value
-            for name, (kind, value) in constants.items()
-            if kind is InputKind.PARAMETER or (kind is InputKind.BUFFER and _is_persistent(module, name))
-        },
+        state_dict={name: value for name, (_, value) in constants.items() if name in in_state},
         range_constraints={},
         module_call_graph=[ModuleCallEntry("", signature)],
         example_inputs=(examples.args, dict(examples.kwargs)),
-        constants={
-            name: value
-            for name, (kind, value) in constants.items()
-            if kind is InputKind.CONSTANT_TENSOR or (name in buffers and not _is_persistent(module, name))
-        },
+        constants={name: value for name, (_, value) in constants.items() if name not in in_state},
         verifiers=[TrainingIRVerifier],
     )
 
@@ -154,6 +141,11 @@ def _constants_of(module: GraphModule) -> dict[str, tuple[InputKind, torch.Tenso
     return None if is_repeated else found
 
 
+def _is_in_state(module: GraphModule, name: str, kind: InputKind) -> bool:
+    """Whether the state dictionary of the program has the constant: a parameter or a persistent buffer."""
+    return kind is InputKind.PARAMETER or (kind is InputKind.BUFFER and _is_persistent(module, name))
+
+
 def _is_persistent(module: GraphModule, name: str) -> bool:
     owner, _, last = name.rpartition(".")
     return last not in module.get_submodule(owner)._non_persistent_buffers_set
@@ -191,6 +183,15 @@ def _copy_input(graph: Graph, copies: dict[Node, Node], node: Node, value: torch
     copy.name = str(node.target)  # torch.fx changes names of builtins such as "input", and torch.export does not
     copy.meta["val"] = value
     return InputSpec(InputKind.USER_INPUT, TensorArgument(copy.name), None)
+
+
+def _copy_outputs(module: GraphModule, graph: Graph, copies: dict[Node, Node]) -> list[OutputSpec]:
+    """Adds the output node to `graph`, which returns the leaves of the outputs of `module`."""
+    leaves = pytree.tree_leaves(output_node(module.graph).args[0])
+    graph.output(tuple(copies[leaf] if isinstance(leaf, Node) else leaf for leaf in leaves)).meta.update(
+        {"val": tuple(copies[leaf].meta["val"] if isinstance(leaf, Node) else leaf for leaf in leaves)}
+    )
+    return [OutputSpec(OutputKind.USER_OUTPUT, _argument_of(copies.get(leaf), leaf), None) for leaf in leaves]
 
 
 def _copy_call(graph: Graph, copies: dict[Node, Node], node: Node, inference: _Inference) -> None:

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from openneutron.compile_spec import CompileOptions
@@ -101,24 +101,11 @@ def summarize(
     Raises `InputError` for a file that cannot be read, `FormatError` and `PayloadError` for a damaged one, and
     `TargetError` for an unknown target.
     """
-    lowered = None if isinstance(program, (bytes, str, os.PathLike)) else program
-    if lowered is not None:
-        file, portable = lowered.buffer, lowered.portable
-    else:
-        file = portable = program if isinstance(program, bytes) else read_file(program)  # type: ignore[arg-type]
-    chosen = target or (None if lowered is None else lowered.board or lowered.target)
-    chosen = None if chosen is None else NeutronTargetSpec(chosen)
-    what = os.fspath(program) if isinstance(program, (str, os.PathLike)) else "the program"
-    estimated = inspect_bytes(portable, what, chosen)
-    if estimated.format != "pte":
-        raise InputError(
-            f"A summary needs an ExecuTorch program (.pte), and this is a file of format {estimated.format}."
-        )
-    actual = estimated if portable is file else inspect_bytes(file, "the program", chosen)
-    properties = (chosen or NeutronTargetSpec(estimated.estimate.target)).neutron_target
+    read = _inspected(program, target)
+    lowered, method, properties = read.lowered, read.method, read.target
+    estimated, actual = read.estimated, read.actual
     if on_board is not None:
         actual = replace(actual, estimate=with_board(actual.estimate, on_board, properties))
-    method = pte.read(portable).methods[0]
     if lowered is None:
         placement, layers = _placement_of_file(method, estimated, properties.costs), _layers(estimated, (), {})
     else:
@@ -134,7 +121,7 @@ def summarize(
         memory=_memory(estimated, actual),
         layers=layers,
         placement=placement,
-        program_bytes=len(file),
+        program_bytes=actual.bytes,
         cycles=estimated.cycles,
         milliseconds=None if estimated.cycles is None else estimated.estimate.milliseconds,
         date=date,
@@ -154,6 +141,41 @@ def summarize(
         seconds=dict(seconds or {}),
     )
     return replace(without_verdict, verdict=verdict_of(without_verdict))
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """A program and the reports of its file."""
+
+    lowered: LoweredProgram | None
+    """The result of `lower`; None for a bare `.pte`."""
+    estimated: Report
+    """The report of the portable `.pte`."""
+    actual: Report
+    """The report of the `.pte` itself: another one for a device program."""
+    method: pte.Method
+    """The method of the portable `.pte`."""
+    target: NeutronTarget
+
+
+def _inspected(program: LoweredProgram | bytes | str | os.PathLike[str], target: Target | None) -> _Inspected:
+    """Reads a program for `target`, or for its own target if that is None."""
+    if isinstance(program, (bytes, str, os.PathLike)):
+        lowered = None
+        file = portable = program if isinstance(program, bytes) else read_file(program)
+    else:
+        lowered, file, portable = program, program.buffer, program.portable
+        target = target or program.board or program.target
+    chosen = None if target is None else NeutronTargetSpec(target)
+    what = os.fspath(program) if isinstance(program, (str, os.PathLike)) else "the program"
+    estimated = inspect_bytes(portable, what, chosen)
+    if estimated.format != "pte":
+        raise InputError(
+            f"A summary needs an ExecuTorch program (.pte), and this is a file of format {estimated.format}."
+        )
+    actual = estimated if portable is file else inspect_bytes(file, "the program", chosen)
+    properties = (chosen or NeutronTargetSpec(estimated.estimate.target)).neutron_target
+    return _Inspected(lowered, estimated, actual, pte.read(portable).methods[0], properties)
 
 
 def with_board_fit(summary: Summary, estimate: Estimate) -> Summary:

@@ -280,8 +280,12 @@ class Annotation:
         for group, merged in joined.items():
             if merged is not None and merged.sums and group not in self.needed and group not in self.symmetric:
                 self._note_sums(group, merged)
+        self._note_addends(needs)
+
+    def _note_addends(self, values: Iterable[Node]) -> None:
+        """Notes on each of `values` the number of its addend, and the limit of an addend on one of its values."""
         unnoted = dict(self.limits)
-        for value in needs:
+        for value in values:
             if (group := self._find_group(value)) in self.addends:
                 note_addend(value, self.addends[group])
                 if (limit := unnoted.pop(group, None)) is not None:

@@ -189,29 +189,7 @@ class NeutronQuantizer(Quantizer):
         """
         self.layers.check(model)
         masks, sums = added_masks(model)
-        operators: list[FusedOperator] = []
-        left: list[tuple[Node, str]] = []
-        fused_activations: set[Node] = set()
-        computed = computed_constants(model) if self.is_qat else set()
-
-        def constant_of(node: object) -> torch.Tensor | None:
-            return value_of(model, node) if isinstance(node, Node) and node in computed else constant_value(node)
-
-        for node in list(model.graph.nodes):
-            if not is_operator(node) or node in fused_activations or node in computed or is_size(node):
-                continue
-            if is_state(node) or is_state_write(node) or left_in_float(node):
-                continue
-            if self.layers.leave_in_float(node):
-                self.layers.mark(node)
-                continue
-            reason = quantizable_reason(node, self.target, constant_of)
-            if reason is not None:
-                left.append((node, reason))
-                continue
-            fused = self._fused_operator(node)
-            fused_activations.update(filter(None, [fused.activation]))
-            operators.append(fused)
+        operators, left = self._quantizable_operators(model)
         if self.is_qat and not operators:
             raise _nothing_to_train_error(left)
         joined = float_concatenations(operators)
@@ -228,6 +206,33 @@ class NeutronQuantizer(Quantizer):
         if left:
             warnings.warn("These operators stay in float:\n" + _reasons_text(left), UnquantizedWarning, stacklevel=3)
         return model
+
+    def _quantizable_operators(self, model: GraphModule) -> tuple[list[FusedOperator], list[tuple[Node, str]]]:
+        """Returns the operators that can be quantized, and the others with their reasons.
+
+        Marks the operators that `layers` leaves in float; they are in neither list.
+        """
+        operators: list[FusedOperator] = []
+        left: list[tuple[Node, str]] = []
+        fused_activations: set[Node] = set()
+        computed = computed_constants(model) if self.is_qat else set()
+
+        def constant_of(node: object) -> torch.Tensor | None:
+            return value_of(model, node) if isinstance(node, Node) and node in computed else constant_value(node)
+
+        for node in list(model.graph.nodes):
+            if not is_operator(node) or node in fused_activations or node in computed or is_size(node):
+                continue
+            if is_state(node) or is_state_write(node) or left_in_float(node):
+                continue
+            if self.layers.leave_in_float(node):
+                self.layers.mark(node)
+            elif (reason := quantizable_reason(node, self.target, constant_of)) is not None:
+                left.append((node, reason))
+            else:
+                operators.append(self._fused_operator(node))
+                fused_activations.update(filter(None, [operators[-1].activation]))
+        return operators, left
 
     def validate(self, model: GraphModule) -> None:
         """Does nothing, because `annotate` has checked the model. Called by `prepare_pt2e`."""

@@ -270,18 +270,7 @@ class HostProgram:
             given = iter(inputs)
             return [next(given) if isinstance(info, TensorInfo) else info.value for info in self.inputs]
         if not self._names_are_known:
-            names = set(argument_names([leaf.path for leaf in self._leaves or ()]))
-            if not names.issuperset(named):
-                raise InputError(
-                    f"{self._name} does not contain the names of its inputs: give them in the order of the "
-                    f"model's arguments; {self._describe_inputs()}. lower() writes the names if its example_inputs "
-                    "are a mapping"
-                )
-            if self._leaves is None and any(map(_is_nested, inputs)):
-                raise InputError(
-                    f"{self._name} does not contain the structure of its inputs: give only the tensors, in order; "
-                    f"{self._describe_inputs()}. lower() writes the structure into the .pte"
-                )
+            self._check_without_names(inputs, named)
             if len(inputs) == len(self.inputs):
                 return list(inputs)
         if self._leaves is None or (is_flat and len(inputs) > len(self.inputs)):
@@ -289,13 +278,29 @@ class HostProgram:
         paths = [leaf.path for leaf in self._leaves]
         check_names(paths, inputs, named, self._name)
         values = leaves_at(paths, inputs, named)
-        for index, (leaf, info) in enumerate(zip(self._leaves, self.inputs, strict=True)):
-            if values[index] is not MISSING:
-                continue
-            if isinstance(info, TensorInfo):
-                raise InputError(f"{self._name} got no input '{leaf.name}'; {self._describe_inputs()}")
-            values[index] = info.value
-        return values
+        given = zip(values, self._leaves, self.inputs, strict=True)
+        return [self._constant(leaf, info) if value is MISSING else value for value, leaf, info in given]
+
+    def _check_without_names(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """Raises `InputError` for arguments that need names or a structure, of which the `.pte` tells nothing."""
+        names = set(argument_names([leaf.path for leaf in self._leaves or ()]))
+        if not names.issuperset(named):
+            raise InputError(
+                f"{self._name} does not contain the names of its inputs: give them in the order of the "
+                f"model's arguments; {self._describe_inputs()}. lower() writes the names if its example_inputs "
+                "are a mapping"
+            )
+        if self._leaves is None and any(map(_is_nested, inputs)):
+            raise InputError(
+                f"{self._name} does not contain the structure of its inputs: give only the tensors, in order; "
+                f"{self._describe_inputs()}. lower() writes the structure into the .pte"
+            )
+
+    def _constant(self, leaf: Leaf, info: TensorInfo | ConstantInfo) -> Any:
+        """Returns the value of an input that was not given. Raises `InputError` for a tensor."""
+        if isinstance(info, TensorInfo):
+            raise InputError(f"{self._name} got no input '{leaf.name}'; {self._describe_inputs()}")
+        return info.value
 
     def _names(self) -> list[str]:
         """Returns the name of each input, or "input 0" for an input without a name."""

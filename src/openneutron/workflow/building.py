@@ -144,20 +144,10 @@ def build(
             )
         with run("lower"):
             program = lower(quantized, target=target, **lower_options)
-        runs_programs = is_installed()
-        accuracy = validation = analysis = None
-        if evaluation is not None:
-            with run("evaluate"), counting_bar("evaluate", progress) as done:
-                runs = {"float": model, "int8": quantized, **({".pte": program} if runs_programs else {})}
-                accuracy = evaluate_side_by_side(runs, evaluation, metric, jobs, transform=transform, progress=done)
-        if runs_programs:
-            with run("validate"):
-                validation = validate(
-                    program, None, calibration, quantized=quantized, samples=SAMPLES, transform=transform
-                )
-        if analyze:
-            with run("analyze"), counting_bar("analyze", progress) as done:
-                analysis = _analyze(None, quantized, calibration, transform=transform, samples=SAMPLES, progress=done)
+        measure = _Measurements(calibration, evaluation, metric, transform, jobs, progress, run)
+        accuracy = measure.accuracy(model, quantized, program)
+        validation = measure.validation(quantized, program)
+        analysis = measure.analysis(quantized) if analyze else None
         on_board = None
         board = None if program.board is None else program.board.board
         if try_changes and board is not None and board.regions:
@@ -185,7 +175,43 @@ def build(
             return write_build(built, folder, source_root=source_root)
 
 
-_analyze = analyze
+@dataclass(frozen=True)
+class _Measurements:
+    """Measures a quantized model and its program on the data of a build."""
+
+    calibration: Data
+    evaluation: LabelledData | None
+    metric: Any
+    transform: Callable[[Any], Any] | None
+    jobs: int
+    progress: bool | None
+    step: Step
+
+    def accuracy(self, model: Any, quantized: QuantizedModel, program: NeutronProgram) -> SideBySide | None:
+        """Returns the results on the labelled samples. Returns None without them."""
+        if self.evaluation is None:
+            return None
+        runs = {"float": model, "int8": quantized, **({".pte": program} if is_installed() else {})}
+        with self.step("evaluate"), counting_bar("evaluate", self.progress) as done:
+            return evaluate_side_by_side(
+                runs, self.evaluation, self.metric, self.jobs, transform=self.transform, progress=done
+            )
+
+    def validation(self, quantized: QuantizedModel, program: NeutronProgram) -> Validation | None:
+        """Returns the differences of the program from its references. Returns None without the native module."""
+        if not is_installed():
+            return None
+        with self.step("validate"):
+            return validate(
+                program, None, self.calibration, quantized=quantized, samples=SAMPLES, transform=self.transform
+            )
+
+    def analysis(self, quantized: QuantizedModel) -> Analysis:
+        """Returns the accuracy of each layer."""
+        with self.step("analyze"), counting_bar("analyze", self.progress) as done:
+            return analyze(None, quantized, self.calibration, transform=self.transform, samples=SAMPLES, progress=done)
+
+
 _try_changes = try_changes
 
 

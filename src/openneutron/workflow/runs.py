@@ -20,7 +20,7 @@ from openneutron.data import (
 )
 from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
-from openneutron.runtime import TensorInfo, load, time_on_host
+from openneutron.runtime import HostProgram, TensorInfo, load, time_on_host
 from openneutron.settings import Settings
 from openneutron.workflow.from_settings import transform_from
 
@@ -73,10 +73,7 @@ def run_files(
     arrays: dict[str, Any] = {}
     for index, run in enumerate(runs):
         outputs = _as_tuple(host.run(*run.inputs))
-        values = tuple(
-            info.dequantize(value) if isinstance(info, TensorInfo) and info.scale is not None else value
-            for info, value in zip(host.outputs, outputs, strict=True)
-        )
+        values = _dequantized(outputs, host)
         best = None if labels is None else tuple(map(tuple, top_classes(values[0], labels, classes)))
         found.append(FileRun(run.name, tuple(summarize_outputs(values)), best))
         prefix = f"run{index}." if len(runs) > 1 else ""
@@ -88,6 +85,13 @@ def run_files(
     host.reset()
     times = [time_on_host(host, run.inputs, repeat) for run in runs]
     return [FileRun(one.name, one.outputs, one.classes, time) for one, time in zip(found, times, strict=True)]
+
+
+def _dequantized(outputs: Sequence[Any], host: HostProgram) -> tuple[Any, ...]:
+    return tuple(
+        info.dequantize(value) if isinstance(info, TensorInfo) and info.scale is not None else value
+        for info, value in zip(host.outputs, outputs, strict=True)
+    )
 
 
 def _as_tuple(outputs: Any) -> tuple[Any, ...]:
