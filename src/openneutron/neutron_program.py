@@ -14,6 +14,7 @@ from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.formats import pte
 from openneutron.formats.method_memory import MethodMemory, memory_of
+from openneutron.model.arguments import output_names
 from openneutron.partition.placing import count_delegates, summary_lines
 from openneutron.results.lowered_program import LoweredProgram
 from openneutron.runtime.memory import measure
@@ -91,8 +92,9 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
         names = [leaf.name for leaf in self.leaves or ()] or [f"input {i}" for i in range(len(method.inputs))]
         for name, value in zip(names, method.inputs, strict=True):
             yield "input", name, _value_text(value)
-        for number, value in enumerate(method.outputs):
-            yield "output", str(number), _value_text(value)
+        outputs = output_names(method.outputs_tree, len(method.outputs), "{}")
+        for name, value in zip(outputs, method.outputs, strict=True):
+            yield "output", name, _value_text(value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.

@@ -63,7 +63,7 @@ def test_each_output_has_a_row_for_each_reference(case: Case, int8_io: bool) -> 
     assert found.passed
     assert found.samples == 8
     assert found.layers is not None
-    assert "output 1 against float" in str(found)
+    assert "features against float" in str(found)
 
 
 def test_the_sqnr_compares_the_outputs(case: Case) -> None:
@@ -117,7 +117,7 @@ INF = math.inf
     ],
 )
 def test_values_that_are_not_finite(pairs: list[tuple[float, float]], is_finite: bool) -> None:
-    found = Difference("float", 0, 0.5)
+    found = Difference("float", 0, 0.5, "output 0")
     for value, wanted in pairs:
         found.add(torch.tensor([value, 3.0]), torch.tensor([wanted, 3.0]))
     row = found.row()

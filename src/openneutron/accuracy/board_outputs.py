@@ -16,7 +16,7 @@ from openneutron.accuracy.board_input_mistakes import Normalization, Simulation,
 from openneutron.accuracy.board_output_mistakes import Diagnosis, output_diagnoses, vector_diagnoses
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.board_transforms import as_type
-from openneutron.accuracy.validate import load_program, program_forms, random_samples
+from openneutron.accuracy.validate import load_program, names_of_tensors, program_forms, random_samples
 from openneutron.core.boundary import typed_errors
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.errors import InputError, OptionError
@@ -78,6 +78,8 @@ class BoardDifference:
     """The index of the element with the largest difference."""
     expected: float
     given: float
+    name: str
+    """The name of the output: its path in a dict or dataclass ("boxes"), or "output 0"."""
     where: str
     """What the differing elements have in common, such as "all in channel 3"; empty if nothing."""
 
@@ -112,7 +114,7 @@ class BoardValidation:
     def _lines(self) -> Iterator[str]:
         yield f"{self.vectors} vectors against the board; limit {self.max_lsb:g} LSB"
         for one in self.outputs:
-            yield f"  output {one.output} {one.dtype}{list(one.shape)}: " + _words(one)
+            yield f"  {one.name} {one.dtype}{list(one.shape)}: " + _words(one)
         yield from (f"  MISSING: {text}" for text in self.missing)
         yield from (f"  note: {text}" for text in self.notes)
         if any(one.wrong for one in self.outputs) and not self.diagnoses:
@@ -231,7 +233,7 @@ def _validation(
     case = Case(simulation.inputs, outputs, tuple(expected), typed, failing, limit)
     value_diagnoses, unexamined = _diagnoses(case, simulation, vectors.inputs, normalization)
     diagnoses = [*layout, *(converted if not failing else []), *value_diagnoses]
-    rows = tuple(_difference(case, output) for output in range(len(outputs)))
+    rows = tuple(_difference(case, output, name) for output, name in enumerate(names_of_tensors(simulation.host)))
     all_notes = (*dump.notes, *notes, *unexamined)
     return BoardValidation(len(expected), limit, rows, tuple(missing), tuple(diagnoses), all_notes)
 
@@ -384,11 +386,11 @@ def _grouped(missing: list[str]) -> list[str]:
     return missing if len(missing) <= most else [*missing[: most - 1], f"and {len(missing) - most + 1} more"]
 
 
-def _difference(case: Case, output: int) -> BoardDifference:
+def _difference(case: Case, output: int, name: str) -> BoardDifference:
     tensor = case.outputs[output]
     pairs = sorted(pair for pair in case.observed if pair[1] == output and case.observed[pair].size == tensor.size)
     distances = {pair: lsb_distance(case.observed[pair], case.expected[pair[0]][output], tensor) for pair in pairs}
-    row = BoardDifference(output, tensor.shape, str(tensor.dtype), len(pairs), 0, 0, 0.0, 0, (), 0.0, 0.0, "")
+    row = BoardDifference(output, tensor.shape, str(tensor.dtype), len(pairs), 0, 0, 0.0, 0, (), 0.0, 0.0, name, "")
     if not pairs or not tensor.size:
         return row
     worst = max(pairs, key=lambda pair: float(distances[pair].max()))

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from openneutron.accuracy.validate import (
-    Difference,
     OutputDifference,
     dequantized_outputs,
+    differences_from,
     load_program,
+    names_of_tensors,
     program_forms,
     random_samples,
     run_program,
@@ -55,7 +56,7 @@ def compare_outputs(
         )
     given: Sequence[Any] = inputs or random_samples(forms[0], samples)
     scales = [getattr(info, "scale", None) for info in programs[0].outputs if hasattr(info, "shape")]
-    found = [Difference(REFERENCE, index, scale) for index, scale in enumerate(scales)]
+    found = differences_from(REFERENCE, scales, names_of_tensors(programs[0]))
     with phase_bar("Comparing outputs", [1] * len(given)) as end_phase:
         for one in given:
             wanted, value = (dequantized_outputs(run_program(program, one), program) for program in programs)

@@ -35,7 +35,8 @@ from openneutron.runtime.native import native_module
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo, load
 
 __all__ = [
-    "Difference", "OutputDifference", "Validation", "dequantized_outputs", "load_program", "program_forms",
+    "OutputDifference", "Validation", "dequantized_outputs", "differences_from", "load_program", "names_of_tensors",
+    "program_forms",
     "random_samples", "run_program", "validate",
 ]  # fmt: skip
 
@@ -74,7 +75,8 @@ def validate(
     host = load_program(program)
     references, streams = _references(host, model, quantized, data, samples=samples, transform=transform)
     scales = _scales(host, references.get(CONVERTED))
-    differences = {name: [Difference(name, i, scale) for i, scale in enumerate(scales)] for name in references}
+    names = names_of_tensors(host)
+    differences = {name: differences_from(name, scales, names) for name in references}
     with phase_bar("Comparing outputs", [1] * sum(map(len, streams))) as end_phase:
         for steps in streams:
             host.reset()
@@ -223,6 +225,18 @@ def _expected(module: GraphModule, inputs: Inputs, host: HostProgram) -> list[Te
     return found
 
 
+def names_of_tensors(host: HostProgram) -> list[str]:
+    """Returns the names of the outputs that are tensors. Those without a name are numbered among them: "output 0"."""
+    named = zip(host.output_names(unnamed=""), host.outputs, strict=True)
+    found = [name for name, info in named if isinstance(info, TensorInfo)]
+    return [name or f"output {index}" for index, name in enumerate(found)]
+
+
+def differences_from(reference: str, scales: Sequence[float | None], names: Sequence[str]) -> list[Difference]:
+    """Returns a `Difference` for each output, from its scale and its name."""
+    return [Difference(reference, i, *one) for i, one in enumerate(zip(scales, names, strict=True))]
+
+
 def _scales(host: HostProgram, converted: GraphModule | None) -> list[float | None]:
     """Returns the scale of each output that is a tensor; None for an output that is not quantized, or unknown."""
     infos = [info for info in host.outputs if isinstance(info, TensorInfo)]
@@ -245,8 +259,8 @@ def _scale_of(node: Node) -> float | None:
 class Difference:
     """Sums up the difference of one output from one reference. `scale` belongs to a quantized output."""
 
-    def __init__(self, reference: str, output: int, scale: float | None) -> None:
-        self.reference, self.output, self.scale = reference, output, scale
+    def __init__(self, reference: str, output: int, scale: float | None, name: str) -> None:
+        self.reference, self.output, self.scale, self.name = reference, output, scale, name
         self.noise, self.product, self.energy, self.largest = Noise(), 0.0, 0.0, 0.0
         self.is_finite = True
 
@@ -267,11 +281,11 @@ class Difference:
         """Returns the difference over all samples so far: NaN if a value of a sample is not finite."""
         if not self.is_finite:
             lsb = None if self.scale is None else math.nan
-            return OutputDifference(self.output, self.reference, -math.inf, math.nan, math.nan, lsb)
+            return OutputDifference(self.output, self.reference, -math.inf, math.nan, math.nan, lsb, self.name)
         norm = math.sqrt(self.energy * self.noise.signal)
         cosine = self.product / norm if norm else float(self.energy == self.noise.signal)
         lsb = None if self.scale is None else self.largest / self.scale
-        return OutputDifference(self.output, self.reference, self.noise.sqnr_db, cosine, self.largest, lsb)
+        return OutputDifference(self.output, self.reference, self.noise.sqnr_db, cosine, self.largest, lsb, self.name)
 
 
 def _failures(
@@ -280,14 +294,14 @@ def _failures(
     for row in rows:
         if math.isnan(row.largest):
             yield (
-                f"Output {row.output} of the program or of the {row.reference} model has values that are not finite. "
+                f"{row.title} of the program or of the {row.reference} model has values that are not finite. "
                 "Check the weights and the inputs for NaN and overflow."
             )
             continue
         if row.reference == FLOAT and min_sqnr_db is not None and row.sqnr_db < min_sqnr_db:
-            yield f"Output {row.output} has {row.sqnr_db:.1f} dB against float, less than {min_sqnr_db:g} dB."
+            yield f"{row.title} has {row.sqnr_db:.1f} dB against float, less than {min_sqnr_db:g} dB."
         if row.reference == CONVERTED and max_lsb is not None and row.lsb is not None and row.lsb > max_lsb:
-            yield f"Output {row.output} differs from the converted module by {row.lsb:.4g} LSB, more than {max_lsb:g}."
+            yield f"{row.title} differs from the converted module by {row.lsb:.4g} LSB, more than {max_lsb:g}."
     for layer in layers.layers if layers is not None else ():
         if layer.is_beyond:
             yield (

@@ -115,7 +115,7 @@ def table_of_differences(
     found = FittingTable("output", "SQNR dB", "cosine", "largest difference", "LSB")
     for one in outputs:
         cells = (_number(one.cosine, ".6f"), _number(one.largest, ".4g"), _number(one.lsb, ".3g"))
-        found.add_row(f"output {one.output}", "equal" if one.largest == 0 else f"{one.sqnr_db:.1f}", *cells)
+        found.add_row(one.name, "equal" if one.largest == 0 else f"{one.sqnr_db:.1f}", *cells)
     return Group(table, *lines, *more, found)
 
 

@@ -76,7 +76,7 @@ def input_ports(program: HostProgram, method: pte.Method) -> tuple[Port, ...]:
 
 def output_ports(program: HostProgram, method: pte.Method) -> tuple[Port, ...]:
     """Returns the outputs of a program. `method` is its method `forward`."""
-    names = [f"output{i}" for i in range(len(method.outputs))]
+    names = program.output_names("output{}")
     return _ports(program.outputs, method.outputs, method.output_numbers, names, method)
 
 

@@ -202,6 +202,8 @@ class Method:
     """All instructions, by chain."""
     inputs_tree: str | None = None
     """The tree of the model's arguments, as torch.export serializes it."""
+    outputs_tree: str | None = None
+    """The tree of what the model returns, in the same form."""
 
 
 @dataclass(frozen=True)
@@ -406,6 +408,7 @@ class _Reader:
             backends=tuple(map(self._read_backend, backends)),
             chains=tuple(_read_instructions(chain.tables(2)) for chain in plan.tables(5)),
             inputs_tree=None if containers is None else containers.text(0),
+            outputs_tree=None if containers is None else containers.text(1),
         )
 
     def _read_calls(

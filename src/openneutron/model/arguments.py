@@ -1,8 +1,9 @@
-"""The arguments of a model. A path identifies each leaf of them: a tensor, number, text or None."""
+"""The arguments and outputs of a model. A path identifies each leaf of them: a tensor, number, text or None."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +11,7 @@ from typing import Any, Final
 from openneutron.errors import InputError
 
 __all__ = [
-    "MISSING", "Leaf", "Path", "argument_names", "check_names", "leaves_at", "leaves_from_text",
+    "MISSING", "Leaf", "Path", "argument_names", "check_names", "leaves_at", "leaves_from_text", "output_names",
     "paths_from_tree", "text_of_leaves",
 ]  # fmt: skip
 
@@ -128,6 +129,23 @@ def paths_from_tree(text: str) -> list[Path] | None:
         return [path for name, tree in arguments for path in _paths_in(tree, (name,))]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def output_names(text: str | None, count: int, unnamed: str = "output {}") -> tuple[str, ...]:
+    """Returns a name for each of `count` outputs from the tree of outputs that torch.export serialized.
+
+    An output within a dict or a dataclass has the name of its path: "boxes", "heads.0.scores". Every other output has
+    the name `unnamed` with its position; so have all outputs if the tree is unknown, and two outputs of one name.
+    """
+    try:
+        paths = [] if text is None else _paths_in(json.loads(text)[1], ())
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        paths = []
+    if len(paths) != count:
+        paths = [()] * count
+    names = [".".join(map(str, path)) if any(isinstance(key, str) for key in path) else "" for path in paths]
+    times = Counter(names)
+    return tuple(name if name and times[name] == 1 else unnamed.format(i) for i, name in enumerate(names))
 
 
 def _paths_in(tree: Mapping[str, Any], path: Path) -> list[Path]:

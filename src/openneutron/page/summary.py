@@ -236,7 +236,7 @@ def _recurrent_row(loop: RecurrentAccuracy) -> RecurrentRow:
 def _validation_rows(validation: Validation) -> tuple[tuple[ValidationRow, ...], tuple[str, ...]]:
     rows = (
         ValidationRow(
-            name=f"output {one.output}",
+            name=one.name,
             sqnr_db=finite(one.sqnr_db),
             cosine=finite(one.cosine),
             max_error=finite(one.largest),

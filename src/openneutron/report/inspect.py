@@ -12,6 +12,7 @@ from openneutron.core.files import read_file
 from openneutron.errors import FormatError, PayloadError
 from openneutron.formats import pte, tflite
 from openneutron.formats.payload import Payload, microcode_header, parse
+from openneutron.model.arguments import output_names
 from openneutron.report.board_parts import Contents, changes_of, parts_of, prefetch_window
 from openneutron.report.contents import NEUTRON_BACKEND, Delegate, Report, Section, TensorSummary
 from openneutron.report.estimate import Estimate, Fit
@@ -60,6 +61,7 @@ def inspect_bytes(data: bytes, what: str, target: Target | None = None) -> Repor
 def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report:
     program = pte.read(data, path)
     method = program.methods[0]
+    outputs = output_names(method.outputs_tree, len(method.outputs))
     target = target or _target_of(method)
     delegates = tuple(_delegate_of_pte(call, target) for call in method.calls if isinstance(call, pte.DelegateCall))
     segments = {call.segment: call.backend for call in method.calls if isinstance(call, pte.DelegateCall)}
@@ -74,7 +76,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         bytes=len(data),
         description=f"ExecuTorch program, method '{method.name}'",
         inputs=tuple(_summarize_program_value(f"input {i}", value) for i, value in enumerate(method.inputs)),
-        outputs=tuple(_summarize_program_value(f"output {i}", value) for i, value in enumerate(method.outputs)),
+        outputs=tuple(map(_summarize_program_value, outputs, method.outputs)),
         delegates=delegates,
         cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.KernelCall)),
         planned_bytes=sum(method.planned_bytes),

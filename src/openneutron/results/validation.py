@@ -26,6 +26,13 @@ class OutputDifference:
     """The largest absolute difference of a value."""
     lsb: float | None
     """`largest` in int8 steps of the output; None for an output that is not quantized."""
+    name: str
+    """The name of the output: its path in a dict or dataclass ("boxes"), or "output 0"."""
+
+    @property
+    def title(self) -> str:
+        """The output as the subject of a sentence: "Output 0", "Output 'boxes'"."""
+        return self.name.capitalize() if self.name == f"output {self.output}" else f"Output '{self.name}'"
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Validation:
         for one in self.outputs:
             lsb = "" if one.lsb is None else f", {one.lsb:.4g} LSB"
             lines.append(
-                f"  output {one.output} against {one.reference}: {one.sqnr_db:.1f} dB, cosine {one.cosine:.6f}, "
+                f"  {one.name} against {one.reference}: {one.sqnr_db:.1f} dB, cosine {one.cosine:.6f}, "
                 f"largest difference {one.largest:.4g}{lsb}"
             )
         return "\n".join([*lines, *self._layer_lines(), *(f"  FAILED: {failure}" for failure in self.failures)])

@@ -32,6 +32,7 @@ from openneutron.model.arguments import (
     check_names,
     leaves_at,
     leaves_from_text,
+    output_names,
     paths_from_tree,
 )
 from openneutron.runtime.child import ChildSession
@@ -144,6 +145,7 @@ class HostProgram:
             self.outputs = tuple(_read_info(value, constant, f"output{i}") for i, value in enumerate(method.outputs))
         except ValueError as error:
             raise HostError(f"{name} cannot be loaded: {error}") from error
+        self._outputs_tree = method.outputs_tree
         self.has_state = method.has_state
         self._names_are_known = self._leaves is not None
         self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
@@ -171,6 +173,11 @@ class HostProgram:
     def leaves(self) -> tuple[Leaf, ...] | None:
         """The path of each input in the arguments of `forward`; None if unknown."""
         return self._leaves
+
+    def output_names(self, unnamed: str = "output {}") -> tuple[str, ...]:
+        """Returns the name of each output: its path in a dict or dataclass ("boxes"), else `unnamed` with its position.
+        """
+        return output_names(self._outputs_tree, len(self.outputs), unnamed)
 
     @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -66,6 +66,7 @@ def run_files(
     host = load(program, isolated=isolated)
     labels = None if settings.data.labels is None else read_labels(Path(settings.data.labels))
     names = None if host.leaves is None else [leaf.name for leaf in host.leaves]
+    names_of_outputs = host.output_names("output{}")
     runs = inputs_of_files(files, host.inputs, transform_from(settings), names)
     if output is not None and len(runs) > 1 and Path(output).suffix.lower() != ".npz":
         raise OptionError(f"The outputs of {len(runs)} runs ({listed(run.name for run in runs)}) need a .npz file.")
@@ -75,9 +76,9 @@ def run_files(
         outputs = _as_tuple(host.run(*run.inputs))
         values = _dequantized(outputs, host)
         best = None if labels is None else tuple(map(tuple, top_classes(values[0], labels, classes)))
-        found.append(FileRun(run.name, tuple(summarize_outputs(values)), best))
+        found.append(FileRun(run.name, tuple(summarize_outputs(values, names_of_outputs)), best))
         prefix = f"run{index}." if len(runs) > 1 else ""
-        arrays.update({f"{prefix}output{number}": value for number, value in enumerate(outputs)})
+        arrays.update({f"{prefix}{name}": value for name, value in zip(names_of_outputs, outputs, strict=True)})
     if output is not None:
         save_outputs(output, list(arrays.values()), list(arrays))
     if repeat is None:
