@@ -12,16 +12,19 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_state_write, output_node
 
-__all__ = ["GraphRun", "compute_from", "evaluate_call", "infer_meta", "last_uses", "run_node", "value_of"]
+__all__ = [
+    "GraphRun", "compute_from", "evaluate_call", "evaluate_operator", "infer_meta", "last_uses", "run_node", "value_of",
+]  # fmt: skip
 
 
-def evaluate_call(node: Node, value_of: Callable[[Node], Any], operator: Callable[..., Any] | None = None) -> Any:
-    """Runs the call `node`, or another `operator` with its arguments, on the values of its input nodes.
+def evaluate_call(node: Node, value_of: Callable[[Node], Any]) -> Any:
+    """Runs the call `node` on the values of its input nodes, which `value_of` returns. Returns the result."""
+    assert callable(node.target)
+    return evaluate_operator(node.target, node, value_of)
 
-    `value_of` returns these values. Returns the result.
-    """
-    operator = operator or node.target  # type: ignore[assignment]
-    assert callable(operator)
+
+def evaluate_operator(operator: Callable[..., Any], node: Node, value_of: Callable[[Node], Any]) -> Any:
+    """Runs `operator` with the arguments of the call `node`, as `evaluate_call` runs the operator of the node."""
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
     return operator(*args, **kwargs)
 

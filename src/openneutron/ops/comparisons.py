@@ -11,6 +11,8 @@ gain: 3 to 5 dB for x * (x > t).
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,7 @@ from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
 __all__ = [
-    "CONJUNCTIONS", "DECOMPOSED", "DISJUNCTIONS", "NEGATIONS", "base_name", "selects_by_comparison",
+    "COMPARISONS", "CONJUNCTIONS", "DECOMPOSED", "DISJUNCTIONS", "NEGATIONS", "base_name", "selects_by_comparison",
     "where_by_comparison",
 ]  # fmt: skip
 
@@ -34,9 +36,18 @@ aten = torch.ops.aten
 # The search for comparisons passes through at most this many operators on bool tensors.
 _DEPTH = 8
 
-# Comparisons by their ATen name without overload: whether the operands are swapped, and whether the result is negated.
-_ORDERS = {"gt": (False, False), "lt": (True, False), "le": (False, True), "ge": (True, True)}
-_EQUALITIES = {"eq": True, "ne": False}
+COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    "eq": operator.eq, "ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt, "ne": operator.ne,
+}  # fmt: skip
+"""The comparisons of torch by their ATen names without overload, as functions of numbers."""
+# Whether the operands are swapped, and whether the result is negated, to compute a comparison from ">".
+_ORDERS = {
+    name: (holds(0, 1) is not holds(0, 0), holds(0, 0))
+    for name, holds in COMPARISONS.items()
+    if holds(0, 1) is not holds(1, 0)
+}
+# Whether the result is negated, to compute a comparison from "!=".
+_EQUALITIES = {name: holds(0, 0) for name, holds in COMPARISONS.items() if name not in _ORDERS}
 CONJUNCTIONS = {"logical_and", "bitwise_and", "__and__", "mul"}
 DISJUNCTIONS = {"logical_or", "bitwise_or", "__or__"}
 _DIFFERENCES = {"logical_xor", "bitwise_xor", "__xor__"}

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import constant_of, number_of
 from openneutron.core.fx import arguments, dtype_of, first_operand, iterate_nodes
-from openneutron.ops.comparisons import CONJUNCTIONS, DISJUNCTIONS, NEGATIONS, base_name
+from openneutron.ops.comparisons import COMPARISONS, CONJUNCTIONS, DISJUNCTIONS, NEGATIONS, base_name
 from openneutron.ops.declared import facts_of, is_op
 
 __all__ = [
@@ -20,14 +20,6 @@ __all__ = [
     "value_without_nan",
 ]  # fmt: skip
 
-_COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
-    "eq": lambda value, number: value == number,
-    "ne": lambda value, number: value != number,
-    "lt": lambda value, number: value < number,
-    "le": lambda value, number: value <= number,
-    "gt": lambda value, number: value > number,
-    "ge": lambda value, number: value >= number,
-}
 _TESTS = {"isnan": False, "isinf": False, "isposinf": False, "isneginf": False, "isfinite": True}
 _KEEPS_TRUTH = {"any", "all", "clone", "alias"}
 _PRODUCTS = ("mm", "addmm", "bmm", "matmul")
@@ -56,7 +48,7 @@ def is_finite(module: GraphModule, node: Node, finite: Set[Node]) -> bool:
 def tests_values(node: Node) -> bool:
     """Whether `node` compares values, tests them for infinity or NaN, or replaces NaN."""
     name = _name(node)
-    return name in _COMPARISONS or name in _TESTS or name == "nan_to_num"
+    return name in COMPARISONS or name in _TESTS or name == "nan_to_num"
 
 
 def is_tested_for_nan(node: Node) -> bool:
@@ -75,8 +67,8 @@ def truth_of(node: Node, known: Mapping[Node, bool], finite: Set[Node]) -> bool 
     value, other = args.get("self"), args.get("other")
     if name in _TESTS:
         return _TESTS[name] if value in finite else None
-    if name in _COMPARISONS:
-        return _comparison(_COMPARISONS[name], value, other, finite)
+    if name in COMPARISONS:
+        return _comparison(COMPARISONS[name], value, other, finite)
     truths = [known.get(read) for read in iterate_nodes([value, other])]
     if name in CONJUNCTIONS:
         return False if False in truths else True if None not in truths and truths else None

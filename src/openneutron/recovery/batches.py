@@ -21,7 +21,7 @@ from openneutron.calibration.bare_graph import (
     choose_batches,
     overwriting_operator,
 )
-from openneutron.core.evaluation import evaluate_call, run_node
+from openneutron.core.evaluation import evaluate_call, evaluate_operator, run_node
 from openneutron.ops.shapes import needs_strides, takes_sizes
 from openneutron.passes.add_input_guards import GUARDS
 
@@ -74,7 +74,7 @@ def run_in_batch(
     if node.op != "call_function":
         return run_node(module, node, value_of)
     if overwrites and (operator := overwriting_operator(node)) is not None:
-        return evaluate_call(node, value_of, operator)
+        return evaluate_operator(operator, node, value_of)
     if not takes_sizes(node):
         return evaluate_call(node, value_of)
     # Sizes that are computed from a batch already count its samples, so literals are multiplied before values are read.
