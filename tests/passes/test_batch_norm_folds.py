@@ -165,6 +165,25 @@ def test_the_short_flow_equals_float(case: Case) -> None:
     assert sqnr(model, quantize(model, samples[0], samples, recover=recover), case) > case.floor
 
 
+def test_dead_operators_are_removed_as_often_for_many_norms_as_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.fx.Graph] = []
+    remove = torch.fx.Graph.eliminate_dead_code
+
+    def counted(graph: torch.fx.Graph, *args: Any, **options: Any) -> bool:
+        calls.append(graph)
+        return remove(graph, *args, **options)
+
+    monkeypatch.setattr(torch.fx.Graph, "eliminate_dead_code", counted)
+    counts = []
+    for layers in (2, 8):
+        calls.clear()
+        build = LAYERS["conv2d"][0]
+        model = nn.Sequential(*(part for _ in range(layers) for part in (build(bias=False, padding=1), bn(4)))).eval()
+        prepare_pt2e(export(model, (torch.ones(IMAGE),)).module(), NeutronQuantizer())
+        counts.append(len(calls))
+    assert 0 < counts[0] == counts[1]
+
+
 def test_a_linear_and_its_norm_become_one_operator() -> None:
     samples = [(image(4, 8, seed=seed),) for seed in range(SAMPLES)]
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 8, bias=False), bn1(8)))

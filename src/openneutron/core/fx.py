@@ -21,6 +21,7 @@ __all__ = [
     "STATE",
     "UNBATCHED",
     "arguments",
+    "cleaned_once",
     "compiled_once",
     "draws_random_numbers",
     "dtype_of",
@@ -314,3 +315,17 @@ def compiled_once(module: GraphModule) -> Iterator[None]:
     finally:
         del vars(module)["recompile"]
     module.recompile()
+
+
+@contextmanager
+def cleaned_once(module: GraphModule) -> Iterator[None]:
+    """Removes operators without readers at the end of the block only, however often the block removes them.
+
+    The block must not replace the graph of `module`.
+    """
+    vars(module.graph)["eliminate_dead_code"] = lambda: False
+    try:
+        yield
+    finally:
+        del vars(module.graph)["eliminate_dead_code"]
+    module.graph.eliminate_dead_code()

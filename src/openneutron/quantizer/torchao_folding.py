@@ -30,7 +30,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.constants import attribute
-from openneutron.core.fx import arguments, shape_of
+from openneutron.core.fx import arguments, cleaned_once, shape_of
 from openneutron.ops.declared import is_op, layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.passes import fold_batch_norm, fold_constants
@@ -72,7 +72,8 @@ def _with_correct_folding(fold: Callable[[GraphModule], None]) -> Callable[[Grap
             fold_constants(module)
             fold_batch_norm(module)
         if not is_folded_wrongly(module):
-            fold(module)
+            with cleaned_once(module):  # torchao removes dead operators after each batch norm, in quadratic time
+                fold(module)
 
     folded_right.folds_right = True  # type: ignore[attr-defined]
     return folded_right
