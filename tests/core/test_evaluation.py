@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from openneutron.core.boundary import typed_errors
-from openneutron.core.evaluation import GraphRun, compute_from, last_uses, value_of
+from openneutron.core.evaluation import GraphRun, compute_from, evaluate_call, infer_meta, last_uses, value_of
 from openneutron.core.fx import placeholders
 from openneutron.errors import ModelError
 from openneutron.passes.functionalize import functionalize
@@ -138,3 +139,48 @@ def test_an_error_names_the_node() -> None:
     run = GraphRun(module, dict.fromkeys(placeholders(module.graph), torch.zeros(3)))
     with pytest.raises(ModelError, match="node 'add'"), typed_errors("Running the model"):
         run.run()
+
+
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("operator", "dtype", "args", "kwargs"),
+    [
+        (aten.relu.default, torch.float32, (), {}),
+        (aten.hardtanh.default, torch.float32, (0.0, 6.0), {}),
+        (aten.gt.Scalar, torch.float32, (1,), {}),
+        (aten.isnan.default, torch.float32, (), {}),
+        (aten.exp.default, torch.int64, (), {}),
+        (aten.mul.Scalar, torch.int64, (2,), {}),
+        (aten.mul.Scalar, torch.int64, (2.0,), {}),
+        (aten.add.Scalar, torch.bool, (True,), {}),
+        (aten.add.Scalar, torch.bool, (1,), {}),
+        (aten.clamp.default, torch.float32, (None, 1.0), {}),
+        (aten.gelu.default, torch.float32, (), {"approximate": "tanh"}),
+        (aten.div.Tensor_mode, torch.float32, (2.0,), {"rounding_mode": "floor"}),
+        (aten.relu_.default, torch.float32, (), {}),
+        (aten.amax.default, torch.float32, ([1],), {}),
+    ],
+)
+def test_the_inferred_value_is_that_of_the_operator(
+    operator: Any, dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any], layout: torch.memory_format
+) -> None:
+    with FakeTensorMode():
+        operand = torch.ones(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=layout)
+    graph = torch.fx.Graph()
+    source = graph.placeholder("x")
+    source.meta["val"] = operand
+    node = graph.call_function(operator, (source, *args), kwargs)
+    expected, found = evaluate_call(node, {source: operand}.__getitem__), infer_meta(node)
+    assert isinstance(found, FakeTensor)
+    assert (found.shape, found.dtype, found.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
+def test_a_value_that_is_no_fake_tensor_is_computed() -> None:
+    graph = torch.fx.Graph()
+    source = graph.placeholder("x")
+    source.meta["val"] = INPUT
+    node = graph.call_function(aten.relu.default, (source,))
+    assert torch.equal(infer_meta(node), torch.relu(INPUT))

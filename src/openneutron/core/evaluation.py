@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
+from torch._subclasses import FakeTensor
 from torch.fx import Graph, GraphModule, Node, map_arg
 
 from openneutron.core.constants import attribute
@@ -15,6 +17,8 @@ from openneutron.core.fx import is_state_write, output_node
 __all__ = [
     "GraphRun", "compute_from", "evaluate_call", "evaluate_operator", "infer_meta", "last_uses", "run_node", "value_of",
 ]  # fmt: skip
+
+_NUMBERS = (bool, int, float)
 
 
 def evaluate_call(node: Node, value_of: Callable[[Node], Any]) -> Any:
@@ -30,8 +34,44 @@ def evaluate_operator(operator: Callable[..., Any], node: Node, value_of: Callab
 
 
 def infer_meta(node: Node) -> Any:
-    """Runs the call `node` on the metadata of its input nodes: fake tensors or example values."""
-    return evaluate_call(node, lambda read: read.meta["val"])
+    """Runs the call `node` on the metadata of its input nodes: fake tensors or example values.
+
+    A pointwise operator of one contiguous fake tensor is not run: the result has the shape of the tensor. The
+    inference of torch takes much longer, because it runs the decompositions of some of these operators.
+    """
+    operand = _only_operand_of_pointwise(node)
+    if operand is None:
+        return evaluate_call(node, lambda read: read.meta["val"])
+    values: tuple[Any, ...] = (*node.args[1:], *node.kwargs.values())
+    return torch.empty_like(operand, dtype=_dtype_of_pointwise(node.target, operand.dtype, tuple(node.kwargs), *values))
+
+
+def _only_operand_of_pointwise(node: Node) -> FakeTensor | None:
+    """Returns the only tensor that the pointwise operator `node` reads; None for other operators and arguments."""
+    operator = node.target
+    if not isinstance(operator, torch._ops.OpOverload) or torch.Tag.pointwise not in operator.tags:
+        return None
+    if operator._schema.is_mutable or len(operator._schema.returns) != 1 or not node.args:
+        return None
+    others = (*node.args[1:], *node.kwargs.values())
+    if not isinstance(node.args[0], Node) or not all(value is None or type(value) in _NUMBERS for value in others):
+        return None
+    value = node.args[0].meta["val"]
+    return value if isinstance(value, FakeTensor) and value.constant is None and value.is_contiguous() else None
+
+
+@lru_cache(maxsize=1024, typed=True)  # 2 and 2.0 may result in different dtypes
+def _dtype_of_pointwise(
+    operator: Any, dtype: torch.dtype, names: tuple[str, ...], *values: float | None
+) -> torch.dtype:
+    """Returns the dtype of the result of a pointwise `operator` on a tensor of `dtype`.
+
+    `values` are its other arguments; the last of them have `names`.
+    """
+    first = len(values) - len(names)
+    options = dict(zip(names, values[first:], strict=True))
+    result: torch.Tensor = operator(torch.empty(1, dtype=dtype, device="meta"), *values[:first], **options)
+    return result.dtype
 
 
 def run_node(module: GraphModule, node: Node, value_of: Callable[[Node], Any]) -> Any:
