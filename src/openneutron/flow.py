@@ -19,6 +19,7 @@ from openneutron.calibration import CalibrationOptions
 from openneutron.compile_spec import CompileOptions, converter_fields, list_of_names
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import modules_of, placeholders
+from openneutron.core.garbage import rare_full_collections
 from openneutron.core.locks import traces_alone
 from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
@@ -125,7 +126,8 @@ def quantize(
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     options = _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options)
     spec = NeutronTargetSpec(target)
-    quantized = _quantized(model, example_inputs, calibration, options, options.quantizer_for(spec))
+    with rare_full_collections():
+        quantized = _quantized(model, example_inputs, calibration, options, options.quantizer_for(spec))
     return quantized if spec.board is None else replace(quantized, board=spec)
 
 
@@ -325,7 +327,8 @@ def lower(
     options = CompileOptions(spec.name, blocked, **compile_options)
     converter_fields(options.extra_flags)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
-    with phase_bar("Lowering", LOWERING_SHARES) as end_phase, typed_errors("Lowering the model"):
+    progress = phase_bar("Lowering", LOWERING_SHARES)
+    with progress as end_phase, rare_full_collections(), typed_errors("Lowering the model"):
         lifted = lifted_program(module, examples)
         exported = lifted or export(module, examples)
         leaves = leaves_of(module if lifted else exported.module())
