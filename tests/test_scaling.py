@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -93,6 +95,64 @@ def test_preparing_for_training_grows_with_the_graph_and_no_faster() -> None:
     assert first > 100
     assert second / first <= MAX_GROWTH
     assert third / second <= MAX_GROWTH
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Networks of which one property doubles from one of `sizes` to the next."""
+
+    build: Callable[[int], nn.Module]
+    shape: Callable[[int], tuple[int, ...]]
+    samples: Callable[[int], int]
+    sizes: tuple[int, int, int]
+    quantized: float
+    """The largest ratio of calls of `quantize(recover=None)` from one size to the next."""
+    recovered: float
+    """The same for `recover="auto"`."""
+    lowered: float
+    """The same for `lower`."""
+
+
+EQUAL = 1.2
+GROWING = {
+    "weights": Growing(
+        lambda size: nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size)),
+        lambda size: (1, size), lambda _: 16, (64, 128, 256), EQUAL, EQUAL, EQUAL,
+    ),
+    "samples": Growing(
+        lambda _: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+        lambda _: (1, 3, 8, 8), lambda size: size, (256, 512, 1024), MAX_GROWTH, MAX_GROWTH, EQUAL,
+    ),
+    "image size": Growing(
+        lambda _: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+        lambda size: (1, 3, size, size), lambda _: 16, (16, 32, 64), EQUAL, EQUAL, EQUAL,
+    ),
+    "operators": Growing(
+        chain_of, lambda _: (1, CHAIN_CHANNELS, 4, 4), lambda _: 16, (2, 4, 8), MAX_GROWTH, MAX_GROWTH, MAX_GROWTH,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_the_flow_grows_with_a_property_and_no_faster(name: str) -> None:
+    growing = GROWING[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calls_of_flow(growing, growing.sizes[0] // 2)  # imports and caches
+        counts = [calls_of_flow(growing, size) for size in growing.sizes]
+    for stage, limit in (("quantize", growing.quantized), ("auto", growing.recovered), ("lower", growing.lowered)):
+        for before, after in itertools.pairwise(count[stage] for count in counts):
+            assert before > 1000, stage
+            assert after / before <= limit, stage
+
+
+def calls_of_flow(growing: Growing, size: int) -> dict[str, int]:
+    model, shape = seeded(lambda: growing.build(size)).eval(), growing.shape(size)
+    generator = torch.Generator().manual_seed(0)
+    samples = [(torch.randn(shape, generator=generator),) for _ in range(growing.samples(size))]
+    auto, _ = counted(lambda: quantize(model, samples[0], samples, recover="auto"))
+    quantizing, quantized = counted(lambda: quantize(model, samples[0], samples, recover=None))
+    return {"quantize": quantizing, "auto": auto, "lower": counted(lambda: lower(quantized))[0]}
 
 
 SHAPED: dict[str, Callable[[torch.Tensor], Any]] = {
