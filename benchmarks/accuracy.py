@@ -6,6 +6,10 @@ computed from the samples that only one of the two networks classifies correctly
 
 The networks are those of `benchmarks.networks`, which also has the calibration data, and of `benchmarks.rescaled`. Some
 rows also show the results of other options for the same network.
+
+The calibration inputs are a sample, too: `--draws N` quantizes each row N times, each time with another four fifths of
+them, and prints mean and standard deviation. The mean of several draws shows differences between two versions that one
+draw does not show.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ import argparse
 import inspect
 import json
 import logging
+import math
 import os
+import statistics
 import sys
 import time
 import warnings
@@ -109,6 +115,21 @@ class Result:
         return {**asdict(self), **found}
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Top-1 in % and SQNR in dB of the `.pte` of a row, one for each draw of calibration inputs."""
+
+    row: str
+    flow: str
+    top1_float: float
+    top1: list[float]
+    sqnr: list[float]
+
+    def as_json(self) -> dict[str, Any]:
+        """All measurements as data for a JSON file."""
+        return asdict(self)
+
+
 # --------------------------------------------------------------------------------------------------------------- table
 
 
@@ -200,6 +221,19 @@ class Bench:
         quality = sqnr(float_outputs, int8_outputs)
         return Result(row.name, str(row.flow), comparison, quality, seconds, row.target, naive)
 
+    def draw(self, row: Row, draws: int) -> Draws:
+        """Measure a row for several draws of its calibration inputs."""
+        network = row.network().with_calibration_of(self._calibrates)
+        float_outputs, right = self._float_outputs(network)
+        top1, quality = [], []
+        for seed in range(draws):
+            drawn = network.with_drawn_calibration(seed)
+            int8_outputs, _ = self._int8_outputs(drawn, row.flow, f"{row.name}, {seed + 1} of {draws}")
+            top1.append(compare(float_outputs, int8_outputs, right).top1_int8)
+            quality.append(sqnr(float_outputs, int8_outputs))
+        top1_float = compare(float_outputs, float_outputs, right).top1_float
+        return Draws(row.name, str(row.flow), top1_float, top1, quality)
+
     def _naive(self, network: Network, flow: Flow, name: str) -> tuple[float, float] | None:
         float_outputs, right = self._float_outputs(network)
         try:
@@ -261,6 +295,29 @@ def table_of(results: Iterable[Result]) -> Table:
     return table
 
 
+def table_of_draws(found: Iterable[Draws]) -> Table:
+    """Return one row for each of `found`. "+-" is the standard error of the mean top-1."""
+    table = Table(title="Top-1 in % of float and of the .pte, over draws of calibration inputs", title_justify="left")
+    for heading in ("row", "quantized with"):
+        table.add_column(heading)
+    for heading in ("draws", "float", ".pte", "+-", "deviation", "SQNR", "deviation"):
+        table.add_column(heading, justify="right")
+    for each in found:
+        count, deviations = len(each.top1), [statistics.stdev(values) for values in (each.top1, each.sqnr)]
+        table.add_row(
+            each.row,
+            each.flow,
+            str(count),
+            f"{each.top1_float:.2f}",
+            f"{statistics.fmean(each.top1):.2f}",
+            f"{deviations[0] / math.sqrt(count):.2f}",
+            f"{deviations[0]:.2f}",
+            f"{statistics.fmean(each.sqnr):.2f} dB",
+            f"{deviations[1]:.2f} dB",
+        )
+    return table
+
+
 def _naive_text(found: tuple[float, float] | None) -> str:
     return "does not load" if found is None else f"{found[0]:.2f}, {found[1]:.1f} dB"
 
@@ -281,6 +338,9 @@ def main() -> int:
         "--calibrate", type=int, default=sys.maxsize, metavar="N", help="largest number of calibration inputs"
     )
     parser.add_argument(
+        "--draws", type=int, default=1, metavar="N", help="quantize each row N times, with draws of calibration inputs"
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", help="file for the results as JSON, written after each row"
     )
     arguments = parser.parse_args()
@@ -290,16 +350,22 @@ def main() -> int:
     logging.disable(logging.WARNING)  # torchao warns about missing GPU libraries
     warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
     results: list[Result] = []
+    drawn: list[Draws] = []
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bench = Bench(arguments.limit, arguments.calibrate, progress)
         for name in arguments.names or ROWS:
-            results.append(bench.measure(ROWS[name]))
+            if arguments.draws > 1:
+                drawn.append(bench.draw(ROWS[name], arguments.draws))
+            else:
+                results.append(bench.measure(ROWS[name]))
             if arguments.json:
-                found = {"machine": machine(), "results": [result.as_json() for result in results]}
+                measured = [*(each.as_json() for each in results), *(each.as_json() for each in drawn)]
+                found = {"machine": machine(), "results": measured}
                 arguments.json.write_text(json.dumps(found, indent=1))
-    console.print(table_of(results), ", ".join(f"{name}: {value}" for name, value in machine().items()))
+    table = table_of_draws(drawn) if drawn else table_of(results)
+    console.print(table, ", ".join(f"{name}: {value}" for name, value in machine().items()))
     return 0 if all(result.holds for result in results) else 1
 
 

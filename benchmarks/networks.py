@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -81,6 +82,11 @@ class Network:
     def with_calibration_of(self, limit: int) -> Network:
         """Return the same network with at most `limit` calibration inputs, evenly spaced."""
         return replace(self, calibrates=self.calibration().spread(limit).indices)
+
+    def with_drawn_calibration(self, seed: int) -> Network:
+        """Return the same network with four fifths of its calibration inputs, drawn at random."""
+        drawn = random.Random(seed).sample(list(self.calibrates), len(self.calibrates) * 4 // 5)
+        return replace(self, calibrates=drawn)
 
     def evaluation(self) -> Samples[Sample]:
         """Return the evaluation inputs, each with its class; None for an unknown class."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.accuracy import ROWS, Bench, Flow, Row, documented_flow, outputs_of
+from benchmarks.accuracy import ROWS, Bench, Draws, Flow, Row, documented_flow, outputs_of, table_of_draws
 from benchmarks.rescaled import RESCALED, digits, largest_difference, rescaled
 from benchmarks.targets import Comparison, Target, compare
 
@@ -55,6 +55,20 @@ def test_fewer_inputs_to_calibrate_with_are_spread_over_all() -> None:
     assert set(fewer.calibrates) <= set(network.calibrates)
     assert fewer.calibrates[-1] > network.calibrates[-1] * 0.9
     assert list(network.with_calibration_of(10**9).calibrates) == list(network.calibrates)
+
+
+def test_draws_of_calibration_inputs_differ_and_repeat() -> None:
+    network = RESCALED["se_resnet_rescaled"].network()
+    first, second, again = (network.with_drawn_calibration(seed).calibrates for seed in (0, 1, 0))
+    assert len(set(first)) == len(first) == len(network.calibrates) * 4 // 5
+    assert set(first) <= set(network.calibrates)
+    assert first == again != second
+
+
+def test_the_table_of_draws_shows_means_and_deviations() -> None:
+    table = table_of_draws([Draws("net", "auto", 90, top1=[88.0, 92.0], sqnr=[30.0, 31.0])])
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells == ["net", "auto", "2", "90.00", "90.00", "2.00", "2.83", "30.50 dB", "0.71 dB"]
 
 
 @pytest.mark.slow
