@@ -152,11 +152,14 @@ def _zero_dead_weights(layer: ConstantLayer, intervals: dict[Node, _Interval]) -
     """Applies rules 1 and 2 to the constants of one operator."""
     if not layer.owns_constants:
         return False
-    weight, bias = layer.weight.clone(), None if layer.bias is None else layer.bias.clone()
     reads = intervals.get(layer.input)
-    if reads is not None:
-        weight[_inputs_of_each_output(reads.is_zero, layer.groups, weight.shape)] = 0
+    unread = None if reads is None or not reads.is_zero.any() else reads.is_zero
     inactive = _inactive_channels(layer.node, intervals)
+    if unread is None and (inactive is None or not inactive.any()):
+        return False
+    weight, bias = layer.weight.clone(), None if layer.bias is None else layer.bias.clone()
+    if unread is not None:
+        weight[_inputs_of_each_output(unread, layer.groups, weight.shape)] = 0
     if inactive is not None:
         weight[inactive] = 0
         if bias is not None:
