@@ -20,7 +20,7 @@ from tests.page.summaries import large_summary, percentage_row, picture, small_s
 
 from openneutron.errors import OptionError, OutputError
 from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_page
-from openneutron.page.charts import histogram_chart
+from openneutron.page.charts import cycles_chart, histogram_chart
 from openneutron.page.content import Memory, PlacementRow
 from openneutron.page.differences import differences_of
 from openneutron.page.headings import differences_heading, layers_heading
@@ -95,11 +95,29 @@ def test_each_operator_has_its_place_module_source_and_reason(page: Element, sum
     assert next(row[1] for row in rows).startswith("sort")  # those on the CPU come first
 
 
-def test_operators_are_counted_by_name(page: Element) -> None:
-    assert table(page, "placement")[1:] == [
-        ["sort", "0", "1", "OpenNeutron has no such operator."],
-        ["convolution", "12", "0", ""],
-    ]
+def test_operators_are_counted_by_name(page: Element, summary: Summary) -> None:
+    assert table(page, "placement")[1:] == [["sort", "0", "1"], ["convolution", "12", "0"]]
+    on_cpu = table(page, "placement", 1)
+    assert "runs on" not in on_cpu[0]
+    assert on_cpu[1][-1] == "OpenNeutron has no such operator."
+    row = summary.on_cpu[0]
+    many = replace(summary, placement=(*summary.placement, *(replace(row, node=f"sort_{i}") for i in range(20))))
+    assert table(parsed(page_of(many)), "placement")[1] == ["sort", "0", "21", f"{row.reason} (21 times)"]
+
+
+@pytest.mark.parametrize(
+    ("work", "utilization", "color"),
+    [
+        ("elements", 0.01, "--weights"), ("part", 0.0, "--weights"), ("convolution", 0.01, "--busy-0"),
+        ("matrix_product", 0.3, "--busy-2"), ("", 0.9, "--busy-3"),
+    ],
+)  # fmt: skip
+def test_only_products_are_colored_by_the_busy_share(
+    summary: Summary, work: str, utilization: float, color: str
+) -> None:
+    chart = cycles_chart([replace(summary.layers[0], work=work, utilization=utilization)])
+    assert chart is not None
+    assert re.findall(r'fill="var\((--weights|--busy-\d)\)"', chart.wide) == [color]
 
 
 def test_memory_equals_the_summary(page: Element, summary: Summary) -> None:
@@ -396,7 +414,7 @@ def test_columns_without_any_value_are_left_out(summary: Summary) -> None:
         layers=tuple(replace(row, module=None, source=None) for row in summary.layers),
     )  # fmt: skip
     document = parsed(page_of(unknown))
-    assert table(document, "placement", 1)[0] == ["position", "node", "operator", "runs on", "reason"]
+    assert table(document, "placement", 1)[0] == ["position", "node", "operator", "reason"]
     assert "module" not in table(document, "cycles")[0]
 
 

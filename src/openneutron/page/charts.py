@@ -43,6 +43,10 @@ MOST_TENSORS = 250
 BUSY_CLASSES = (("under 5 %", 0.05), ("5 to 20 %", 0.2), ("20 to 50 %", 0.5), ("over 50 %", math.inf))
 """Classes of the busy share of the array of multipliers: their names and upper limits."""
 _BUSY_COLORS = [f"var(--busy-{number})" for number in range(len(BUSY_CLASSES))]
+_OTHER, _OTHER_COLOR = "other", "var(--weights)"
+"""The class and the color of operators that compute no products, which need the array for little or nothing."""
+_PRODUCTS = frozenset({"convolution", "depthwise", "transposed_convolution", "matrix_product", ""})
+"""The kinds of work that the array is made for: names of `ir.kinds.Work`, and "" for an unknown kind."""
 
 _CONFIG = {
     "background": "transparent",
@@ -155,7 +159,11 @@ def tensors_chart(summary: Summary) -> Chart | None:
 
 
 def cycles_chart(layers: Sequence[LayerRow]) -> Chart | None:
-    """Draws the estimated cycles of each operator, colored by the busy share of the array. None without operators."""
+    """Draws the estimated cycles of each operator. Returns None without operators.
+
+    Operators that compute products are colored by the busy share of the array. A bar of several operators has the color
+    of those that take most of its cycles.
+    """
     groups = list(_groups(layers))
     if not groups:
         return None
@@ -164,11 +172,13 @@ def cycles_chart(layers: Sequence[LayerRow]) -> Chart | None:
     rows = []
     for number, group in enumerate(groups):
         cycles = sum(layer.cycles for layer in group)
-        busy = sum(layer.cycles * layer.utilization for layer in group) / max(1, cycles)
+        products = [layer for layer in group if layer.work in _PRODUCTS]
+        of_products = sum(layer.cycles for layer in products)
+        busy = sum(layer.cycles * layer.utilization for layer in products) / max(1, of_products)
         start = number * size
         rows.append({
             "i": start + 0.1 * size, "end": start + 0.9 * size, "low": 0, "cycles": cycles / factor,
-            "busy": str(busy_class(busy)),
+            "busy": str(busy_class(busy)) if 2 * of_products > cycles else _OTHER,
         })  # fmt: skip
     bars = {
         "data": {"values": rows},
@@ -178,7 +188,7 @@ def cycles_chart(layers: Sequence[LayerRow]) -> Chart | None:
             "x2": {"field": "end"},
             "y": {"field": "low", "type": "quantitative", "title": f"cycles{unit}"},
             "y2": {"field": "cycles"},
-            "color": _colors("busy", [str(number) for number in range(len(BUSY_CLASSES))], _BUSY_COLORS),
+            "color": _colors("busy", [*map(str, range(len(BUSY_CLASSES))), _OTHER], [*_BUSY_COLORS, _OTHER_COLOR]),
         },
     }
     return _chart(f"Estimated cycles of {len(layers)} operators of the NPU.", 220, [bars])
