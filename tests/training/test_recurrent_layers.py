@@ -14,6 +14,7 @@ from openneutron import QuantizedModel, lower
 from openneutron.recovery.recipes import FAST, Recipe
 from openneutron.training import recurrent_layers
 from openneutron.training.recurrent_layers import FEWEST_SAMPLES, train_recurrent_layers
+from openneutron.training.trainable import TrainableModel
 
 ALONE = Recipe(range_by="mse", trains_recurrent_layers=False)
 
@@ -78,3 +79,15 @@ def test_a_model_beyond_a_limit_is_not_trained(
 def test_a_model_without_recurrent_layers_is_not_trained() -> None:
     model = quantized(NETWORKS["no layer is recurrent"][0])
     assert train_recurrent_layers(model, samples()) is model
+
+
+def test_a_model_without_gradients_is_not_trained(
+    recovered: QuantizedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def of_samples(*_: Any) -> Any:
+        raise RuntimeError("Batching rule not implemented for aten::some_operator")
+
+    monkeypatch.setattr(TrainableModel, "of_samples", of_samples)
+    with caplog.at_level(logging.INFO, "openneutron"):
+        assert train_recurrent_layers(recovered, samples()) is recovered
+    assert "some_operator" in caplog.text
