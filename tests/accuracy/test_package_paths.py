@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from openneutron.accuracy.board_package import program_of_package
 from openneutron.errors import FormatError
+from openneutron.settings.package_files import program_of_package
 
 
 @pytest.mark.parametrize("name", ["../net", "/etc/passwd", "a/b", "..", "", "a\\b", "a\0b", "net.pte", None, 3])

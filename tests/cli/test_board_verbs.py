@@ -105,3 +105,19 @@ def test_limits_of_the_other_comparison(run: Any) -> None:
     code, text = run("validate", "net.pte", "--against", "right.bin", "--min-sqnr", "30")
     assert code == 2
     assert "Leave one out" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "package"),
+        ("run", "package", "samples.npy"),
+        ("extract", "package", "-o", "models"),
+        ("report", "package", "-o", "page.html"),
+        ("compare", "package", "net.pte"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_verbs_that_read_a_program_take_a_package(arguments: tuple[str, ...], run: Any) -> None:
+    code, text = run(*arguments, "--quiet")
+    assert code == 0, text

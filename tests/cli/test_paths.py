@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (("analyze", "--quantized", "photos"), "quantized: 'photos' is a folder. Give a file."),
         (("analyze", "--quantized", "modl.pte"), "quantized: 'modl.pte' does not exist. Did you mean 'model.pte'?"),
-        (("run", "photos", "photos/a.png"), "The folder 'photos' has no model.pte. Give the folder of a build, or a"),
+        (("run", "photos", "photos/a.png"), "has no model.pte. Give the folder of a build, of a package, or a"),
         (("run", "model.pte", "photos/b.png"), "The file 'photos/b.png' does not exist. Did you mean 'a.png'?"),
         (("run", "model.pte", "x=photos/b.png"), "The file 'photos/b.png' does not exist. Did you mean 'a.png'?"),
         (("run", "model.pte", "photos", "-o", "x.txt"), "'x.txt' must be a .npy or a .npz file."),

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from openneutron.accuracy.board_package import is_package
 from openneutron.core.driver import Driver
 from openneutron.core.files import (
     check_new_folder,
@@ -30,6 +29,7 @@ from openneutron.core.files import (
     write_folder,
 )  # fmt: skip
 from openneutron.errors import InputError, OpenNeutronError, OutputError
+from openneutron.settings.package_files import is_package
 from openneutron.workflow.profiles import profiled_summary
 
 

@@ -112,7 +112,7 @@ class BoardValidation:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.vectors} vectors against the board; limit {self.max_lsb:g} LSB"
+        yield f"{self.vectors} vector{'s' * (self.vectors != 1)} against the board; limit {self.max_lsb:g} LSB"
         for one in self.outputs:
             yield f"  {one.name} {one.dtype}{list(one.shape)}: " + _words(one)
         yield from (f"  MISSING: {text}" for text in self.missing)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from openneutron.accuracy.board_dump import Array, BoardTensor
 from openneutron.accuracy.board_outputs import Vectors
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.board_transforms import as_type
-from openneutron.core.files import is_file, read_file
+from openneutron.core.files import read_file
 from openneutron.errors import FormatError, InputError
 from openneutron.runtime.program import HostProgram, load
+from openneutron.settings.package_files import MANIFEST, VECTORS, manifest_of, program_of_package
 
-__all__ = ["BoardPackage", "is_package", "read_package"]
+__all__ = ["BoardPackage", "read_package"]
 
-MANIFEST, VECTORS = "manifest.json", "test_vectors.bin"
 ALIGNMENT = 16
 """Each input and output of a vector is padded to a multiple of this number of bytes."""
 LARGEST_TOLERANCE = 1e9
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -36,33 +32,13 @@ class BoardPackage:
     """The difference in LSBs that main.cpp allows."""
 
 
-def is_package(folder: Path) -> bool:
-    """Whether a folder holds a package."""
-    return is_file(folder / MANIFEST) and is_file(folder / VECTORS)
-
-
-def program_of_package(folder: Path) -> Path:
-    """Returns the program of a package that this machine can run, which is the portable program.
-
-    Raises `FormatError` for a damaged manifest.
-    """
-    manifest = _manifest(folder)
-    name = manifest.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):  # it must not lead to another folder
-        raise FormatError(
-            f"In {folder / MANIFEST}, the name of the program is not an identifier of C. Write the package again."
-        )
-    portable = folder / f"{name}_portable.pte"
-    return portable if is_file(portable) else folder / f"{name}.pte"
-
-
 def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:
     """Reads the program and the vectors of a package. See `load` for `isolated`.
 
     Raises `InputError` for a missing file and for a device program without the portable program that it was compiled
     from, and `FormatError` for a damaged manifest or vectors that do not fit the program.
     """
-    manifest = _manifest(folder)
+    manifest = manifest_of(folder)
     file = program_of_package(folder)
     if manifest.get("payload") == "device" and not file.stem.endswith("_portable"):
         raise InputError(
@@ -76,16 +52,6 @@ def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:
     inputs, outputs = board_inputs(host), board_outputs(host)
     found = _read_vectors(read_file(folder / VECTORS), count, inputs, outputs, folder / VECTORS)
     return BoardPackage(host, found, float(tolerance))
-
-
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(read_file(folder / MANIFEST))
-    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and deeply nested lists
-        raise FormatError(f"{folder / MANIFEST} is not valid JSON: {error}. Write the package again.") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{folder / MANIFEST} is not a JSON object. Write the package again.")
-    return found
 
 
 def _read_vectors(

@@ -23,7 +23,9 @@ from openneutron.settings.checks import check_settings
 __all__ = ["add_verbs"]
 
 MODEL_SETTINGS = ("model", "weights")
-Program = Annotated[Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build.")]
+Program = Annotated[
+    Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build or of a package.")
+]
 Quantized = Annotated[
     Path | None,
     typer.Option(callback=quantized_file, help="The quantized model (.pt2). By default, that of the folder."),
@@ -110,7 +112,9 @@ def evaluate(
 def validate(
     terminal: Terminal,
     settings: Settings,
-    program: Annotated[Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build.")],
+    program: Annotated[
+        Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build or of a package.")
+    ],
     quantized: Quantized = None,
     *,
     against: Annotated[

@@ -30,7 +30,9 @@ from openneutron.settings.checks import check_settings
 
 __all__ = ["InProcess", "Quantized", "TryChanges", "add_verbs"]
 
-Program = Annotated[Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build.")]
+Program = Annotated[
+    Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build or of a package.")
+]
 TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
 Target = Annotated[str | None, typer.Option(callback=known_target, help=f"Target of the estimates: {TARGET_HELP}")]
 TryChanges = Annotated[
@@ -188,7 +190,7 @@ def package(
     written = package_files(
         program, output, settings, samples or (), vectors=chosen, portable=portable, isolated=not in_process
     )
-    what = f"{output}: {len(written.files)} files, {written.vectors} test vectors, payload: {written.kind}"
+    what = f"{output}: {len(written.files)} files, test vectors: {written.vectors}, payload: {written.kind}"
     test = f"Test it: cd {as_argument(output)} && cmake -B build && cmake --build build && ctest --test-dir build"
     terminal.show(
         Group(Text(what), command_line(test)),

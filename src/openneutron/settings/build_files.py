@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openneutron.core.files import is_file, is_folder, reason_of
 from openneutron.errors import InputError
+from openneutron.settings.package_files import is_package, program_of_package
 
 __all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_quantized", "program_in", "quantized_in"]
 
@@ -16,13 +17,18 @@ _ARCHIVE = b"PK"
 
 
 def program_in(path: Path) -> Path:
-    """Returns the program of a folder, or `path` itself. Raises `InputError` for a folder without a program."""
-    return _file_in(path, PROGRAM, "a program (.pte)")
+    """Returns the program of the folder of a build or of a package, or `path` itself.
+
+    Raises `InputError` for a folder without a program.
+    """
+    if is_folder(path) and not is_file(path / PROGRAM) and is_package(path):
+        return program_of_package(path)
+    return _file_in(path, PROGRAM, "of a package, or a program (.pte)")
 
 
 def quantized_in(path: Path) -> Path:
     """Returns the quantized model of a folder, or `path` itself. Raises `InputError` for a folder without one."""
-    return _file_in(path, QUANTIZED, "a quantized model (.pt2)")
+    return _file_in(path, QUANTIZED, "or a quantized model (.pt2)")
 
 
 def check_quantized(path: Path) -> None:
@@ -43,5 +49,5 @@ def _file_in(path: Path, name: str, kind: str) -> Path:
     if not is_folder(path):
         return path
     if not is_file(path / name):
-        raise InputError(f"The folder '{path}' has no {name}. Give the folder of a build, or {kind}.")
+        raise InputError(f"The folder '{path}' has no {name}. Give the folder of a build, {kind}.")
     return path / name

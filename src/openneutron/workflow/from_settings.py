@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.board_outputs import DEFAULT_LSB, BoardValidation, Normalization, validate_board
-from openneutron.accuracy.board_package import is_package, read_package
+from openneutron.accuracy.board_package import read_package
 from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.accuracy.validate import validate
 from openneutron.core.objects import is_reference
@@ -35,6 +35,7 @@ from openneutron.results.validation import Validation
 from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
 from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
+from openneutron.settings.package_files import is_package
 from openneutron.settings.toml import FILE_NAME, read_settings
 from openneutron.workflow.building import Build, Step, build, build_folder, no_step, write_build
 from openneutron.workflow.folders import BuildFolder

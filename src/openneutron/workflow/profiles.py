@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from openneutron.accuracy.board_package import is_package, program_of_package
-from openneutron.core.files import check_output, is_folder, write_file
+from openneutron.core.files import check_output, write_file
 from openneutron.errors import OptionError
-from openneutron.page import Summary, summarize
+from openneutron.page import Summary
 from openneutron.profiling import CostFit, fit_costs, read_profile, with_profile
 from openneutron.targets import Board, NeutronTargetSpec, Target, check_board_name, text_of_board
 from openneutron.workflow.folders import BuildFolder
@@ -19,14 +18,7 @@ __all__ = ["fitted_board", "profiled_summary"]
 
 def profiled_summary(recorded: Path, program: Path, target: Target | None = None) -> Summary:
     """Returns the summary of a program with a profile. Raises the errors of `read_profile` and `joined`."""
-    return with_profile(_summary(program), read_profile(recorded), target)
-
-
-def _summary(program: Path) -> Summary:
-    if is_folder(program) and is_package(program):
-        file = program_of_package(program)
-        return summarize(file.stem, file)
-    return BuildFolder.of(program).summary()
+    return with_profile(BuildFolder.of(program).summary(), read_profile(recorded), target)
 
 
 def fitted_board(
