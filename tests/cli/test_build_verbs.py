@@ -36,7 +36,7 @@ class TestBuild:
         assert "quantize: " in result.err
 
     @pytest.mark.slow
-    def test_its_settings_give_the_same_bytes_in_another_folder(self, work: Path, built: Path) -> None:
+    def test_the_settings_of_a_build_give_equal_bytes_elsewhere(self, work: Path, built: Path) -> None:
         result = run(work, "build", "--config", "out/openneutron.toml", "-o", "deep/er/copy", "-q", "--json")
         assert result.code == 0, result.text
         assert result.err == ""

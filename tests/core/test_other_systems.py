@@ -12,7 +12,7 @@ from openneutron.core import parallel
 from openneutron.vendor import sdk
 
 
-def test_cores_without_affinity_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_affinity_all_cores_of_the_machine_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert parallel._cores() == os.cpu_count()
 

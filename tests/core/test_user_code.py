@@ -47,7 +47,7 @@ def test_a_file_named_like_the_package_counts_as_user_code(
     assert is_library(str(tmp_path / "openneutron" / "a.py"))
 
 
-def test_files_of_python_and_of_the_package_are_of_a_library() -> None:
+def test_files_of_python_and_of_the_package_count_as_libraries() -> None:
     for file in (json.__file__, user_code.__file__, str(Path(user_code.__file__).resolve()), "<string>"):
         assert is_library(file)
 

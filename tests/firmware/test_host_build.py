@@ -102,7 +102,7 @@ def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
-def test_outputs_equal_those_of_the_host_bit_for_bit(tree: Tree, name: str) -> None:
+def test_outputs_of_a_package_equal_the_host_bit_for_bit(tree: Tree, name: str) -> None:
     code, text = tree.run(name)
     assert code == 0, text
     lines = text.splitlines()

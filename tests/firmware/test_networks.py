@@ -14,12 +14,12 @@ pytestmark = [*needs_tools, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2"])
-def test_outputs_of_a_network_equal_those_of_the_host(name: str, tmp_path: Path) -> None:
+def test_outputs_of_a_network_equal_the_host(name: str, tmp_path: Path) -> None:
     row = measure(ZOO[name], small=True, folder=tmp_path / "firmware")
     assert row.is_exact, row.message
 
 
 @pytest.mark.parametrize("name", STREAMING)
-def test_outputs_of_a_stream_equal_those_of_the_host(name: str, tmp_path: Path) -> None:
+def test_outputs_of_a_stream_equal_the_host(name: str, tmp_path: Path) -> None:
     row = measure_streaming(name, folder=tmp_path / "firmware")
     assert row.is_exact, row.message

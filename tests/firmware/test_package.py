@@ -146,7 +146,7 @@ def test_integer_inputs_are_written_without_rounding(value: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
-def test_kernels_are_those_of_executorchs_own_tool(name: str, tmp_path: Path) -> None:
+def test_kernels_equal_the_tool_of_executorch(name: str, tmp_path: Path) -> None:
     from executorch.codegen.tools import gen_oplist
 
     found = program(name).package(tmp_path / "firmware")

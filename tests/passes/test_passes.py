@@ -87,7 +87,7 @@ class TestFunctionalize:
             (lambda x: F.dropout(x + 1, training=False, inplace=True), "dropout.default"),
         ],
     )
-    def test_rule_1_whatever_the_overload_is_called(
+    def test_rule_1_for_every_overload(
         self, function: Callable[[torch.Tensor], torch.Tensor], becomes: str
     ) -> None:
         assert names(after(passes.functionalize, Model(lambda _, x: function(x))))[-1] == becomes

@@ -253,7 +253,7 @@ def test_options_other_than_true_and_false_are_refused() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["fast", "auto"])
-def test_recovery_gives_the_same_result_as_without(recipe: str) -> None:
+def test_correct_bias_does_not_change_recovery(recipe: str) -> None:
     model, samples = network(), [(x,) for x in images(8)]
     first, second = (
         list(layers_of(quantize(model, samples[0], samples, recover=recipe, correct_bias=wanted).module))

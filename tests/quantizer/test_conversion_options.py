@@ -90,7 +90,7 @@ def test_nothing_to_fold_is_nothing_to_refuse(finish: Callable[[GraphModule], No
         finish(convert_pt2e(calibrated(nn.Sigmoid), fold_quantize=False))
 
 
-def test_conversions_to_int8_that_the_model_makes_are_its_own() -> None:
+def test_conversions_to_int8_inside_the_model_are_accepted() -> None:
     def codes(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y = m.c(x)
         return y, y.round().clamp(-128, 127).to(torch.int8)

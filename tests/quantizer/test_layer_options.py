@@ -140,7 +140,7 @@ class Sliced(nn.Module):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_module_names_are_those_of_the_model(strict: bool) -> None:
+def test_module_names_equal_the_model(strict: bool) -> None:
     module = torch.export.export(Sliced().eval(), (image(),), strict=strict).module()
     assert isinstance(module, GraphModule)
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]

@@ -123,7 +123,7 @@ class TestRanges:
         assert narrow[1] < 0.5 * wide[1]
 
     @pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9, 100])
-    def test_percentile_is_that_of_the_sorted_values(self, percentile: float) -> None:
+    def test_percentile_equals_the_sorted_values(self, percentile: float) -> None:
         values = random(4001)
         low, high = range_by("percentile", seen(values), INT8, percentile)
         every = values.sort().values

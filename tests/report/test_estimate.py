@@ -104,7 +104,7 @@ class TestProgram:
         inputs = (torch.randn(1, 8, 16, 16).contiguous(memory_format=torch.channels_last),)
         return lower(quantize(model, inputs, [inputs]))
 
-    def test_is_for_the_programs_target_unless_another_is_named(self, program: NeutronProgram) -> None:
+    def test_the_estimate_is_for_the_programs_target_by_default(self, program: NeutronProgram) -> None:
         assert program.estimate().target == "imxrt700"
         there = program.estimate("mcxn94x")
         assert there.target == "mcxn94x"
@@ -212,7 +212,7 @@ class TestRuntimeMemory:
         return lower(quantized, target="mcxn94x", int8_io=int8_io, **options)
 
     @pytest.mark.parametrize("name", MEMORY)
-    def test_planned_memory_is_that_of_the_program_and_counts_once(self, name: str) -> None:
+    def test_planned_memory_equals_the_program_and_counts_once(self, name: str) -> None:
         program = self.program(name)
         estimate, (plan_of_method,) = program.estimate(), deserialize_pte_binary(program.buffer).program.execution_plan
         assert estimate.memory is not None

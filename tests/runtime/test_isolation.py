@@ -61,7 +61,7 @@ def outputs_of(run: Callable[..., Any]) -> list[Any]:
 
 
 class TestIsolated:
-    def test_equals_the_program_in_this_process(self, data: bytes, isolated: HostProgram) -> None:
+    def test_an_isolated_program_equals_one_in_this_process(self, data: bytes, isolated: HostProgram) -> None:
         program = load(data)
         isolated.reset()
         assert isolated.inputs == program.inputs
@@ -88,7 +88,7 @@ class TestIsolated:
         isolated.reset()
         assert outputs_of(isolated.run) == expected
 
-    def test_memory_and_time_are_measured_in_its_process(self, data: bytes, isolated: HostProgram) -> None:
+    def test_memory_and_time_are_measured_in_the_child_process(self, data: bytes, isolated: HostProgram) -> None:
         assert isolated.memory == load(data).memory
         assert isolated.memory.measured is not None
         assert len(isolated.seconds((X,), {}, 3)) == 3

@@ -199,7 +199,7 @@ class TestThreads:
         for x, y in zip(inputs, outputs, strict=True):
             assert_equal(y, litert(double_model(SHAPE), x))
 
-    def test_made_in_one_thread_used_and_dropped_in_others(self, doubling: bytes) -> None:
+    def test_programs_are_used_and_dropped_in_other_threads(self, doubling: bytes) -> None:
         x = random_int8(SHAPE)
         with ThreadPoolExecutor(1) as maker, ThreadPoolExecutor(1) as user:
             outputs = user.submit(maker.submit(HostProgram.from_bytes, doubling).result().run, x).result()
