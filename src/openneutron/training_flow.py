@@ -191,7 +191,7 @@ def _quantized(
         if isinstance(model, QuantizedModel):
             return model
         if example_inputs is None:
-            raise OptionError("prepare_training() needs example_inputs for a result of convert_pt2e.")
+            raise OptionError("prepare_training() needs example_inputs for a result of convert_pt2e. Give them.")
         examples = examples_of(example_inputs, model)
         spec = NeutronTargetSpec(target)
         return QuantizedModel(

@@ -299,14 +299,14 @@ class TestDeclaration:
         assert [tensor.shape for tensor in graph.ops[1].inputs[1:]] == [(8, 3, 3, 16), (8,)]
         assert agreement(lowered(model, neutron_converter_flavor=flavor), model).worst <= 1
 
-    def test_of_two_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_padding_of_two_operands(self, monkeypatch: pytest.MonkeyPatch) -> None:
         declare(monkeypatch, "aten.mul.Tensor", {"self": (1,), "other": (1,)}, takes_whole_channels("self"))
         model = quantized(Function(lambda x, y: x * y), ((1, 12, 3, 3), (1, 12, 1, 1)))
         (graph,) = partition_graphs(model, neutron_converter_flavor=LEGACY)
         assert kinds(graph) == ["PAD", "PAD", "MUL", "SLICE"]
         assert agreement(lowered(model, neutron_converter_flavor=LEGACY), model).worst <= 1
 
-    def test_of_a_constant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_padding_of_a_constant_operand(self, monkeypatch: pytest.MonkeyPatch) -> None:
         declare(monkeypatch, "aten.mul.Tensor", {"self": (1,), "other": (0,)}, takes_whole_channels("self"))
         slopes = torch.linspace(-1, 2, 12).reshape(12, 1, 1)
         model = quantized(Function(lambda slopes, x: x * slopes, slopes), ((1, 12, 3, 3),))

@@ -1,4 +1,4 @@
-"""Batch norms after convolutions and linears. torchao folds some of them before it calls a quantizer, and wrongly."""
+"""Batch norms after convolutions and linears. torchao folds some of them wrongly, before it calls a quantizer."""
 
 from __future__ import annotations
 
