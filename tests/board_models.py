@@ -15,8 +15,8 @@ from openneutron.accuracy.board_dump import Array, BoardTensor
 from openneutron.accuracy.board_input_mistakes import Simulation
 from openneutron.accuracy.board_outputs import (
     MISTAKES,
+    BoardInputs,
     BoardValidation,
-    Vectors,
     validate_board,
     vectors_of_data,
 )  # fmt: skip
@@ -93,7 +93,7 @@ class Board:
     """A board that runs a program of one of the networks."""
 
     simulation: Simulation
-    vectors: Vectors
+    vectors: BoardInputs
     expected: tuple[tuple[Array, ...], ...]
 
     @property

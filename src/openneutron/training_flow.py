@@ -22,7 +22,7 @@ from openneutron.model.state import has_state
 from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.weighted_layers import layers_of
 from openneutron.targets import NeutronTargetSpec, Target
-from openneutron.training.distillation import Comparison, Distillation, Samples, train_towards
+from openneutron.training.distillation import ComparedValues, Distillation, Samples, train_towards
 from openneutron.training.layer_states import compare_states, floats_of, recurrent_states
 from openneutron.training.trainable import TrainableModel
 
@@ -117,7 +117,7 @@ def distill(
         return train_towards(module, comparison, seconds=seconds, steps=steps, rate=rate, batch=batch)
 
 
-def _comparison(module: TrainableModel, teacher: Any, samples: Samples, *, with_states: bool) -> Comparison:
+def _comparison(module: TrainableModel, teacher: Any, samples: Samples, *, with_states: bool) -> ComparedValues:
     """Compares the outputs with those of `teacher`.
 
     If `with_states` is set, `teacher` is the float graph of `quantize`, and the states of recurrent layers are compared
@@ -133,7 +133,7 @@ def _comparison(module: TrainableModel, teacher: Any, samples: Samples, *, with_
 
     with torch.no_grad():
         kept = [teacher_outputs(sample) for sample in samples]
-    return Comparison(
+    return ComparedValues(
         wanted=lambda chosen: [torch.stack(each) for each in zip(*(kept[one] for one in chosen), strict=True)],
         found=lambda leaves: floats_of(module.of_samples(leaves)),
         outputs=len(kept[0]),

@@ -22,9 +22,9 @@ from openneutron.accuracy import Analysis, LayerAccuracy, analyze
 from openneutron.accuracy.advice import (
     FLOAT,
     RULES,
-    Case,
     Finding,
     OutputSqnr,
+    TreatedLayer,
     code_of,
     finding_of,
     key_of,
@@ -247,13 +247,13 @@ def test_saturation_asks_for_another_observer_or_calibration() -> None:
     analysis = analyze(None, narrow, images(4, seed=6))
     layer = layer_row(analysis, "first")
     assert layer.saturation > 0.1
-    finding = finding_of(Case(layer, None))
+    finding = finding_of(TreatedLayer(layer, None))
     assert code_of(finding, analysis.layers) == "observer=RangeObserver"
     assert f"{layer.saturation:.1%} of its values" in finding.why
 
 
 def test_every_rule_says_why_with_numbers_of_a_layer(found: Analysis) -> None:
-    why = {rule: Finding(Case(found.layers[0], None), rule).why for rule in RULES}
+    why = {rule: Finding(TreatedLayer(found.layers[0], None), rule).why for rule in RULES}
     assert all("{" not in text for text in why.values())
     assert sum(any(character.isdigit() for character in text) for text in why.values()) == len(RULES)
 
@@ -284,7 +284,8 @@ def test_the_verdict_says_whether_weights_or_activations_cause_most() -> None:
 def test_advice_omits_learned_rounding_if_it_was_applied(found: Analysis) -> None:
     for rule in RULES:
         for_it = [
-            Finding(Case(found.layers[0], None, learned_rounding), rule).what for learned_rounding in (False, True)
+            Finding(TreatedLayer(found.layers[0], None, learned_rounding), rule).what
+            for learned_rounding in (False, True)
         ]
         assert "{" not in "".join(for_it)
         assert 'recover="auto"' not in for_it[1]

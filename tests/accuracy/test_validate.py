@@ -17,7 +17,7 @@ from openneutron import NeutronProgram, QuantizedModel, build, lower, quantize
 from openneutron.accuracy import validate
 from openneutron.accuracy.board_outputs import validate_board
 from openneutron.accuracy.compare_programs import compare_outputs
-from openneutron.accuracy.validate import Difference
+from openneutron.accuracy.validate import DifferenceSum
 from openneutron.errors import ConverterError, InputError, ModelError, OptionError
 from openneutron.partition import placing
 from openneutron.workflow import building
@@ -117,7 +117,7 @@ INF = math.inf
     ],
 )
 def test_values_that_are_not_finite(pairs: list[tuple[float, float]], is_finite: bool) -> None:
-    found = Difference("float", 0, 0.5, "output 0")
+    found = DifferenceSum("float", 0, 0.5, "output 0")
     for value, wanted in pairs:
         found.add(torch.tensor([value, 3.0]), torch.tensor([wanted, 3.0]))
     row = found.row()

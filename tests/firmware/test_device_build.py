@@ -14,7 +14,7 @@ import pytest
 from tests.firmware.io_check import LINKER_SCRIPT, STARTUP, check_source
 from tests.firmware_models import PROGRAMS, program
 
-from openneutron.firmware.config import Pools, config_header
+from openneutron.firmware.config import PoolSizes, config_header
 from openneutron.firmware.io_functions import io_header
 from openneutron.firmware.ports import Port
 
@@ -63,7 +63,7 @@ def test_int32_scores_far_apart_have_a_softmax(tmp_path: Path) -> None:
     scores = Port("scores", "int32", (1, 2), (0, 1))
     codes = replace(scores, name="codes", scale=0.5, zero_point=0)
     texts = {
-        "net_config.h": config_header("", "net", Pools((), (0, 0), (0, 0)), (codes,), (scores,)),
+        "net_config.h": config_header("", "net", PoolSizes((), (0, 0), (0, 0)), (codes,), (scores,)),
         "net_io.h": io_header("", "net", (codes,), (scores,)),
         "check.c": """#include "net_io.h"
 int main(void) {

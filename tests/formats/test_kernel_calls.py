@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from openneutron.cpu.signatures import signature_of
 from openneutron.formats import pte
-from openneutron.formats.kernel_calls import DEQUANTIZE, computing_call, qparams_of, writers_of, written_values
+from openneutron.formats.kernel_calls import DEQUANTIZE, computing_call, qparams_of_call, writers_of, written_values
 from openneutron.formats.pte import KernelCall, Method, Slot
 
 QUANTIZED = "quantized_decomposed::quantize_per_tensor.out"
@@ -61,15 +61,15 @@ def test_kernels_that_move_are_skipped(move: KernelCall) -> None:
     method = method_of(DEQUANTIZE_CALL, move)
     call = computing_call(writers_of(method, signature_of), 2)
     assert call is DEQUANTIZE_CALL
-    assert qparams_of(method, call, DEQUANTIZE) == (0.5, -128)
+    assert qparams_of_call(method, call, DEQUANTIZE) == (0.5, -128)
 
 
 def test_qparams_are_those_of_their_positions() -> None:
     """A program stores equal constants once, so the zero point may be the value that is also the least integer."""
     repeated = KernelCall(QUANTIZED, arguments=(0, NUMBERS, NUMBERS + 1, NUMBERS + 1, NUMBERS + 2, NUMBERS + 3, 1))
-    assert qparams_of(method_of(repeated), repeated, "quantize_per_tensor") == (0.5, -128)
+    assert qparams_of_call(method_of(repeated), repeated, "quantize_per_tensor") == (0.5, -128)
     computed = KernelCall(QUANTIZED, arguments=(0, 2, 3, NUMBERS + 1, NUMBERS + 2, NUMBERS + 3, 1))
-    assert qparams_of(method_of(computed), computed, "quantize_per_tensor") is None
+    assert qparams_of_call(method_of(computed), computed, "quantize_per_tensor") is None
 
 
 class Written(nn.Module):

@@ -34,8 +34,8 @@ from openneutron.quantizer.ranges import Codes, bounds_by_error
 from openneutron.quantizer.sample import (
     SMALLEST_PEAK,
     VALUES_OF_A_TENSOR,
-    Sample,
     SampleState,
+    StreamSample,
     count_of_tensors,
     flattened,
     positions,
@@ -116,13 +116,13 @@ class TestSample:
     )
     def test_parts_add_up_to_the_whole(self, sizes: list[int], cuts: list[int], capacity: int) -> None:
         stream = [random(size, seed=index) for index, size in enumerate(sizes)]
-        whole = Sample(capacity)
+        whole = StreamSample(capacity)
         for tensor in stream:
             whole.add(tensor)
         places = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
-        merged = Sample(capacity)
+        merged = StreamSample(capacity)
         for start, stop in itertools.pairwise(places):
-            part = Sample(capacity)
+            part = StreamSample(capacity)
             for tensor in stream[start:stop]:
                 part.add(tensor)
             merged.merge(part.state())
@@ -144,7 +144,7 @@ class TestSample:
 
     def test_sampling_continues_after_a_merge(self) -> None:
         stream = [random(700, seed=index) for index in range(9)]
-        whole, first, second = Sample(1500), Sample(1500), Sample(1500)
+        whole, first, second = StreamSample(1500), StreamSample(1500), StreamSample(1500)
         for tensor in stream:
             whole.add(tensor)
         for tensor in stream[:4]:
@@ -157,7 +157,7 @@ class TestSample:
         assert torch.equal(whole.state().values, first.state().values)
 
     def test_the_level_is_the_lowest_that_fits(self) -> None:
-        sample = Sample(2048)
+        sample = StreamSample(2048)
         levels = []
         for index in range(5):
             sample.add(random(5000, seed=index))
@@ -165,20 +165,20 @@ class TestSample:
         assert levels == [0, 0, 1, 1, 2]
 
     def test_a_share_of_each_tensor_is_kept(self) -> None:
-        sample = Sample(1024)
+        sample = StreamSample(1024)
         for index in range(4):
             sample.add(torch.full((4000,), float(index)))
         assert torch.bincount(sample.state().values.long()).tolist() == [256] * 4
 
     def test_each_value_of_a_whole_tensor_counts_once(self) -> None:
-        sample = Sample()
+        sample = StreamSample()
         sample.add(random(1000))
         values, weights = sample.state().weighted()
         assert torch.equal(values.sort().values, random(1000).sort().values)
         assert torch.equal(weights, torch.ones(1000))
 
     def test_weights_make_errors_relative_to_the_peak_of_a_tensor(self) -> None:
-        sample = Sample()
+        sample = StreamSample()
         for factor in (1.0, -4.0, 0.5):
             sample.add(factor * torch.linspace(0, 1, 3000))
         state = sample.state()
@@ -191,7 +191,7 @@ class TestSample:
         assert torch.equal(weights[-6:], factors.repeat_interleave(2))
 
     def test_tensors_near_zero_have_a_limited_weight(self) -> None:
-        sample = Sample()
+        sample = StreamSample()
         for factor in (1.0, 0.0, 1e-6, 1e-30):
             sample.add(torch.full((8,), factor))
         factors = sample.state().inverse_squared_peaks()
@@ -199,13 +199,13 @@ class TestSample:
 
     @pytest.mark.parametrize("value", [0.0, 1e-38, 1e38])
     def test_weights_of_tensors_are_finite(self, value: float) -> None:
-        sample = Sample()
+        sample = StreamSample()
         sample.add(torch.full((8,), value))
         assert sample.state().inverse_squared_peaks().tolist() == [1]
 
     def test_rows_are_tensors_of_their_own(self) -> None:
         rows = random(6, 5000)
-        one, other = Sample(3000), Sample(3000)
+        one, other = StreamSample(3000), StreamSample(3000)
         one.add(rows)
         for row in rows:
             other.add(row)
@@ -224,7 +224,7 @@ class TestSample:
 
     def test_in_channels_last_a_row_is_an_image(self) -> None:
         images = random(4, 3, 5, 5)
-        sample = Sample()
+        sample = StreamSample()
         sample.add(images.to(memory_format=torch.channels_last))
         assert torch.equal(sample.state().values.view(4, -1).sort(1).values, images.flatten(1).sort(1).values)
 

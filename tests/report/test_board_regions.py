@@ -11,7 +11,7 @@ from torch import nn
 
 import openneutron
 from openneutron import NeutronTargetSpec
-from openneutron.report.regions import BoardFit, Part, fit_on_board, place
+from openneutron.report.regions import BoardFit, ProgramPart, assign_regions, fit_on_board
 from openneutron.targets import Board, Placement, Region, boards
 
 FAST = Region("fast", "TCM", 100, npu_reads=False)
@@ -22,10 +22,10 @@ BOARD = Board("board", "imxrt700", regions=(FAST, SRAM, FLASH))
 
 def parts(temporary: int = 0, planned: int = 0, method: int = 0, program: int = 0, *, fetches: bool = False) -> Any:
     given = (
-        Part("temporary", "temporary", temporary, True),
-        Part("planned", "planned", planned, True),
-        Part("method", "method", method, False),
-        Part("program", "program", program, not fetches),
+        ProgramPart("temporary", "temporary", temporary, True),
+        ProgramPart("planned", "planned", planned, True),
+        ProgramPart("method", "method", method, False),
+        ProgramPart("program", "program", program, not fetches),
     )
     return tuple(part for part in given if part.bytes)
 
@@ -47,14 +47,14 @@ class TestPlace:
         ],
     )
     def test_parts_are_in_regions_that_accept_them(self, given: Any, expected: list[str | None], missing: int) -> None:
-        found = place(given, BOARD)
+        found = assign_regions(given, BOARD)
         assert list(where(found).values()) == expected
         assert found.missing_bytes == missing
         assert found.verdict == ("does not fit" if missing else "fits")
 
     def test_a_later_region_is_taken_if_that_makes_all_fit(self) -> None:
         board = replace(BOARD, regions=(SRAM, replace(SRAM, name="second", bytes=600)))
-        found = place(parts(500, 800), board)
+        found = assign_regions(parts(500, 800), board)
         assert (where(found), found.verdict) == ({"temporary": "second", "planned": "sram"}, "fits")
         assert [(use.name, use.used_bytes, use.left_bytes) for use in found.regions] == [
             ("sram", 800, 200), ("second", 500, 100),
@@ -63,43 +63,43 @@ class TestPlace:
     def test_many_regions_are_placed_in_turn(self) -> None:
         small = tuple(Region(f"bank {number}", "SRAM", 60, npu_reads=True) for number in range(60))
         board = replace(BOARD, regions=(*small, SRAM))
-        found = place(parts(500, 400, 50, 60), board)
+        found = assign_regions(parts(500, 400, 50, 60), board)
         assert where(found) == {"temporary": "sram", "planned": "sram", "method": "bank 0", "program": "bank 1"}
         assert found.verdict == "fits"
-        crowded = place(parts(500, 400, 110, 70), board)
+        crowded = assign_regions(parts(500, 400, 110, 70), board)
         assert (crowded.verdict, crowded.missing_bytes) == ("does not fit", 10)
 
     def test_the_placement_of_the_board_holds(self) -> None:
         board = replace(BOARD, placement=Placement(method=("sram",), program=("flash",)))
-        found = place(parts(0, 100, 50, 60), board)
+        found = assign_regions(parts(0, 100, 50, 60), board)
         assert where(found) == {"planned": "sram", "method": "sram", "program": None}
         assert found.notes[0] == "No region that the NPU reads may hold the program."
 
     def test_reserved_bytes_are_not_free(self) -> None:
         board = replace(BOARD, regions=(replace(SRAM, reserved_bytes=700),))
-        assert place(parts(0, 300), board).verdict == "fits"
-        assert place(parts(0, 301), board).missing_bytes == 1
+        assert assign_regions(parts(0, 300), board).verdict == "fits"
+        assert assign_regions(parts(0, 301), board).missing_bytes == 1
 
     def test_firmware_without_reserved_bytes_is_named(self) -> None:
-        found = place(parts(500, 300, 80, 4000, fetches=True), BOARD)
+        found = assign_regions(parts(500, 300, 80, 4000, fetches=True), BOARD)
         (note,) = found.notes
         assert note.startswith(
             "The firmware's own memory is not counted in fast, sram, because reserved_bytes is 0: write"
         )
         assert "openneutron targets show BOARD -o board.toml" in note
         reserved = replace(BOARD, regions=(FAST, replace(SRAM, reserved_bytes=100), FLASH))
-        assert not place(parts(500, 300, program=4000, fetches=True), reserved).notes
+        assert not assign_regions(parts(500, 300, program=4000, fetches=True), reserved).notes
         external = replace(BOARD, regions=(replace(SRAM, kind="DDR"),))
-        assert not place(parts(500, 300), external).notes
+        assert not assign_regions(parts(500, 300), external).notes
 
     def test_regions_of_unknown_size_give_the_verdict_unknown(self) -> None:
         board = replace(BOARD, regions=(replace(SRAM, bytes=None, npu_reads=None),))
-        found = place(parts(10**9, 5), board)
+        found = assign_regions(parts(10**9, 5), board)
         assert found.verdict == "unknown"
         assert "unknown whether the NPU reads the region 'sram'" in found.notes[0]
 
     def test_ram_does_not_count_flash(self) -> None:
-        assert place(parts(500, 400, 80, 4000, fetches=True), BOARD).ram_bytes == 980
+        assert assign_regions(parts(500, 400, 80, 4000, fetches=True), BOARD).ram_bytes == 980
 
 
 class TestChanges:

@@ -15,7 +15,7 @@ from torch import nn
 from openneutron import NeutronProgram, load, lower, quantize
 from openneutron.errors import HostError, InputError, PoolError
 from openneutron.formats import pte
-from openneutron.formats.method_memory import POOL_ALIGNMENT, Part, memory_of
+from openneutron.formats.method_memory import POOL_ALIGNMENT, Allocation, memory_of
 from openneutron.formats.payload import MICROCODE_MAGIC, PayloadHeader, pack_device, parse
 from openneutron.runtime.memory import measure, run_in_pools
 
@@ -223,11 +223,11 @@ class TestBoard:
         assert (one.is_estimated, one.context_bytes, memory.device.temporary.unknown) == (False, None, ())
         # 1 + 1 + 3 pointers, then each buffer at a multiple of 16
         assert memory.device.temporary.parts == (
-            Part("pointers of the delegate", 20),
-            Part("scratch of the NPU", 12 + 1001),
-            Part("profile of the NPU", 7 + 32),
-            Part("debug buffer of the NPU", 5),
-            Part("prefetched weights", 11 + 100),
+            Allocation("pointers of the delegate", 20),
+            Allocation("scratch of the NPU", 12 + 1001),
+            Allocation("profile of the NPU", 7 + 32),
+            Allocation("debug buffer of the NPU", 5),
+            Allocation("prefetched weights", 11 + 100),
         )
         assert memory.device.temporary.pool_bytes == 1200
         assert memory.device.method == program.memory.device.method

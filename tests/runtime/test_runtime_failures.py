@@ -15,7 +15,7 @@ from tests.runtime_models import double_model, litert, straight_header
 from openneutron.errors import HostError
 from openneutron.formats.payload import PayloadHeader, pack_portable
 from openneutron.runtime import HostProgram, _host
-from openneutron.runtime.engine import Port
+from openneutron.runtime.engine import DelegatePort
 from openneutron.runtime.session import Session
 
 
@@ -89,7 +89,9 @@ class FakeEngine:
 
     argument_count = 1
     inputs = ()
-    outputs = (Port(argument=1, channels_last=False, dtype=1, channels=8, view=lambda: np.ones(SHAPE, np.int8)),)
+    outputs = (
+        DelegatePort(argument=1, channels_last=False, dtype=1, channels=8, view=lambda: np.ones(SHAPE, np.int8)),
+    )
 
     def __init__(self, invoke: Callable[[], None]) -> None:
         self.invoke = invoke

@@ -11,8 +11,20 @@ from openneutron.page.verdict import LOW_SQNR_DB
 from openneutron.results.layerwise_accuracy import LayerAccuracy, RecurrentAccuracy
 
 __all__ = [
-    "FLOAT", "HEALTHY_DB", "OBSERVER", "PER_CHANNEL", "RECOVER", "WIDE_INPUT", "Case", "Finding", "OutputSqnr", "Rule",
-    "code_of", "finding_of", "layers_to_treat", "verdict",
+    "FLOAT",
+    "HEALTHY_DB",
+    "OBSERVER",
+    "PER_CHANNEL",
+    "RECOVER",
+    "WIDE_INPUT",
+    "AdviceRule",
+    "Finding",
+    "OutputSqnr",
+    "TreatedLayer",
+    "code_of",
+    "finding_of",
+    "layers_to_treat",
+    "verdict",
 ]  # fmt: skip
 
 # At 20 dB, the amplitude of the noise is a tenth of the output's. Among the labelled networks in benchmarks.fidelity,
@@ -55,7 +67,7 @@ class OutputSqnr:
 
 
 @dataclass(frozen=True)
-class Case:
+class TreatedLayer:
     """A layer to treat, and the effect of per-channel weight scales."""
 
     layer: LayerAccuracy
@@ -68,11 +80,11 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Rule:
+class AdviceRule:
     """A remedy, the condition under which it applies, and the texts for the user."""
 
     remedy: str
-    applies: Callable[[Case], bool]
+    applies: Callable[[TreatedLayer], bool]
     why: str
     """The reason. May contain fields of `LayerAccuracy` and `median_code`, the median of `largest_codes`, in braces."""
     what: str
@@ -83,8 +95,8 @@ class Rule:
 class Finding:
     """A layer to treat and the rule that applies to it."""
 
-    case: Case
-    rule: Rule
+    case: TreatedLayer
+    rule: AdviceRule
 
     @property
     def layer(self) -> LayerAccuracy:
@@ -109,11 +121,11 @@ class Finding:
         return tried.get(self.rule.remedy)
 
 
-def _per_channel_helps(case: Case) -> bool:
+def _per_channel_helps(case: TreatedLayer) -> bool:
     return case.per_channel is not None and case.per_channel >= ENOUGH * (case.layer.error_share or 0.0)
 
 
-def _is_weak(case: Case) -> bool:
+def _is_weak(case: TreatedLayer) -> bool:
     return (case.layer.weak_channels or 0) > MANY_CHANNELS * (case.layer.weight_channels or 0)
 
 
@@ -122,54 +134,54 @@ def _is_clipped(layer: LayerAccuracy) -> bool:
     return layer.saturation > MUCH_SATURATION and max(low - lowest, highest - high) > FAR_BEYOND * (high - low)
 
 
-def _has_lost_channels(case: Case) -> bool:
+def _has_lost_channels(case: TreatedLayer) -> bool:
     return case.layer.lost_channels > MANY_CHANNELS * case.layer.channels
 
 
 RULES = (
-    Rule(
+    AdviceRule(
         WIDE_INPUT,
         lambda case: case.wide_name is not None and not _is_clipped(case.layer),
         "Rounding the model's input to int8 loses the accuracy: a step is 1/255 of {int8_range[0]:.4g} to "
         "{int8_range[1]:.4g}.",
         "Write the input as two int8 tensors (an option of quantize()), or take its logarithm before the model.",
     ),
-    Rule(
+    AdviceRule(
         INPUT_RANGE,
         lambda case: case.layer.op == INPUT,
         "Quantizing the model's input loses the accuracy: its 256 codes cover {int8_range[0]:.4g} to "
         "{int8_range[1]:.4g}.",
         "Scale the inputs (normalize them or take a logarithm), or calibrate with inputs of the relevant range.",
     ),
-    Rule(
+    AdviceRule(
         OBSERVER,
         lambda case: _is_clipped(case.layer) and not case.layer.fixed_range,
         "{saturation:.1%} of its values are outside of the int8 range ({int8_range[0]:.4g} to {int8_range[1]:.4g}; "
         "the float range is {float_range[0]:.4g} to {float_range[1]:.4g}).",
         "Take ranges from the extremes (observer=RangeObserver), and calibrate with inputs like these.",
     ),
-    Rule(
+    AdviceRule(
         PER_CHANNEL,
         _per_channel_helps,
         "Its weight has one scale for {weight_channels} channels, and the largest code of half of them is at most "
         "{median_code} of 127.",
         "Use a scale for each channel of this weight.",
     ),
-    Rule(
+    AdviceRule(
         FLOAT,
         _is_weak,
         "{weak_channels} of the {weight_channels} channels of its weight use fewer than 8 of 255 codes, and scales "
         "per channel do not help.",
         "Keep it in float, on the CPU{or_round}.",
     ),
-    Rule(
+    AdviceRule(
         RECOVER,
         lambda case: _has_lost_channels(case) or case.layer.op == REQUANTIZE,
         "{lost_channels} of the {channels} channels of its output have a single code in int8, because other channels "
         "cover {float_range[0]:.4g} to {float_range[1]:.4g}.",
         "Use recovery, which equalizes the ranges of channels.",
     ),
-    Rule(
+    AdviceRule(
         FLOAT,
         lambda _: True,
         "Its own rounding reduces the SQNR to {own_sqnr_db:.1f} dB, over a range of {float_range[0]:.4g} to "
@@ -191,7 +203,7 @@ def layers_to_treat(layers: Sequence[LayerAccuracy], kept: OutputSqnr) -> tuple[
     return tuple(layer for layer in layers if (layer.error_share or 0.0) >= SMALLEST_SHARE)[:MOST_LAYERS]
 
 
-def finding_of(case: Case) -> Finding:
+def finding_of(case: TreatedLayer) -> Finding:
     """Returns the layer with the first rule that applies to it."""
     return Finding(case, next(rule for rule in RULES if rule.applies(case)))
 

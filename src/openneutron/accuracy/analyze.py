@@ -286,7 +286,7 @@ def _advice(
     treatments: list[tuple[QuantizedLayer, Treatment]] = [(layer_of[node], weight_per_channel) for node in tried]
     shares = dict(zip(tried, shares_of(found, treatments, samples), strict=True)) if tried else {}
     names = _names_of_wide_inputs(found)
-    cases = [rules.Case(row, shares.get(row.node), learned_rounding, names.get(row.node)) for row in treated]
+    cases = [rules.TreatedLayer(row, shares.get(row.node), learned_rounding, names.get(row.node)) for row in treated]
     findings = [rules.finding_of(case) for case in cases]
     return tuple(
         Advice(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, Pair
 
-__all__ = ["NEEDED_BITS", "Case", "Comparison", "explains", "lsb_distance"]
+__all__ = ["NEEDED_BITS", "BoardCase", "ExplainedValues", "explains", "lsb_distance"]
 
 NEEDED_BITS = 16.0
 """The least evidence for an explanation: unrelated values must agree with a probability of at most 2^-16. About 200
@@ -21,7 +21,7 @@ _LARGEST_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
-class Case:
+class BoardCase:
     """The outputs of a board, the expected outputs, and the pairs of vector and output that disagree.
 
     All arrays have one dimension, in the order of the tensor's memory.
@@ -41,7 +41,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExplainedValues:
     """Values of the board, and the values that an explanation predicts for them."""
 
     pair: Pair
@@ -82,7 +82,7 @@ def lsb_of(wanted: Array, tensor: BoardTensor) -> float:
 
 
 def explains(
-    case: Case, comparisons: Iterable[Comparison], *, parameters: int = 0, needed_bits: float = NEEDED_BITS
+    case: BoardCase, comparisons: Iterable[ExplainedValues], *, parameters: int = 0, needed_bits: float = NEEDED_BITS
 ) -> bool:
     """Whether all compared elements agree, with enough evidence to exclude chance.
 
@@ -117,7 +117,7 @@ def explains(
     )
 
 
-def _range_bits(case: Case, output: int) -> float:
+def _range_bits(case: BoardCase, output: int) -> float:
     """Returns the log2 of the number of windows of 2 * limit + 1 LSBs in the range of an output."""
     tensor = case.outputs[output]
     values = np.concatenate([vector[output].astype(np.float64) for vector in case.expected])
@@ -128,7 +128,7 @@ def _range_bits(case: Case, output: int) -> float:
     return math.log2(max(1.0, steps / (2 * case.limit + 1)))
 
 
-def _changed_elements(case: Case, one: Comparison) -> int:
+def _changed_elements(case: BoardCase, one: ExplainedValues) -> int:
     if one.is_changed is not None:
         return int(one.is_changed.sum())
     vector, output = one.pair
@@ -140,7 +140,7 @@ def _changed_elements(case: Case, one: Comparison) -> int:
     return min(differing, one.given.size)
 
 
-def _chance(one: Comparison) -> float:
+def _chance(one: ExplainedValues) -> float:
     """Returns the probability that a random element of `given` agrees with a random element of `wanted`."""
     step = max(1, one.given.size // _LARGEST_SAMPLE)
     with np.errstate(invalid="ignore"):

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, quantized
-from openneutron.accuracy.board_evidence import NEEDED_BITS, Case, Comparison, explains, lsb_distance
+from openneutron.accuracy.board_evidence import NEEDED_BITS, BoardCase, ExplainedValues, explains, lsb_distance
 from openneutron.accuracy.board_output_mistakes import Diagnosis
 from openneutron.accuracy.board_transforms import WORDS, as_type, orders_of, reverse_groups
 from openneutron.errors import HostError, HostProcessError
 from openneutron.runtime.program import HostProgram, TensorInfo
 
-__all__ = ["Normalization", "Simulation", "input_diagnoses", "memory_of"]
+__all__ = ["Normalization", "Simulation", "input_diagnoses", "values_in_memory"]
 
 SHIFTS = (1, 2, 3, 4, 8, 12, 16, 32, 64, 128)
 _CHANNELS = 3
@@ -64,10 +64,10 @@ class Simulation:
             for info in self.host.inputs
         ]
         found = [leaf for leaf in tree_leaves(self.host.run(*values)) if isinstance(leaf, Tensor)]
-        return tuple(memory_of(value, tensor) for value, tensor in zip(found, self.outputs, strict=True))
+        return tuple(values_in_memory(value, tensor) for value, tensor in zip(found, self.outputs, strict=True))
 
 
-def memory_of(value: Tensor, tensor: BoardTensor) -> Array:
+def values_in_memory(value: Tensor, tensor: BoardTensor) -> Array:
     """Returns a tensor's values in one dimension, in the program's order of memory."""
     values = value.detach().cpu().numpy()
     if tensor.dtype == np.uint8 and values.dtype == np.bool_:
@@ -91,7 +91,7 @@ class _Change:
 
 
 def input_diagnoses(
-    case: Case, simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
+    case: BoardCase, simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
 ) -> tuple[list[Diagnosis], list[str]]:
     """Returns each mistake in the inputs that alone explains all differences, and notes on those not examined.
 
@@ -162,7 +162,9 @@ def _changed(vector: Vector, number: int, change: _Change) -> Vector | None:
     return [*vector[:number], made, *vector[number + 1 :]]
 
 
-def _explained(case: Case, simulation: Simulation, changed: Callable[[int], Vector | None], needed_bits: float) -> bool:
+def _explained(
+    case: BoardCase, simulation: Simulation, changed: Callable[[int], Vector | None], needed_bits: float
+) -> bool:
     failing = sorted({vector for vector, _ in case.failing})[:_MOST_VECTORS]
     if simulation.host.has_state:
         vectors = [changed(vector) for vector in range(failing[-1] + 1)]
@@ -199,7 +201,7 @@ def _run(
         return None
 
 
-def _agrees(case: Case, vector: int, outputs: tuple[Array, ...]) -> bool:
+def _agrees(case: BoardCase, vector: int, outputs: tuple[Array, ...]) -> bool:
     pairs = [pair for pair in case.observed if pair[0] == vector]
     return all(
         case.observed[pair].size == outputs[pair[1]].size
@@ -208,11 +210,13 @@ def _agrees(case: Case, vector: int, outputs: tuple[Array, ...]) -> bool:
     )
 
 
-def _comparisons(case: Case, vectors: Sequence[int], outputs: dict[int, tuple[Array, ...]]) -> Iterator[Comparison]:
+def _comparisons(
+    case: BoardCase, vectors: Sequence[int], outputs: dict[int, tuple[Array, ...]]
+) -> Iterator[ExplainedValues]:
     for pair in case.observed:
         if pair[0] in vectors:
             wanted = outputs[pair[0]][pair[1]]
-            yield Comparison(pair, case.observed[pair], wanted, case.outputs[pair[1]], case.limit)
+            yield ExplainedValues(pair, case.observed[pair], wanted, case.outputs[pair[1]], case.limit)
 
 
 def _state_mistakes(

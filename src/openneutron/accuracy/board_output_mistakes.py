@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, Pair
-from openneutron.accuracy.board_evidence import Case, Comparison, explains, lsb_distance, lsb_of
+from openneutron.accuracy.board_evidence import BoardCase, ExplainedValues, explains, lsb_distance, lsb_of
 from openneutron.accuracy.board_transforms import (
     WORDS,
-    Affine,
+    AffineTransform,
     affine_fits,
     as_type,
     constant_text,
@@ -40,7 +40,7 @@ class Diagnosis:
     """The vectors and outputs whose differences it explains."""
 
 
-def output_diagnoses(case: Case, output: int) -> list[Diagnosis]:
+def output_diagnoses(case: BoardCase, output: int) -> list[Diagnosis]:
     """Returns each mistake that alone explains all differences of one output.
 
     Returns a wrong scale or zero point only if no more specific mistake explains the differences.
@@ -54,7 +54,7 @@ def output_diagnoses(case: Case, output: int) -> list[Diagnosis]:
     return found
 
 
-def _specific(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+def _specific(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
     tensor = case.outputs[output]
     if (text := _unwritten(case, pairs)) is not None:
         yield "never written", f"Output {output} was never written, or not copied from the right memory: {text}."
@@ -79,21 +79,25 @@ def _specific(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str,
         yield "partly written", f"Output {output} is only partly written: {text}."
 
 
-def _undone(case: Case, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> bool:
+def _undone(case: BoardCase, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> bool:
     """Whether the board's values agree with the expected values after `undo`."""
     return explains(case, _undone_comparisons(case, pairs, undo))
 
 
-def _undone_comparisons(case: Case, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> Iterator[Comparison]:
+def _undone_comparisons(
+    case: BoardCase, pairs: list[Pair], undo: Callable[[Array], Array | None]
+) -> Iterator[ExplainedValues]:
     for vector, output in pairs:
         tensor = case.outputs[output]
         observed = case.observed[vector, output]
         corrected = undo(observed) if observed.size == tensor.size else None
         wanted = case.expected[vector][output]
-        yield Comparison((vector, output), observed[:0] if corrected is None else corrected, wanted, tensor, case.limit)
+        yield ExplainedValues(
+            (vector, output), observed[:0] if corrected is None else corrected, wanted, tensor, case.limit
+        )
 
 
-def _unwritten(case: Case, pairs: list[Pair]) -> str | None:
+def _unwritten(case: BoardCase, pairs: list[Pair]) -> str | None:
     """Returns a text for the constant in the output's memory; None if the memory is not constant, or should be."""
     joined = np.concatenate([case.observed[pair] for pair in pairs])
     wanted = np.concatenate([case.expected[vector][output] for vector, output in pairs])
@@ -106,7 +110,7 @@ def _unwritten(case: Case, pairs: list[Pair]) -> str | None:
     return text
 
 
-def _shift(case: Case, output: int, pairs: list[Pair]) -> int | None:
+def _shift(case: BoardCase, output: int, pairs: list[Pair]) -> int | None:
     """Returns the number of bytes by which the outputs begin too late (negative: too early); None if no number fits."""
     tensor = case.outputs[output]
     for size in range(1, min(_LARGEST_SHIFT, tensor.bytes // 2) + 1):
@@ -116,28 +120,28 @@ def _shift(case: Case, output: int, pairs: list[Pair]) -> int | None:
     return None
 
 
-def _shifted(case: Case, pairs: list[Pair], shift: int) -> Iterator[Comparison]:
+def _shifted(case: BoardCase, pairs: list[Pair], shift: int) -> Iterator[ExplainedValues]:
     for vector, output in pairs:
         tensor = case.outputs[output]
         wanted = case.expected[vector][output]
         data = case.observed[vector, output].tobytes()
         if shift > 0:
             given = as_type(data[shift:], tensor.dtype)
-            yield Comparison((vector, output), given, wanted[: given.size], tensor, case.limit)
+            yield ExplainedValues((vector, output), given, wanted[: given.size], tensor, case.limit)
             continue
         skipped = -(shift // tensor.dtype.itemsize)  # whole elements that are missing at the start
         start = skipped * tensor.dtype.itemsize + shift
         given = as_type(data[start:], tensor.dtype)[: wanted.size - skipped]
-        yield Comparison((vector, output), given, wanted[skipped : skipped + given.size], tensor, case.limit)
+        yield ExplainedValues((vector, output), given, wanted[skipped : skipped + given.size], tensor, case.limit)
 
 
-def _other_outputs(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+def _other_outputs(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
     for other, tensor in enumerate(case.outputs):
         own = case.outputs[output]
         if other == output or (tensor.dtype, tensor.size) != (own.dtype, own.size):
             continue
         comparisons = [
-            Comparison(
+            ExplainedValues(
                 (vector, output), case.observed[vector, output], case.expected[vector][other], tensor, case.limit
             )
             for vector, _ in pairs
@@ -146,7 +150,7 @@ def _other_outputs(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple
             yield "swapped outputs", f"Output {output} holds the values of output {other}: the outputs are swapped."
 
 
-def _partly_written(case: Case, pairs: list[Pair]) -> str | None:
+def _partly_written(case: BoardCase, pairs: list[Pair]) -> str | None:
     """Returns a text about the part of the output that is not written; None if no constant part is found."""
     written = set()
     for vector, output in pairs:
@@ -172,7 +176,7 @@ def _partly_written(case: Case, pairs: list[Pair]) -> str | None:
     return f"{where}, from about element {min(firsts)} on" if "end" in where else where
 
 
-def _affine(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+def _affine(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
     tensor = case.outputs[output]
     usable = [pair for pair in pairs if case.observed[pair].size == tensor.size]
     if len(usable) < len(pairs):
@@ -186,27 +190,27 @@ def _affine(case: Case, output: int, pairs: list[Pair]) -> Iterator[tuple[str, s
             return
 
 
-def _snapped(fit: Affine, tensor: BoardTensor, lsb: float) -> Affine | None:
+def _snapped(fit: AffineTransform, tensor: BoardTensor, lsb: float) -> AffineTransform | None:
     """Returns a fit, for codes with a whole offset; None if it changes nothing or its factor is near 0."""
     offset = fit.offset if tensor.dtype.kind == "f" else float(round(fit.offset))
     if not np.isfinite(fit.factor) or abs(fit.factor) < _NEAR * _NEAR:
         return None
     if fit.factor == 1.0 and abs(offset) < lsb / 2:
         return None
-    return Affine(fit.factor, offset, fit.parameters)
+    return AffineTransform(fit.factor, offset, fit.parameters)
 
 
-def _affine_comparisons(case: Case, pairs: list[Pair], fit: Affine) -> Iterator[Comparison]:
+def _affine_comparisons(case: BoardCase, pairs: list[Pair], fit: AffineTransform) -> Iterator[ExplainedValues]:
     for vector, output in pairs:
         tensor = case.outputs[output]
         wanted = fit.apply(case.expected[vector][output], tensor)
         tolerance = case.limit * max(1.0, abs(fit.factor)) + (0.0 if tensor.dtype.kind == "f" else 1.0)
-        yield Comparison(
+        yield ExplainedValues(
             (vector, output), case.observed[vector, output].astype(np.float64), wanted, tensor, max(tolerance, 0.01)
         )
 
 
-def _affine_text(fit: Affine, tensor: BoardTensor, output: int, lsb: float) -> tuple[str, str]:
+def _affine_text(fit: AffineTransform, tensor: BoardTensor, output: int, lsb: float) -> tuple[str, str]:
     what = f"Output {output}"
     if tensor.dtype.kind == "f" and tensor.scale is not None:
         codes = fit.factor * tensor.scale
@@ -229,7 +233,7 @@ def _affine_text(fit: Affine, tensor: BoardTensor, output: int, lsb: float) -> t
     return kind, f"{what} is {fit.factor:.4g} times the expected values{offset}: its scale is wrong.{scale}"
 
 
-def vector_diagnoses(case: Case) -> list[Diagnosis]:
+def vector_diagnoses(case: BoardCase) -> list[Diagnosis]:
     """Returns an explanation of the differences by outputs of other vectors: stale, repeated or out of order."""
     vectors = sorted({vector for vector, _ in case.failing})
     given = {vector: [pair for pair in case.observed if pair[0] == vector] for vector in vectors}
@@ -240,7 +244,7 @@ def vector_diagnoses(case: Case) -> list[Diagnosis]:
             return []
     text = _order_text(found, len(case.expected))
     comparisons = [
-        Comparison(
+        ExplainedValues(
             pair, case.observed[pair], case.expected[found[pair[0]][0]][pair[1]], case.outputs[pair[1]], case.limit
         )
         for pair in case.failing
@@ -248,7 +252,7 @@ def vector_diagnoses(case: Case) -> list[Diagnosis]:
     return [Diagnosis(*text, case.failing)] if explains(case, comparisons) else []
 
 
-def _is_of(case: Case, pairs: list[Pair], other: int) -> bool:
+def _is_of(case: BoardCase, pairs: list[Pair], other: int) -> bool:
     for pair in pairs:
         observed, wanted = case.observed[pair], case.expected[other][pair[1]]
         if observed.size != wanted.size:

@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, Dump, Pair, read_dump
-from openneutron.accuracy.board_evidence import Case, lsb_distance
-from openneutron.accuracy.board_input_mistakes import Normalization, Simulation, Vector, input_diagnoses, memory_of
+from openneutron.accuracy.board_evidence import BoardCase, lsb_distance
+from openneutron.accuracy.board_input_mistakes import (
+    Normalization,
+    Simulation,
+    Vector,
+    input_diagnoses,
+    values_in_memory,
+)
 from openneutron.accuracy.board_output_mistakes import Diagnosis, output_diagnoses, vector_diagnoses
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.board_transforms import as_type
@@ -26,7 +32,13 @@ from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo
 
 __all__ = [
-    "MISTAKES", "BoardDifference", "BoardValidation", "Diagnosis", "Normalization", "Vectors", "validate_board",
+    "MISTAKES",
+    "BoardDifference",
+    "BoardInputs",
+    "BoardValidation",
+    "Diagnosis",
+    "Normalization",
+    "validate_board",
     "vectors_of_data",
 ]  # fmt: skip
 
@@ -47,7 +59,7 @@ _LARGEST_HEADER = 256
 
 
 @dataclass(frozen=True)
-class Vectors:
+class BoardInputs:
     """The inputs that the board ran, each in one dimension in the order of the program's memory."""
 
     inputs: tuple[tuple[Array, ...], ...]
@@ -139,7 +151,7 @@ def _words(one: BoardDifference) -> str:
 def validate_board(
     program: NeutronProgram | HostProgram | bytes | str | os.PathLike[str],
     dump: str | os.PathLike[str] | bytes,
-    data: Data | Vectors | None = None,
+    data: Data | BoardInputs | None = None,
     *,
     samples: int = 16,
     transform: Callable[[Any], Any] | None = None,
@@ -149,8 +161,8 @@ def validate_board(
     """Compares the outputs that a board printed or dumped with those of the program on this machine.
 
     - `dump`: a file or its bytes, in the forms of `read_dump`.
-    - `data`: the inputs that the board ran: `Vectors`, or data in the forms that `quantize` takes. None stands for the
-      random inputs of `validate`.
+    - `data`: the inputs that the board ran: `BoardInputs`, or data in the forms that `quantize` takes. None stands for
+      the random inputs of `validate`.
     - `samples`: the largest number of vectors from `data`.
     - `max_lsb`: the largest difference of an element that passes, in integer steps of the output, or in steps of the
       scale from which a float output is dequantized.
@@ -169,7 +181,7 @@ def validate_board(
     inputs, outputs = board_inputs(host), board_outputs(host)
     if not outputs:
         raise InputError("The program has no output that is a tensor, so there is nothing to compare.")
-    vectors = data if isinstance(data, Vectors) else vectors_of_data(host, data, samples, transform)
+    vectors = data if isinstance(data, BoardInputs) else vectors_of_data(host, data, samples, transform)
     simulation = Simulation(host, inputs, outputs, vectors.starts)
     expected = vectors.expected or tuple(simulation.run(vectors.inputs))
     read = read_dump(dump, outputs)
@@ -178,7 +190,7 @@ def validate_board(
 
 def vectors_of_data(
     host: HostProgram, data: Data | None, samples: int, transform: Callable[[Any], Any] | None = None
-) -> Vectors:
+) -> BoardInputs:
     """Returns inputs in the form that the program takes. If `data` is None, these are the random inputs of `validate`.
 
     The states are reset where a stream begins. Raises `InputError` for data that do not fit.
@@ -204,15 +216,15 @@ def vectors_of_data(
                 for value, info in zip(values, host.inputs, strict=True)
                 if isinstance(info, TensorInfo)
             ]
-            found.append(tuple(memory_of(value, tensor) for value, tensor in zip(given, tensors, strict=True)))
-    return Vectors(tuple(found), frozenset(starts))
+            found.append(tuple(values_in_memory(value, tensor) for value, tensor in zip(given, tensors, strict=True)))
+    return BoardInputs(tuple(found), frozenset(starts))
 
 
 def _validation(
     dump: Dump,
     expected: Sequence[tuple[Array, ...]],
     simulation: Simulation,
-    vectors: Vectors,
+    vectors: BoardInputs,
     *,
     limit: float,
     normalization: Normalization | None,
@@ -230,7 +242,7 @@ def _validation(
         if values.size != outputs[pair[1]].size
         or lsb_distance(values, expected[pair[0]][pair[1]], outputs[pair[1]]).max(initial=0.0) > limit
     )
-    case = Case(simulation.inputs, outputs, tuple(expected), typed, failing, limit)
+    case = BoardCase(simulation.inputs, outputs, tuple(expected), typed, failing, limit)
     value_diagnoses, unexamined = _diagnoses(case, simulation, vectors.inputs, normalization)
     diagnoses = [*layout, *(converted if not failing else []), *value_diagnoses]
     rows = tuple(_difference(case, output, name) for output, name in enumerate(names_of_tensors(simulation.host)))
@@ -239,7 +251,7 @@ def _validation(
 
 
 def _diagnoses(
-    case: Case, simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
+    case: BoardCase, simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
 ) -> tuple[list[Diagnosis], list[str]]:
     if not case.failing:
         return [], []
@@ -386,7 +398,7 @@ def _grouped(missing: list[str]) -> list[str]:
     return missing if len(missing) <= most else [*missing[: most - 1], f"and {len(missing) - most + 1} more"]
 
 
-def _difference(case: Case, output: int, name: str) -> BoardDifference:
+def _difference(case: BoardCase, output: int, name: str) -> BoardDifference:
     tensor = case.outputs[output]
     pairs = sorted(pair for pair in case.observed if pair[1] == output and case.observed[pair].size == tensor.size)
     distances = {pair: lsb_distance(case.observed[pair], case.expected[pair[0]][output], tensor) for pair in pairs}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openneutron.accuracy.board_dump import Array, BoardTensor
-from openneutron.accuracy.board_outputs import Vectors
+from openneutron.accuracy.board_outputs import BoardInputs
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.board_transforms import as_type
 from openneutron.core.files import read_file
@@ -27,7 +27,7 @@ class BoardPackage:
     """The program of a package, and the vectors that its main.cpp runs."""
 
     program: HostProgram
-    vectors: Vectors
+    vectors: BoardInputs
     tolerance: float
     """The difference in LSBs that main.cpp allows."""
 
@@ -56,7 +56,7 @@ def read_package(folder: Path, *, isolated: bool = False) -> BoardPackage:
 
 def _read_vectors(
     data: bytes, count: int, inputs: Sequence[BoardTensor], outputs: Sequence[BoardTensor], file: Path
-) -> Vectors:
+) -> BoardInputs:
     sizes = [-(-tensor.bytes // ALIGNMENT) * ALIGNMENT for tensor in (*inputs, *outputs)]
     if count < 1 or len(data) < count * sum(sizes):
         raise FormatError(
@@ -72,4 +72,4 @@ def _read_vectors(
             at += size
         rows.append(row)
     split = len(inputs)
-    return Vectors(tuple(tuple(row[:split]) for row in rows), expected=tuple(tuple(row[split:]) for row in rows))
+    return BoardInputs(tuple(tuple(row[:split]) for row in rows), expected=tuple(tuple(row[split:]) for row in rows))

@@ -11,7 +11,7 @@ from openneutron.accuracy.board_dump import BoardTensor
 from openneutron.cpu.signatures import signature_of
 from openneutron.errors import InputError
 from openneutron.formats import pte
-from openneutron.formats.kernel_calls import DEQUANTIZE, QUANTIZE, computing_call, qparams_of, writers_of
+from openneutron.formats.kernel_calls import DEQUANTIZE, QUANTIZE, computing_call, qparams_of_call, writers_of
 from openneutron.formats.pte import KernelCall, Method, ProgramValue
 from openneutron.runtime.program import ConstantInfo, HostProgram, TensorInfo
 
@@ -21,10 +21,10 @@ __all__ = ["board_inputs", "board_outputs"]
 def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     """Returns the inputs that are tensors. Raises `InputError` for a dtype that numpy does not have."""
     method = _method_of(host)
-    readers = {call.arguments[0]: call for call in _kernels(method) if qparams_of(method, call, QUANTIZE)}
+    readers = {call.arguments[0]: call for call in _kernels(method) if qparams_of_call(method, call, QUANTIZE)}
     found = zip(host.inputs, method.inputs, method.input_numbers, strict=True)
     return tuple(
-        _board_tensor(position, info, value, qparams_of(method, readers.get(number), QUANTIZE))
+        _board_tensor(position, info, value, qparams_of_call(method, readers.get(number), QUANTIZE))
         for position, (info, value, number) in enumerate(found)
         if isinstance(info, TensorInfo)
     )
@@ -39,7 +39,7 @@ def board_outputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     writers = writers_of(method, signature_of)
     found = zip(host.outputs, method.outputs, method.output_numbers, strict=True)
     return tuple(
-        _board_tensor(position, info, value, qparams_of(method, computing_call(writers, number), DEQUANTIZE))
+        _board_tensor(position, info, value, qparams_of_call(method, computing_call(writers, number), DEQUANTIZE))
         for position, (info, value, number) in enumerate(found)
         if not isinstance(info, ConstantInfo)
     )

@@ -12,14 +12,14 @@ import numpy as np
 
 from openneutron.accuracy.board_dump import Array, BoardTensor
 
-__all__ = ["Affine", "Order", "affine_fits", "as_type", "constant_text", "orders_of", "reverse_groups"]
+__all__ = ["AffineTransform", "MemoryOrder", "affine_fits", "as_type", "constant_text", "orders_of", "reverse_groups"]
 
 WORDS = (2, 4, 8)
 _LARGEST_RANK = 6
 
 
 @dataclass(frozen=True)
-class Order:
+class MemoryOrder:
     """A mistaken order of elements in memory. `dims` has the dimensions of the correct memory in the mistaken order."""
 
     name: str
@@ -35,15 +35,15 @@ class Order:
         return values.reshape(shape).transpose(np.argsort(self.dims)).reshape(-1)
 
 
-def orders_of(tensor: BoardTensor) -> list[Order]:
+def orders_of(tensor: BoardTensor) -> list[MemoryOrder]:
     """Returns the mistaken orders of a tensor: channels last for first, first for last, rows for columns."""
-    found: dict[tuple[int, ...], Order] = {}
+    found: dict[tuple[int, ...], MemoryOrder] = {}
     for order in _all_orders(tensor):
         found.setdefault(order.dims, order)
     return list(found.values())
 
 
-def _all_orders(tensor: BoardTensor) -> Iterator[Order]:
+def _all_orders(tensor: BoardTensor) -> Iterator[MemoryOrder]:
     rank = len(tensor.shape)
     if not 2 <= rank <= _LARGEST_RANK:
         return
@@ -52,13 +52,13 @@ def _all_orders(tensor: BoardTensor) -> Iterator[Order]:
     if rank > 2:
         first, last = ("NCHW", "NHWC") if rank == 4 else ("channels-first", "channels-last")
         if is_default:
-            yield Order(f"{last} for {first}", (0, *inner[1:], 1))
-        yield Order(f"{first} for {last}", (0, rank - 1, *inner[:-1]))
+            yield MemoryOrder(f"{last} for {first}", (0, *inner[1:], 1))
+        yield MemoryOrder(f"{first} for {last}", (0, rank - 1, *inner[:-1]))
     rows, columns = (rank - 2, rank - 1) if is_default else (rank - 3, rank - 2)
     if rows >= 1 or (rank == 2 and tensor.shape[0] > 1):
         dims = list(range(rank))
         dims[rows], dims[columns] = dims[columns], dims[rows]
-        yield Order("rows and columns exchanged", tuple(dims))
+        yield MemoryOrder("rows and columns exchanged", tuple(dims))
 
 
 def as_type(data: bytes, dtype: np.dtype[np.generic]) -> Array:
@@ -76,7 +76,7 @@ def reverse_groups(values: Array, group: int) -> Array | None:
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineTransform:
     """Values of the board as a factor times the expected values, plus an offset.
 
     For int8 codes, the factor applies to code minus zero point, and the offset is in codes.
@@ -97,7 +97,7 @@ class Affine:
         return moved.clip(limits.min, limits.max)
 
 
-def affine_fits(expected: Array, observed: Array, tensor: BoardTensor) -> Iterator[Affine]:
+def affine_fits(expected: Array, observed: Array, tensor: BoardTensor) -> Iterator[AffineTransform]:
     """Returns three fits of the observed values to the expected ones: an offset, a factor, and both.
 
     Leaves out saturated values. The offset alone is a median, so a few wrong values do not change it; the other two
@@ -113,17 +113,17 @@ def affine_fits(expected: Array, observed: Array, tensor: BoardTensor) -> Iterat
     left, right = left[usable], right[usable]
     if left.size < 3:
         return
-    yield Affine(1.0, float(np.median(right - left)), 1)
+    yield AffineTransform(1.0, float(np.median(right - left)), 1)
     large = np.abs(left) >= np.quantile(np.abs(left), 0.5)
     large &= left != 0
     if large.any():
-        yield Affine(float((right[large] * left[large]).sum() / np.square(left[large]).sum()), 0.0, 1)
+        yield AffineTransform(float((right[large] * left[large]).sum() / np.square(left[large]).sum()), 0.0, 1)
     if np.ptp(left) > 0:
         centre = left - left.mean()
         factor = float((centre * right).sum() / np.square(centre).sum())
         offset = float((right - factor * left).mean())
         is_float = tensor.dtype.kind == "f"
-        yield Affine(factor, offset if is_float else float(round(offset)), 2)
+        yield AffineTransform(factor, offset if is_float else float(round(offset)), 2)
 
 
 def constant_text(values: Array) -> str | None:

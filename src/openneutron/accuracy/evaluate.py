@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_structure,
 from openneutron.accuracy.labelled import LabelledData, LabelledSample, labelled_samples, open_labelled
 from openneutron.accuracy.metrics import ClassScores, Metric, NamedMetric, class_scores, metric_of, top1, top5
 from openneutron.accuracy.runs import (
-    StateReset,
+    RunReset,
     as_runnable,
     batch_size,
     carries_state,
@@ -128,7 +128,7 @@ def evaluate_side_by_side(
     models = [as_runnable(run) for run in runs.values()]
     if jobs > 1 and any(map(carries_state, models)):
         raise state_needs_one_job()
-    resets = [StateReset(model) for model in models]
+    resets = [RunReset(model) for model in models]
     begin = functools.partial(_call_each, resets) if jobs == 1 else _reject_streams
     size = _common_batch_size(runs, models)
     forms = next((forms for model in models if (forms := input_forms(model)) is not None), None)
@@ -188,7 +188,7 @@ def check_classes(model: Any, example_inputs: Any, data: LabelledData, metric: s
     opened, _ = open_labelled(data, None) if isinstance(data, (str, os.PathLike, Samples)) else (None, None)
     if not isinstance(opened, Samples) or not opened.labels:
         return
-    reset = StateReset(model)
+    reset = RunReset(model)
     reset()
     try:
         outputs = outputs_of(model, examples_of(example_inputs, model))

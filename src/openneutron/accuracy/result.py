@@ -23,9 +23,9 @@ class Analysis(LayerwiseAccuracy, ShownAsTable):
     """The accuracy of a quantized model, layer by layer. See `print(analysis)`, `table`, `to_json` and `save_html`."""
 
     def __str__(self) -> str:
-        from openneutron.accuracy.text import text_of
+        from openneutron.accuracy.text import text_of_analysis
 
-        return text_of(self)
+        return text_of_analysis(self)
 
     def as_table(self) -> ResultTable:
         """Returns the layers, the worst first, with the verdict as title and the advice as note."""

@@ -28,7 +28,7 @@ from openneutron.runtime.native import native_module
 from openneutron.runtime.program import HostProgram, TensorInfo, load
 
 __all__ = [
-    "StateReset", "as_runnable", "batch_size", "carries_state", "input_forms", "pickle_runs", "state_needs_one_job",
+    "RunReset", "as_runnable", "batch_size", "carries_state", "input_forms", "pickle_runs", "state_needs_one_job",
     "to_call",
 ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def carries_state(run: Any) -> bool:
     return isinstance(run, HostProgram) and run.has_state
 
 
-class StateReset:
+class RunReset:
     """Resets the state of a run before each stream.
 
     The initial state of a float module is the content of its buffers at the first call.

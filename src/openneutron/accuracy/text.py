@@ -15,7 +15,7 @@ from openneutron.page.units import short_op
 from openneutron.results.layerwise_accuracy import LayerAccuracy, LayerwiseAccuracy, RecurrentAccuracy
 
 __all__ = [
-    "HEADINGS", "cells_of", "recurrent_lines", "result_table", "steps_shown", "table_of", "text_of",
+    "HEADINGS", "cells_of", "recurrent_lines", "result_table", "steps_shown", "table_of", "text_of_analysis",
 ]  # fmt: skip
 
 _WIDTH, _ROWS, _STEPS = 170, 20, 16
@@ -26,7 +26,7 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def text_of(analysis: LayerwiseAccuracy) -> str:
+def text_of_analysis(analysis: LayerwiseAccuracy) -> str:
     """Returns the verdict, the advice, and the worst layers as text."""
     console = Console(file=io.StringIO(), width=_WIDTH)
     console.print(*_text_blocks(analysis), sep="\n")

@@ -97,7 +97,7 @@ def _compare_step(
     host: HostProgram,
     references: Mapping[str, GraphModule],
     inputs: Inputs,
-    differences: Mapping[str, list[Difference]],
+    differences: Mapping[str, list[DifferenceSum]],
 ) -> None:
     """Runs program and references on the inputs of one step, and adds their differences to `differences`."""
     outputs = dequantized_outputs(run_program(host, inputs), host)
@@ -232,9 +232,9 @@ def names_of_tensors(host: HostProgram) -> list[str]:
     return [name or f"output {index}" for index, name in enumerate(found)]
 
 
-def differences_from(reference: str, scales: Sequence[float | None], names: Sequence[str]) -> list[Difference]:
-    """Returns a `Difference` for each output, from its scale and its name."""
-    return [Difference(reference, i, *one) for i, one in enumerate(zip(scales, names, strict=True))]
+def differences_from(reference: str, scales: Sequence[float | None], names: Sequence[str]) -> list[DifferenceSum]:
+    """Returns a `DifferenceSum` for each output, from its scale and its name."""
+    return [DifferenceSum(reference, i, *one) for i, one in enumerate(zip(scales, names, strict=True))]
 
 
 def _scales(host: HostProgram, converted: GraphModule | None) -> list[float | None]:
@@ -256,7 +256,7 @@ def _scale_of(node: Node) -> float | None:
     return float(scale) if isinstance(scale, (int, float)) else None
 
 
-class Difference:
+class DifferenceSum:
     """Sums up the difference of one output from one reference. `scale` belongs to a quantized output."""
 
     def __init__(self, reference: str, output: int, scale: float | None, name: str) -> None:

@@ -92,7 +92,7 @@ def inspect(
     """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
     if quantized is not None and not try_changes:
         raise OptionError("--quantized is for --try-changes. Give both, or leave it out.")
-    from openneutron.report.contents import as_json, blocks_of_report
+    from openneutron.report.contents import blocks_of_report, json_of_report
     from openneutron.report.inspect import inspect as read
     from openneutron.workflow.folders import BuildFolder
 
@@ -110,7 +110,7 @@ def inspect(
             report, _ = report_with_changes(folder.program, quantized or folder.quantized, target, **model_options)
     else:
         report = read(folder.program, target or folder.target)
-    data = json_format.loads(as_json(report)) if terminal.json else None
+    data = json_format.loads(json_of_report(report)) if terminal.json else None
     terminal.show(blocks_of_report(report, layers=layers), data)
 
 

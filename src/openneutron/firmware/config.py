@@ -11,11 +11,11 @@ from openneutron.firmware.ports import Port
 from openneutron.firmware.templates import filled
 from openneutron.formats.method_memory import CONTEXT_FUNCTION
 
-__all__ = ["Pools", "c_float", "config_header"]
+__all__ = ["PoolSizes", "c_float", "config_header"]
 
 
 @dataclass(frozen=True)
-class Pools:
+class PoolSizes:
     """Bytes of memory that a program needs. A pair has the bytes on this host and on a 32-bit processor."""
 
     planned: tuple[int, ...]
@@ -36,7 +36,7 @@ class Pools:
     """Whether CPU kernels take temporary memory, which was measured on this 64-bit host."""
 
 
-def config_header(title: str, name: str, pools: Pools, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
+def config_header(title: str, name: str, pools: PoolSizes, inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Returns the text of the header."""
     upper = name.upper()
     tensors = [f"#define {upper}_INPUTS {len(inputs)}", f"#define {upper}_OUTPUTS {len(outputs)}", ""]
@@ -58,7 +58,7 @@ def c_float(value: float) -> str:
     return f"{text}f" if any(mark in text for mark in ".en") else f"{text}.0f"
 
 
-def _pools(upper: str, pools: Pools) -> Iterator[str]:
+def _pools(upper: str, pools: PoolSizes) -> Iterator[str]:
     yield "/* The planned buffers: memory of tensors, at any address that is a multiple of 16. */"
     yield f"#define {upper}_PLANNED_BUFFERS {len(pools.planned)}"
     for index, size in enumerate(pools.planned):

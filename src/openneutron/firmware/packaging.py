@@ -18,7 +18,7 @@ from openneutron.core.files import check_new_folder, write_folder
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.errors import FormatError, InputError
 from openneutron.firmware.arrays import array_source, uses_assembler
-from openneutron.firmware.config import Pools, config_header
+from openneutron.firmware.config import PoolSizes, config_header
 from openneutron.firmware.contents import table_of_files
 from openneutron.firmware.io_functions import io_contents, io_header
 from openneutron.firmware.kernels import kernels_cmake, kernels_yaml, operators_of
@@ -147,7 +147,7 @@ class _Files:
     tolerance: float
     section: str | None
     array: str
-    pools: Pools
+    pools: PoolSizes
     portable: bytes | None
     """The portable program that a host runs instead of a device program; None if `program` is not for the device, or if
     it is unknown."""
@@ -299,7 +299,7 @@ class _Files:
         )
 
 
-def _contexts(pools: Pools) -> tuple[str, ...]:
+def _contexts(pools: PoolSizes) -> tuple[str, ...]:
     return ("the driver's contexts",) if pools.delegates else ()
 
 

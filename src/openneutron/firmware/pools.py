@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from openneutron.firmware.config import Pools
+from openneutron.firmware.config import PoolSizes
 from openneutron.formats.method_memory import KERNELS, POOL_ALIGNMENT, MeasuredPools, Pool, memory_of
 
 __all__ = ["pools_of"]
 
 
-def pools_of(program: bytes, measured: MeasuredPools | None) -> Pools:
+def pools_of(program: bytes, measured: MeasuredPools | None) -> PoolSizes:
     """Returns the memory of a program. `measured` was counted on this machine; None if it cannot run the program."""
     memory = memory_of(program, measured=measured)
-    return Pools(
+    return PoolSizes(
         planned=tuple(buffer.bytes for buffer in memory.planned),
         method=(_array_bytes(memory.host.method), _array_bytes(memory.device.method)),
         temporary=(_array_bytes(memory.host.temporary), _array_bytes(memory.device.temporary)),

@@ -10,7 +10,7 @@ import torch
 
 from openneutron.cpu.signatures import signature_of
 from openneutron.formats import pte
-from openneutron.formats.kernel_calls import DEQUANTIZE, computing_call, qparams_of, writers_of
+from openneutron.formats.kernel_calls import DEQUANTIZE, computing_call, qparams_of_call, writers_of
 from openneutron.runtime import HostProgram, TensorInfo
 
 __all__ = ["Port", "bytes_of", "input_ports", "output_ports"]
@@ -96,7 +96,7 @@ def _ports(
     writers = writers_of(method, signature_of)
 
     def step(number: int) -> float | None:
-        qparams = qparams_of(method, computing_call(writers, number), DEQUANTIZE)
+        qparams = qparams_of_call(method, computing_call(writers, number), DEQUANTIZE)
         return None if qparams is None else qparams[0]
 
     return tuple(

@@ -9,7 +9,7 @@ from openneutron.formats.payload import argument_count
 from openneutron.formats.pte import KernelCall, Method
 from openneutron.formats.pte_check import Signatures
 
-__all__ = ["DEQUANTIZE", "QUANTIZE", "computing_call", "qparams_of", "writers_of", "written_values"]
+__all__ = ["DEQUANTIZE", "QUANTIZE", "computing_call", "qparams_of_call", "writers_of", "written_values"]
 
 QUANTIZE, DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
 """The names of the kernels that quantize and dequantize, without namespace and overload."""
@@ -59,7 +59,7 @@ def computing_call(writers: Mapping[int, KernelCall], number: int) -> KernelCall
     return call
 
 
-def qparams_of(method: Method, call: KernelCall | None, name: str) -> tuple[float, int] | None:
+def qparams_of_call(method: Method, call: KernelCall | None, name: str) -> tuple[float, int] | None:
     """Returns scale and zero point of a call of the kernel `name`, `QUANTIZE` or `DEQUANTIZE`; None for others.
 
     Also returns None if they are not constants.

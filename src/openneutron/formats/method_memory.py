@@ -34,10 +34,10 @@ __all__ = [
     "HOST64",
     "KERNELS",
     "POOL_ALIGNMENT",
+    "Allocation",
     "DelegateMemory",
     "MeasuredPools",
     "MethodMemory",
-    "Part",
     "PlannedBuffer",
     "Pool",
     "Pools",
@@ -70,7 +70,7 @@ class PlannedBuffer:
 
 
 @dataclass(frozen=True)
-class Part:
+class Allocation:
     """Bytes that are allocated for one purpose, with the padding for alignment before them."""
 
     name: str
@@ -81,7 +81,7 @@ class Part:
 class Pool:
     """The allocations from one pool, by purpose."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Allocation, ...] = ()
     unknown: tuple[str, ...] = ()
     """Allocations of unknown size, which `parts` lack."""
 
@@ -216,7 +216,7 @@ def method_memory(plan: pte.Method, measured: MeasuredPools | None = None) -> Me
     """
     calls = [call for call in plan.calls if isinstance(call, pte.DelegateCall) and call.backend == NEUTRON_BACKEND]
     delegates = tuple(map(_delegate_memory, calls))
-    kernels = Pool((Part(KERNELS, measured.run_bytes),) if measured and measured.run_bytes else ())
+    kernels = Pool((Allocation(KERNELS, measured.run_bytes),) if measured and measured.run_bytes else ())
     search = _search_pool(plan, ARM32)
     runs = [_run_pool(call, memory) for call, memory in zip(calls, delegates, strict=True)]
     ends = dict.fromkeys((*plan.input_numbers, *plan.output_numbers))
@@ -254,7 +254,7 @@ class _Cursor:
         self.take(purpose, count * size, alignment)
 
     def pool(self, unknown: Iterable[str] = ()) -> Pool:
-        return Pool(tuple(Part(name, size) for name, size in self.bytes.items() if size), tuple(unknown))
+        return Pool(tuple(Allocation(name, size) for name, size in self.bytes.items() if size), tuple(unknown))
 
 
 def _load_pool(plan: pte.Method, abi: _Abi) -> Pool:
@@ -315,7 +315,7 @@ def _search_pool(plan: pte.Method, abi: _Abi) -> Pool:
     """
     counts = (len(one.arguments) for chain in plan.chains for one in chain if one.kind == "kernel")
     most = max(counts, default=0)
-    parts = (Part("search for kernels", most * (abi["TensorMeta"][0] + _MOST_DIMENSIONS)),) if most else ()
+    parts = (Allocation("search for kernels", most * (abi["TensorMeta"][0] + _MOST_DIMENSIONS)),) if most else ()
     return Pool(parts, tuple(_foreign_backends(plan)))
 
 

@@ -31,7 +31,7 @@ from openneutron.ir.text import dump
 from openneutron.ir.verify import verify
 from openneutron.targets import NeutronTarget
 
-__all__ = ["PASSES", "Lowerable", "Pass", "Stage", "build", "driver_of", "optimize", "run_stage"]
+__all__ = ["PASSES", "GraphPass", "Lowerable", "Stage", "build", "driver_of", "optimize", "run_stage"]
 
 INT8 = np.dtype(np.int8)
 TO_CHANNELS_FIRST = (0, 3, 1, 2)
@@ -113,7 +113,7 @@ class Stage(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Pass:
+class GraphPass:
     """One row of the table of passes: a function from a graph to a graph."""
 
     run: Callable[..., Graph]
@@ -127,17 +127,17 @@ class Pass:
 
 
 _SHARES = (Stage.FIRST, Stage.LAYOUT, Stage.LAST)
-PASSES: tuple[Pass, ...] = (
-    Pass(merge_slices, "replace a slice of a slice by one slice", (Stage.FIRST, Stage.LAST)),
-    Pass(propagate_layouts, "move transposes and reshapes so that they cancel", (Stage.LAYOUT,)),
-    Pass(absorb_padding, "absorb padding and slices into convolutions", (Stage.PADDING,)),
-    Pass(extend_kernels, "extend kernels by zeros where this is faster than padding", (Stage.PADDING,)),
-    Pass(hoist_format_conversions, "leave transposes of inputs and outputs to the runtime", (Stage.FORMATS,)),
-    Pass(transpose_as_images, "replace transposes by those of the legacy generation", (Stage.LEGACY,)),
-    Pass(eliminate_dead_code, "remove operators that nothing reads", (*_SHARES, Stage.LEGACY)),
-    Pass(share_constants, "store equal constants once", _SHARES),
-    Pass(eliminate_common_subexpressions, "compute equal operators once", _SHARES),
-    Pass(copy_unwritten_outputs, "copy outputs that are inputs or constants", (Stage.LAST, Stage.ENDS)),
+PASSES: tuple[GraphPass, ...] = (
+    GraphPass(merge_slices, "replace a slice of a slice by one slice", (Stage.FIRST, Stage.LAST)),
+    GraphPass(propagate_layouts, "move transposes and reshapes so that they cancel", (Stage.LAYOUT,)),
+    GraphPass(absorb_padding, "absorb padding and slices into convolutions", (Stage.PADDING,)),
+    GraphPass(extend_kernels, "extend kernels by zeros where this is faster than padding", (Stage.PADDING,)),
+    GraphPass(hoist_format_conversions, "leave transposes of inputs and outputs to the runtime", (Stage.FORMATS,)),
+    GraphPass(transpose_as_images, "replace transposes by those of the legacy generation", (Stage.LEGACY,)),
+    GraphPass(eliminate_dead_code, "remove operators that nothing reads", (*_SHARES, Stage.LEGACY)),
+    GraphPass(share_constants, "store equal constants once", _SHARES),
+    GraphPass(eliminate_common_subexpressions, "compute equal operators once", _SHARES),
+    GraphPass(copy_unwritten_outputs, "copy outputs that are inputs or constants", (Stage.LAST, Stage.ENDS)),
 )
 """All passes over the IR. The passes of a stage run in this order."""
 
@@ -169,7 +169,7 @@ def run_stage(stage: Stage, graph: Graph, driver: Driver[Graph], *arguments: obj
     return graph
 
 
-def _apply_pass(row: Pass, arguments: tuple[object, ...], graph: Graph) -> Graph:
+def _apply_pass(row: GraphPass, arguments: tuple[object, ...], graph: Graph) -> Graph:
     return row.run(graph, *arguments)
 
 

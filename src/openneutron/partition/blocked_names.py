@@ -14,7 +14,7 @@ from openneutron.core.messages import near_matches
 from openneutron.errors import OptionError
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS
 
-__all__ = ["check_forms", "check_names", "names_of"]
+__all__ = ["check_blocked_names", "check_forms", "names_of"]
 
 
 def names_of(node: Node) -> set[str]:
@@ -24,7 +24,7 @@ def names_of(node: Node) -> set[str]:
     return {node.name} | {alias for name in names for alias in operator_aliases(name)}
 
 
-def check_names(names: Iterable[str], program: ExportedProgram) -> None:
+def check_blocked_names(names: Iterable[str], program: ExportedProgram) -> None:
     """Raises `OptionError` for a name that is neither a declared operator nor an operator or a node of the program."""
     names = frozenset(names)
     if not names:
@@ -44,7 +44,8 @@ def check_forms(names: Iterable[str]) -> None:
     """Raises `OptionError` for a name that no program can have, so that it is reported before a model is quantized.
 
     A name with a namespace must be an operator that torch or OpenNeutron has. Another name must begin with the name of
-    an operator, as names of nodes do: "conv2d_1", "mul_tensor". `check_names` is exact, but needs the lowered graph.
+    an operator, as names of nodes do: "conv2d_1", "mul_tensor". `check_blocked_names` is exact, but needs the lowered
+    graph.
     """
     for name in names:
         if name in _declared() or _is_operator(name) or _is_node(name):

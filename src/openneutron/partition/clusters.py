@@ -30,7 +30,7 @@ from openneutron.ops.fusion import activation_after, activation_name
 from openneutron.ops.lowering import Lowering
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import OutputRule
-from openneutron.partition.blocked_names import check_names, names_of
+from openneutron.partition.blocked_names import check_blocked_names, names_of
 from openneutron.passes.functionalize import may_alias, writes_memory
 from openneutron.quantizer.layer_options import left_in_float
 from openneutron.quantizer.output_parts import is_float_concatenation
@@ -209,7 +209,7 @@ class _ClusterSearch:
         self.options = options
         self.target = options.target_spec.neutron_target
         self.blocked = frozenset(options.operators_not_to_delegate)
-        check_names(self.blocked, program)
+        check_blocked_names(self.blocked, program)
 
     def is_requantization(self, node: Node) -> bool:
         source = node.args[0]

@@ -18,7 +18,7 @@ from openneutron.ops.graph_builder import NodeBuilder, add, mul, squeeze, unsque
 from openneutron.ops.layers import constant_layer
 
 __all__ = [
-    "Affine",
+    "ChannelAffine",
     "affine",
     "can_fold_batch_norm_into",
     "fold_batch_norm",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Affine:
+class ChannelAffine:
     """y = scale * x + shift, per channel."""
 
     scale: torch.Tensor
@@ -50,12 +50,12 @@ def affine(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     eps: float,
-) -> Affine:
+) -> ChannelAffine:
     """Returns the scale and shift of a batch norm with these running statistics in eval mode."""
     scale = torch.rsqrt(variance + eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale
-    return Affine(scale, shift if bias is None else shift + bias)
+    return ChannelAffine(scale, shift if bias is None else shift + bias)
 
 
 def fold_batch_norm(module: GraphModule, *, training: bool = False) -> bool:
@@ -144,7 +144,7 @@ def scale_for_weight(scale: torch.Tensor, weight: torch.Tensor, *, transposed: b
     return scale.reshape(groups, outputs).repeat_interleave(inputs // groups, 0).reshape(inputs, outputs, *kernel)
 
 
-def _constant_affine(module: GraphModule, node: Node) -> Affine | None:
+def _constant_affine(module: GraphModule, node: Node) -> ChannelAffine | None:
     args = arguments(node)
     mean, variance = constant_of(module, args["running_mean"]), constant_of(module, args["running_var"])
     weight, bias = constant_of(module, args["weight"]), constant_of(module, args["bias"])
@@ -156,7 +156,7 @@ def _constant_affine(module: GraphModule, node: Node) -> Affine | None:
     return affine(mean, variance, weight, bias, args["eps"])
 
 
-def _fold_into_producer(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
+def _fold_into_producer(module: GraphModule, node: Node, scale_and_shift: ChannelAffine, *, training: bool) -> None:
     layer = constant_layer(module, node.args[0])
     assert layer is not None  # takes_batch_norm holds
     weight, bias = scale_and_shift.folded(layer.node, layer.weight, layer.bias)
@@ -165,7 +165,7 @@ def _fold_into_producer(module: GraphModule, node: Node, scale_and_shift: Affine
     module.graph.erase_node(node)
 
 
-def _replace_by_arithmetic(module: GraphModule, node: Node, scale_and_shift: Affine, *, training: bool) -> None:
+def _replace_by_arithmetic(module: GraphModule, node: Node, scale_and_shift: ChannelAffine, *, training: bool) -> None:
     per_channel = (1, -1, *[1] * (len(shape_of(node)) - 2))
     value = first_operand(node)
     for role, write in (("scale", mul), ("shift", add)):

@@ -18,7 +18,7 @@ from torchao.quantization.pt2e.observer import (
 from openneutron.core.fx import op_name, source_of
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.quantizer.ranges import RULES, Codes, bounds_by_error, distribution, range_by, rule_named
-from openneutron.quantizer.sample import Sample, SampleState, flattened
+from openneutron.quantizer.sample import SampleState, StreamSample, flattened
 
 __all__ = [
     "SCALE_OF_ZERO_WEIGHTS",
@@ -187,7 +187,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
         self.range_by = range_by
         self.percentile = percentile
         self.is_unbatched = is_unbatched
-        self.sample = Sample()
+        self.sample = StreamSample()
         self._found: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -231,7 +231,7 @@ class DistributionObserver(UniformQuantizationObserverBase):
 
     def reset_min_max_vals(self) -> None:
         """Resets the sample and the extremes."""
-        self.sample = Sample()
+        self.sample = StreamSample()
         self._found = None
 
     def state(self) -> dict[str, torch.Tensor]:

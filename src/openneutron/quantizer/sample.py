@@ -16,7 +16,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CAPACITY", "VALUES_OF_A_TENSOR", "Sample", "SampleState", "count_of_tensors", "flattened", "positions"]
+__all__ = [
+    "CAPACITY",
+    "VALUES_OF_A_TENSOR",
+    "SampleState",
+    "StreamSample",
+    "count_of_tensors",
+    "flattened",
+    "positions",
+]
 
 VALUES_OF_A_TENSOR = 1024
 # A batch counts as at most this many tensors.
@@ -126,7 +134,7 @@ class SampleState:
         return self if level == self.level else self.at_level(level)
 
 
-class Sample:
+class StreamSample:
     """Samples a stream of tensors. Keeps at most `capacity` values, or one per tensor if there are more tensors."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:

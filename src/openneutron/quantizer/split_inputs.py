@@ -9,7 +9,7 @@ from openneutron.ir.graph import QParams
 
 __all__ = [
     "coarse_input", "given_qparams", "is_refined_sum", "note_coarse", "note_qparams", "note_refined_sum",
-    "note_scaled", "scaled_input",
+    "note_scaled_input", "scaled_input",
 ]  # fmt: skip
 
 _QPARAMS, _REFINED_SUM = "openneutron.given_qparams", "openneutron.refined_sum"
@@ -38,7 +38,7 @@ def coarse_input(node: Node) -> str | None:
     return name
 
 
-def note_scaled(node: Node, name: str) -> None:
+def note_scaled_input(node: Node, name: str) -> None:
     """Notes on the product of an input and the factors of its channels the name of the input."""
     note(node, _SCALED, name)
 

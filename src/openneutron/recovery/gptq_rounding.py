@@ -23,7 +23,7 @@ from openneutron.ops.windows import of_each_dim
 from openneutron.quantizer.sample import positions
 from openneutron.recovery.batches import batches_that_run
 from openneutron.recovery.correct_biases import PooledBiases, correct_bias
-from openneutron.recovery.layerwise import LayerIO, Pool, Samples, run_layerwise, samples_within_memory
+from openneutron.recovery.layerwise import LayerIO, Samples, SharedMeasurement, run_layerwise, samples_within_memory
 from openneutron.recovery.shared_layers import SharedLayer
 from openneutron.recovery.weighted_layers import WeightedLayer, shrink
 
@@ -110,7 +110,7 @@ def round_weights_by_gptq(
             _round_weight([layer], layer_io.weight, _estimate_moments(layer, layer_io), CORRELATED_POSITIONS)
         return correct_bias(layer, layer_io)
 
-    def pool(shared: SharedLayer) -> Pool:
+    def pool(shared: SharedLayer) -> SharedMeasurement:
         if shared.is_adjustable and _is_rounded(shared.first, most_inputs):
             return _PooledRounding(shared)
         return PooledBiases(shared)

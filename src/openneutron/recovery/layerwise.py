@@ -30,9 +30,9 @@ from openneutron.recovery.weighted_layers import WeightedLayer
 
 __all__ = [
     "LayerIO",
-    "Pool",
     "Samples",
     "SamplesRun",
+    "SharedMeasurement",
     "evenly_spaced",
     "fake_quantized",
     "run_layerwise",
@@ -69,7 +69,7 @@ class LayerIO:
         return LayerIO(self.weight, split(self.quantized), split(self.real), split(self.wanted), counts)
 
 
-class Pool(Protocol):
+class SharedMeasurement(Protocol):
     """What a method measures at the layers that share a weight, to change their constants afterwards."""
 
     def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
@@ -119,9 +119,7 @@ class SamplesRun(GraphRun):
         return len(source.users) == 1 and (takes_activation(source) or is_activation(source))
 
 
-def fake_quantized(
-    dequantize: Node, values: Iterable[torch.Tensor], *, overwrites: bool = False
-) -> list[torch.Tensor]:
+def fake_quantized(dequantize: Node, values: Iterable[torch.Tensor], *, overwrites: bool = False) -> list[torch.Tensor]:
     """Quantizes and dequantizes float32 values per tensor, with the qparams of `dequantize`.
 
     Returns the same bits as `torch.fake_quantize_per_tensor_affine`, which is not vectorized. `overwrites` says whether
@@ -178,7 +176,7 @@ def run_layerwise(
     converted: GraphModule,
     samples: Samples,
     visit: Callable[[WeightedLayer, LayerIO], list[torch.Tensor] | None],
-    pool: Callable[[SharedLayer], Pool] | None = None,
+    pool: Callable[[SharedLayer], SharedMeasurement] | None = None,
     *,
     form: Batches = SINGLE,
     progress: bool | None = False,
@@ -219,7 +217,10 @@ def run_layerwise(
 
 
 def _look_ahead(
-    real: SamplesRun, quantized: SamplesRun, reference_nodes: Mapping[str, Node], pools: Mapping[SharedLayer, Pool]
+    real: SamplesRun,
+    quantized: SamplesRun,
+    reference_nodes: Mapping[str, Node],
+    pools: Mapping[SharedLayer, SharedMeasurement],
 ) -> None:
     """Runs both graphs from the current nodes to the last of the layers in `pools`, and then applies the pools."""
     uses = {layer.node: (layer, pool) for shared, pool in pools.items() for layer in shared.uses}

@@ -42,7 +42,7 @@ from openneutron.quantizer.split_inputs import (
     note_coarse,
     note_qparams,
     note_refined_sum,
-    note_scaled,
+    note_scaled_input,
     scaled_input,
 )
 from openneutron.recovery.layerwise import Samples, evenly_spaced
@@ -266,7 +266,7 @@ def _two_tensors(module: GraphModule, node: Node, split: _Split) -> tuple[Node, 
     if split.factors is not None:
         whole = mul(builder, node, insert_constant(module, following, split.factors, "factors"))
         whole._rename(f"{node.name}_scaled")
-        note_scaled(whole, str(node.target))
+        note_scaled_input(whole, str(node.target))
     in_steps = mul(builder, whole, 1 / scale)
     steps = round_(builder, in_steps)
     coarse = mul(builder, steps, scale)

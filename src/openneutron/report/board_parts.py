@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from openneutron.formats.arena import Lifetime, plan
 from openneutron.report.estimate import Estimate, LayerEstimate
-from openneutron.report.regions import FETCH, Part, without
+from openneutron.report.regions import FETCH, ProgramPart, without
 
 __all__ = ["Contents", "changes_of", "parts_of", "prefetch_window"]
 
@@ -39,7 +39,7 @@ def prefetch_window(layers: Sequence[LayerEstimate]) -> int:
     return max((first + second for first, second in pairwise([*streams, 0])), default=0)
 
 
-def parts_of(estimate: Estimate, contents: Contents, *, window: int = 0) -> tuple[Part, ...]:
+def parts_of(estimate: Estimate, contents: Contents, *, window: int = 0) -> tuple[ProgramPart, ...]:
     """Returns the parts of a `.pte`. `window` is the number of bytes for weights that are copied from flash."""
     memory = estimate.memory
     if memory is None:
@@ -47,23 +47,23 @@ def parts_of(estimate: Estimate, contents: Contents, *, window: int = 0) -> tupl
     temporary = memory.temporary_bytes + contents.scratch_bytes + window
     on_npu = contents.uses_npu
     parts = (
-        Part("temporary", "temporary pool with the NPU's scratch", temporary, on_npu),
-        Part("planned", "planned buffers", memory.planned_bytes, on_npu),
-        Part("io", "inputs and outputs of the application", memory.given_bytes, on_npu),
-        Part("method", "method pool", memory.method_bytes, False),
-        Part("program", "program", contents.program_bytes, contents.npu_reads_program),
+        ProgramPart("temporary", "temporary pool with the NPU's scratch", temporary, on_npu),
+        ProgramPart("planned", "planned buffers", memory.planned_bytes, on_npu),
+        ProgramPart("io", "inputs and outputs of the application", memory.given_bytes, on_npu),
+        ProgramPart("method", "method pool", memory.method_bytes, False),
+        ProgramPart("program", "program", contents.program_bytes, contents.npu_reads_program),
     )
     return tuple(part for part in parts if part.bytes)
 
 
-def changes_of(estimate: Estimate, contents: Contents, *, window: int) -> dict[str, tuple[Part, ...]]:
+def changes_of(estimate: Estimate, contents: Contents, *, window: int) -> dict[str, tuple[ProgramPart, ...]]:
     """Returns a mapping from the text of each change that saves memory to the parts of the changed program.
 
     `window` is as in `parts_of`: 0 for a program that does not fetch weights.
     """
     parts = parts_of(estimate, contents, window=window)
     saves = estimate.memory.int8_io_saves if estimate.memory else 0
-    changes: dict[str, tuple[Part, ...]] = {}
+    changes: dict[str, tuple[ProgramPart, ...]] = {}
     if saves > 0:
         changes[INT8] = without(parts, "planned", saves)
     if estimate.channels_last_saves:
@@ -79,13 +79,13 @@ def changes_of(estimate: Estimate, contents: Contents, *, window: int) -> dict[s
     return {**changes, **_layer_changes(estimate, contents, window)}
 
 
-def _layer_changes(estimate: Estimate, contents: Contents, window: int) -> dict[str, tuple[Part, ...]]:
+def _layer_changes(estimate: Estimate, contents: Contents, window: int) -> dict[str, tuple[ProgramPart, ...]]:
     """Returns the parts if one of the layers that need most memory had half the output, or one had half the weights.
 
     Considers only layers with weights, because a user can make these smaller.
     """
     parts = parts_of(estimate, contents, window=window)
-    changes: dict[str, tuple[Part, ...]] = {}
+    changes: dict[str, tuple[ProgramPart, ...]] = {}
     layers = [layer for layer in estimate.layers if layer.weight_bytes]
     for layer in sorted(layers, key=lambda one: one.live_bytes, reverse=True)[:LARGEST_LAYERS]:
         if saved := _saved_by_half(estimate, layer.output):

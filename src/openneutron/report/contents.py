@@ -14,7 +14,7 @@ from rich.text import Text
 from openneutron.formats.payload import Microcode
 from openneutron.report.estimate import Estimate, LayerEstimate, cost_blocks, text_of, verdict_blocks
 
-__all__ = ["NEUTRON_BACKEND", "Delegate", "Report", "Section", "TensorSummary", "as_json", "blocks_of_report"]
+__all__ = ["NEUTRON_BACKEND", "Delegate", "Report", "Section", "TensorSummary", "blocks_of_report", "json_of_report"]
 
 NEUTRON_BACKEND = "NeutronBackend"
 
@@ -115,7 +115,7 @@ class Report:
         return self.estimate.cycles
 
 
-def as_json(report: Report) -> str:
+def json_of_report(report: Report) -> str:
     """Returns all data and sums of a report as JSON."""
     sums = {name: getattr(report, name) for name in ("scratch_bytes", "weight_bytes", "cycles")}
     return json.dumps({**asdict(report), **sums}, indent=2)

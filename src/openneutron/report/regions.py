@@ -11,7 +11,15 @@ from openneutron.core.messages import listed
 from openneutron.targets import Board, Region
 
 __all__ = [
-    "BoardFit", "Part", "PlacedPart", "RegionUse", "Remedy", "fit_on_board", "place", "remedy_of", "with_remedies",
+    "BoardFit",
+    "PlacedPart",
+    "ProgramPart",
+    "RegionUse",
+    "Remedy",
+    "assign_regions",
+    "fit_on_board",
+    "remedy_of",
+    "with_remedies",
 ]  # fmt: skip
 
 FETCH = "fetch_constants_to_sram=True"
@@ -20,7 +28,7 @@ MOST_COMBINATIONS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Part:
+class ProgramPart:
     """A part of a program that is placed in one region. `role` is one of `openneutron.targets.ROLES`."""
 
     role: str
@@ -98,7 +106,7 @@ class BoardFit:
         return sum(part.missing_bytes for part in self.parts)
 
 
-def place(parts: Sequence[Part], board: Board) -> BoardFit:
+def assign_regions(parts: Sequence[ProgramPart], board: Board) -> BoardFit:
     """Places each part in one region, and prefers the regions that `board.may_hold` lists first.
 
     A region of unknown size has room for all parts; the verdict is then "unknown". Places the parts one by one in the
@@ -120,25 +128,25 @@ def place(parts: Sequence[Part], board: Board) -> BoardFit:
     return BoardFit(board.name, verdict, tuple(placed), regions, notes=tuple(_notes(parts, placed, board)))
 
 
-def _regions_for(part: Part, board: Board) -> list[Region]:
+def _regions_for(part: ProgramPart, board: Board) -> list[Region]:
     return [one for one in board.may_hold(part.role) if not (part.npu_reads and one.npu_reads is False)]
 
 
-def _first_combination(parts: Sequence[Part], choices: Sequence[Sequence[Region]]) -> list[PlacedPart] | None:
+def _first_combination(parts: Sequence[ProgramPart], choices: Sequence[Sequence[Region]]) -> list[PlacedPart] | None:
     chosen = next((found for found in itertools.product(*choices) if _have_room(parts, found)), None)
     if chosen is None:
         return None
     return [PlacedPart(part.role, part.what, part.bytes, one.name) for part, one in zip(parts, chosen, strict=True)]
 
 
-def _have_room(parts: Sequence[Part], regions: Sequence[Region]) -> bool:
+def _have_room(parts: Sequence[ProgramPart], regions: Sequence[Region]) -> bool:
     used: dict[Region, int] = {}
     for part, region in zip(parts, regions, strict=True):
         used[region] = used.get(region, 0) + part.bytes
     return all(region.free_bytes is None or size <= region.free_bytes for region, size in used.items())
 
 
-def _place_in_turn(parts: Sequence[Part], choices: Sequence[Sequence[Region]]) -> list[PlacedPart]:
+def _place_in_turn(parts: Sequence[ProgramPart], choices: Sequence[Sequence[Region]]) -> list[PlacedPart]:
     left: dict[str, int] = {}
     placed: list[PlacedPart] = []
     for part, regions in zip(parts, choices, strict=True):
@@ -154,7 +162,7 @@ def _place_in_turn(parts: Sequence[Part], choices: Sequence[Sequence[Region]]) -
     return placed
 
 
-def _notes(parts: Sequence[Part], placed: Sequence[PlacedPart], board: Board) -> Iterator[str]:
+def _notes(parts: Sequence[ProgramPart], placed: Sequence[PlacedPart], board: Board) -> Iterator[str]:
     names = {one.name: one for one in board.regions}
     for part, where in zip(parts, placed, strict=True):
         if where.region is not None and part.npu_reads and names[where.region].npu_reads is None:
@@ -173,15 +181,17 @@ def _notes(parts: Sequence[Part], placed: Sequence[PlacedPart], board: Board) ->
         )
 
 
-def fit_on_board(parts: Sequence[Part], board: Board, changes: Mapping[str, Sequence[Part]]) -> BoardFit:
+def fit_on_board(parts: Sequence[ProgramPart], board: Board, changes: Mapping[str, Sequence[ProgramPart]]) -> BoardFit:
     """Returns the verdict on the parts of a program. If they do not fit, tries each of `changes`.
 
     `changes` maps the text of each change to the parts of the changed program.
     """
-    found = place(parts, board)
+    found = assign_regions(parts, board)
     if found.verdict != "does not fit":
         return found
-    return with_remedies(found, [remedy_of(change, place(changed, board)) for change, changed in changes.items()])
+    return with_remedies(
+        found, [remedy_of(change, assign_regions(changed, board)) for change, changed in changes.items()]
+    )
 
 
 def with_remedies(found: BoardFit, remedies: Sequence[Remedy]) -> BoardFit:
@@ -201,6 +211,6 @@ def remedy_of(change: str, found: BoardFit, how: str = "computed") -> Remedy:
     return Remedy(change, found.ram_bytes, None if found.verdict == "unknown" else found.verdict == "fits", how)
 
 
-def without(parts: Iterable[Part], role: str, saved: int) -> tuple[Part, ...]:
+def without(parts: Iterable[ProgramPart], role: str, saved: int) -> tuple[ProgramPart, ...]:
     """Returns the parts, with `saved` bytes less for `role`."""
     return tuple(replace(part, bytes=max(0, part.bytes - saved)) if part.role == role else part for part in parts)

@@ -20,7 +20,7 @@ from openneutron.formats.payload import parse
 from openneutron.runtime.notices import without_notices
 from openneutron.runtime.threads import current_threads
 
-__all__ = ["Engine", "Port", "interpreter_of"]
+__all__ = ["DelegatePort", "Engine", "interpreter_of"]
 
 SCALAR_TYPES: dict[npt.DTypeLike, int] = {
     np.uint8: 0,
@@ -37,7 +37,7 @@ SCALAR_TYPES: dict[npt.DTypeLike, int] = {
 
 
 @dataclass(frozen=True)
-class Port:
+class DelegatePort:
     """A tensor of the TFLite model, and the delegate argument that it is copied from or to.
 
     `argument` is an index over inputs and outputs, `dtype` is ExecuTorch's ScalarType, `channels` is the size of the
@@ -103,11 +103,11 @@ def interpreter_of(model: bytes) -> Interpreter:
     return interpreter
 
 
-def _make_port(interpreter: Interpreter, details: dict[str, Any], argument: int, flag: int) -> Port:
+def _make_port(interpreter: Interpreter, details: dict[str, Any], argument: int, flag: int) -> DelegatePort:
     dtype, shape = details["dtype"], details["shape"]
     if dtype not in SCALAR_TYPES:
         raise HostError(f"tensor '{details['name']}' of the TFLite model has type {dtype}, which ExecuTorch lacks")
-    return Port(
+    return DelegatePort(
         argument=argument,
         channels_last=bool(flag),
         dtype=SCALAR_TYPES[dtype],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from openneutron.errors import ModelError
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors
 
-__all__ = ["Comparison", "Distillation", "Samples", "parameter_groups", "stacked", "train_towards"]
+__all__ = ["ComparedValues", "Distillation", "Samples", "parameter_groups", "stacked", "train_towards"]
 
 Samples = Sequence[tuple[Any, ...]]
 CHECKS = 16
@@ -117,7 +117,7 @@ class _Clipping:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedValues:
     """Functions of the values that training compares: the `outputs` floating-point outputs, then other values.
 
     `wanted` returns those of the float model for samples with the given indices, and `found` those of the trained
@@ -204,7 +204,7 @@ def _share_of_rate(done: float) -> float:
 
 def train_towards(
     module: nn.Module,
-    comparison: Comparison,
+    comparison: ComparedValues,
     *,
     seconds: float,
     steps: int | None,

@@ -20,7 +20,7 @@ from openneutron.model.state import has_state
 from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.weighted_layers import layers_of
-from openneutron.training.distillation import Comparison, train_towards
+from openneutron.training.distillation import ComparedValues, train_towards
 from openneutron.training.layer_states import compare_states, recurrent_states
 from openneutron.training.trainable import TrainableModel
 
@@ -73,7 +73,7 @@ def train_recurrent_layers(
     return replace(quantized, module=module.converted())
 
 
-def _has_gradients(module: TrainableModel, comparison: Comparison) -> bool:
+def _has_gradients(module: TrainableModel, comparison: ComparedValues) -> bool:
     """Returns whether torch computes the gradients for a batch. The log says why not."""
     try:
         with torch.enable_grad():
