@@ -55,6 +55,24 @@ class TestBuild:
         assert str(work).encode() not in (built / "quantized.pt2").read_bytes()
 
     @pytest.mark.slow
+    def test_random_inputs_estimate_memory_and_time(self, work: Path, here: Here, built: Path, tmp_path: Path) -> None:
+        exported = torch.export.export(nn.Conv2d(1, 4, 3), (torch.zeros(1, 1, 8, 8),))
+        torch.export.save(exported, work / "exported.pt2")
+        for number, model in enumerate((MODEL, ("exported.pt2",))):
+            output = tmp_path / str(number)
+            result = here("build", *model, "--calibrate", "random", "-o", output, "--json")
+            assert result.code == 0, result.text
+            assert "only its memory and time are valid" in result.json["verdict"]["sentence"]
+            assert result.json["analysis"] is None
+            assert result.json["recipe"] == {}
+        of_data = json.loads((built / "summary.json").read_text())
+        of_random = json.loads((tmp_path / "0" / "summary.json").read_text())
+        assert of_random["cycles"] == of_data["cycles"]
+        assert of_random["memory"]["needed_bytes"] == of_data["memory"]["needed_bytes"]
+        assert 'calibrate = "random"' in (tmp_path / "0" / "openneutron.toml").read_text()
+        assert here("validate", tmp_path / "0", "--max-lsb", "1").code == 0
+
+    @pytest.mark.slow
     def test_options_replace_settings(self, work: Path, built: Path) -> None:
         options = ("--keep-float", "head", "--target", "mcxn94x", "--recover", "none", "--no-analyze", "--int8-io")
         result = run(

@@ -43,8 +43,10 @@ def build(
 
     Writes model.pte, quantized.pt2, report.html, summary.json and openneutron.toml, with which the command
     `openneutron build --config openneutron.toml` builds the same program again.
+
+    Without data, `--calibrate random` estimates memory and time: does the network fit, and how long does it take?
     """
-    check_settings(settings, "model", "calibrate")
+    check_settings(settings, "model", "calibrate", allows_random=True)
     check_output_folder(output)
     check_converter(settings)
     from openneutron.workflow.from_settings import build_from_settings

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openneutron.page.differences import Difference, Move
     from openneutron.results.validation import OutputDifference
     from openneutron.workflow.runs import FileRun
+from openneutron.settings.declaration import RANDOM
 
 __all__ = ["blocks_of_profile", "table_of_accuracy", "table_of_differences", "table_of_runs", "table_of_summary"]
 
@@ -150,7 +151,9 @@ def _resources(summary: Summary) -> FittingTable:
 
 def _next_steps(summary: Summary, folder: Path) -> Iterator[str]:
     yield f"open {as_argument(folder / 'report.html')}"
-    if not summary.accuracy:
+    if summary.options.get("calibrate") == RANDOM:
+        yield "build again with inputs of the application (--calibrate DATA), and labelled data (--evaluate DATA)"
+    elif not summary.accuracy:
         yield "give labelled data (--evaluate DATA) to measure the accuracy"
     if summary.payload == "portable":
         program = as_argument(folder / "model.pte")

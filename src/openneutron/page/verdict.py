@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from openneutron.page.content import BLOCKED, CHECK, READY, AccuracyRow, AnalysisRows, Summary, Verdict
 from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
+from openneutron.settings.declaration import RANDOM
 
 __all__ = ["COSTLY_SHARE", "LOW_SQNR_DB", "SIGNIFICANCE", "is_beyond_chance", "mcnemar", "verdict_of"]
 
@@ -50,6 +51,8 @@ def _blocked(summary: Summary) -> Iterator[str]:
 
 
 def _checks(summary: Summary) -> Iterator[str]:
+    if summary.options.get("calibrate") == RANDOM:
+        yield "it was calibrated with random inputs, so only its memory and time are valid"
     if summary.memory.verdict == "fits with fetch_constants_to_sram":
         yield "it fits only with fetch_constants_to_sram, which leaves weights in flash"
     share = cpu_share(summary)

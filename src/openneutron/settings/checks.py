@@ -10,7 +10,7 @@ from openneutron.compile_spec import CompileOptions, converter_fields
 from openneutron.core.messages import did_you_mean
 from openneutron.data import ImageTransform
 from openneutron.errors import OptionError
-from openneutron.settings.declaration import Settings
+from openneutron.settings.declaration import RANDOM, Settings
 from openneutron.settings.input_shapes import parse_input
 from openneutron.settings.model_texts import arguments_in, check_model
 from openneutron.targets import NeutronTargetSpec
@@ -27,16 +27,21 @@ _HOW = ("float", "per_channel", "per_tensor")
 """How a module in the setting `layers` is quantized."""
 
 
-def check_settings(settings: Settings, *required: str, uses: Container[str] | None = None) -> None:
+def check_settings(
+    settings: Settings, *required: str, uses: Container[str] | None = None, allows_random: bool = False
+) -> None:
     """Checks all settings that can be checked without loading the model or the data.
 
     `required` are the names of settings that must be given: "model", "calibrate", "evaluate". `uses` are the names of
-    settings whose paths must exist; None stands for all. Raises `OptionError` for a setting that is missing or wrong,
+    settings whose paths must exist; None stands for all. `allows_random` says whether required calibration data may be
+    random. Raises `OptionError` for a setting that is missing or wrong,
     `TargetError` for an unknown target or a wrong board file, and `InputError` for a missing file.
     """
     for name in required:
         if _REQUIRED[name][1](settings) is None:
             raise OptionError(required_message(name))
+    if "calibrate" in required and settings.data.calibrate == RANDOM:
+        _check_random(settings, allows_random=allows_random)
     NeutronTargetSpec(settings.build.target)
     CompileOptions(
         operators_not_to_delegate=settings.lower.operators_not_to_delegate,
@@ -52,6 +57,16 @@ def check_settings(settings: Settings, *required: str, uses: Container[str] | No
     arguments_in(settings.model.args or "")
     for text in settings.model.input:
         parse_input(text)
+
+
+def _check_random(settings: Settings, *, allows_random: bool) -> None:
+    if not allows_random:
+        raise OptionError("'calibrate' is 'random' only for `openneutron build`. Give data: --calibrate DATA.")
+    if settings.data.evaluate is not None:
+        raise OptionError(
+            "The accuracy after a calibration with random inputs is not valid. Give data for calibration, or leave out "
+            "--evaluate."
+        )
 
 
 def _check_date(text: str | None) -> None:

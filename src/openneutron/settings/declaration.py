@@ -16,14 +16,16 @@ from openneutron.settings.values import checked_value
 from openneutron.targets import is_board_file
 
 __all__ = [
-    "ARRAY_FORMS", "RECOVER", "SECTIONS", "BuildSettings", "DataSettings", "Field", "LowerSettings", "ModelSettings",
-    "PackageSettings", "QuantizeSettings", "Settings", "fields_of", "names",
+    "ARRAY_FORMS", "RANDOM", "RECOVER", "SECTIONS", "BuildSettings", "DataSettings", "Field", "LowerSettings",
+    "ModelSettings", "PackageSettings", "QuantizeSettings", "Settings", "fields_of", "names",
 ]  # fmt: skip
 
 RECOVER = ("auto", "fast", "best", "none")
 GRANULARITIES = ("per_tensor", "per_channel")
 _NAMES_IN_LIBRARIES = tuple(f"{library}:" for library in LIBRARIES)
 PAYLOADS = ("auto", "portable", "device")
+RANDOM = "random"
+"""The setting `calibrate` of a build that only estimates memory and time."""
 ARRAY_FORMS = ("auto", "c", "incbin")
 
 
@@ -89,9 +91,10 @@ class DataSettings:
 
     calibrate: str | None = setting(
         "Inputs for calibration: a folder of images, .npy, .npz or WAV files; one such file or a CSV; file.py:function "
-        "that yields inputs.",
+        "that yields inputs. With 'random', build estimates memory and time without data; the accuracy is not valid.",
         metavar="DATA",
         path="object",
+        words=(RANDOM,),
     )
     calibration_samples: int = setting(
         "The largest number of calibration inputs, spread evenly over the data.", 128, least=1

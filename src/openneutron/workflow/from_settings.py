@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map
 
 from openneutron.accuracy.analyze import Analysis, analyze
 from openneutron.accuracy.board_outputs import DEFAULT_LSB, BoardValidation, Normalization, validate_board
@@ -35,6 +37,7 @@ from openneutron.results.validation import Validation
 from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
 from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
+from openneutron.settings.declaration import RANDOM
 from openneutron.settings.package_files import is_package
 from openneutron.settings.toml import FILE_NAME, read_settings
 from openneutron.workflow.building import Build, Step, build, build_folder, no_step, write_build
@@ -47,6 +50,8 @@ __all__ = [
     "source_root", "transform_from", "validate_board_from_settings", "validate_from_settings",
 ]  # fmt: skip
 
+RANDOM_INPUTS = 8
+"""The number of inputs of a calibration with random inputs."""
 DATE_VARIABLE = "SOURCE_DATE_EPOCH"
 """The environment variable that reproducible builds use for the date, in seconds since 1970."""
 
@@ -101,6 +106,25 @@ def transform_from(settings: Settings) -> Callable[[Any], Any] | None:
 def calibration_of(settings: Settings) -> Samples:
     """Returns the calibration data, without the transform. Raises the errors of `read_data`."""
     return read_data(settings.data.calibrate, limit=settings.data.calibration_samples)
+
+
+def _random_calibration(model: nn.Module | ExportedProgram, examples: Any) -> list[Any]:
+    """Returns inputs like the examples: normal random numbers for floats, and the examples' values for other tensors.
+
+    Raises `OptionError` for an exported program without example inputs, if no shapes are given either.
+    """
+    if examples is None and isinstance(model, ExportedProgram) and model.example_inputs is not None:
+        args, kwargs = model.example_inputs
+        examples = dict(kwargs) if kwargs and not args else args
+    if examples is None:
+        raise OptionError("Give the shape of each input: --input 1,3,224,224.")
+    generator = torch.Generator().manual_seed(0)
+
+    def like(value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return torch.randn(value.shape, generator=generator).to(value) if is_float else value
+
+    return [tree_map(like, examples) for _ in range(RANDOM_INPUTS)]
 
 
 def evaluation_of(settings: Settings) -> Samples | None:
@@ -227,7 +251,7 @@ def validate_from_settings(
     for `isolated`.
     """
     model = None if settings.model.model is None else model_from(settings)
-    data = None if settings.data.calibrate is None else calibration_of(settings)
+    data = None if settings.data.calibrate in (None, RANDOM) else calibration_of(settings)
     converted = None if quantized is None else loaded_program(quantized)
     transform = None if data is None else transform_from(settings)
     host = load(program, isolated=isolated)
@@ -257,7 +281,7 @@ def validate_board_from_settings(
         limit = package.tolerance if max_lsb is None else max_lsb
         return validate_board(package.program, dump, package.vectors, max_lsb=limit, normalization=normalization)
     host = load(BuildFolder.of(program).program, isolated=isolated)
-    if settings.data.calibrate is None:
+    if settings.data.calibrate in (None, RANDOM):
         return validate_board(host, dump, samples=samples, max_lsb=limit, normalization=normalization)
     data, transform = calibration_of(settings), transform_from(settings)
     return validate_board(
@@ -291,21 +315,24 @@ def build_from_settings(
     A build with the written `openneutron.toml` gives the same bytes again, because the file also holds the date of the
     report. Raises the errors of `check_settings` and `build`.
     """
-    check_settings(settings, "model", "calibrate")
+    check_settings(settings, "model", "calibrate", allows_random=True)
+    is_random = settings.data.calibrate == RANDOM
     with build_folder(output) as folder:
         settings = replace(settings, build=replace(settings.build, date=settings.build.date or _today()))
         others = {FILE_NAME: settings_text(settings, folder).encode()}
         model = model_from(settings)
+        examples = _examples(settings, model)
         root = source_root(settings)
+        options = {**quantize_options(settings), **({"recover": None} if is_random else {})}
         built = build(
             model,
-            _examples(settings, model),
-            calibration_of(settings),
+            examples,
+            _random_calibration(model, examples) if is_random else calibration_of(settings),
             target=settings.build.target,
             evaluation=evaluation_of(settings),
             metric=settings.data.metric,
-            transform=transform_from(settings),
-            analyze=settings.build.analyze,
+            transform=None if is_random else transform_from(settings),
+            analyze=settings.build.analyze and not is_random,
             try_changes=settings.build.try_changes,
             name=_name(settings),
             date=settings.build.date,
@@ -314,7 +341,7 @@ def build_from_settings(
             jobs=settings.quantize.jobs,
             progress=progress,
             step=step,
-            **quantize_options(settings),
+            **options,
             **lower_options(settings),
         )
         with (step or no_step)("write"):
