@@ -54,7 +54,7 @@ from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.recurrent_layers import train_recurrent_layers
 from openneutron.training.trainable import TrainableModel
 from openneutron.vendor.device import compile_program
-from openneutron.vendor.sdk import converter_for
+from openneutron.vendor.sdk import Converter, converter_for
 
 __all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
 
@@ -307,8 +307,7 @@ def lower(
     example inputs; `TargetError` for an unknown target; `OptionError` for invalid options; `ConverterError` if the
     vendor's converter is missing or fails. Warns with a `CpuWarning` if no operator runs on the NPU.
     """
-    from openneutron.partition.partitioner import CpuWarning, cpu_message, origins_of
-    from openneutron.partition.placing import place
+    from openneutron.partition.partitioner import CpuWarning, cpu_message
 
     module, kept, own_target = _converted(quantized)
     if example_inputs is None and kept is None:
@@ -323,10 +322,23 @@ def lower(
         raise OptionError(f"int8_io takes True or False, not {int8_io!r}.")
     blocked = list_of_names(compile_options.pop("operators_not_to_delegate", None))
     spec = NeutronTargetSpec(target or own_target)
-    board = spec if spec.board else None
     options = CompileOptions(spec.name, blocked, **compile_options)
     converter_fields(options.extra_flags)
     converter = converter_for(options.payload, options.neutron_converter_flavor)
+    program = _portable(module, examples, options, int8_io=int8_io)
+    if spec.board:
+        program = replace(program, board=spec)
+    if not any(row.where == "npu" for row in program.placement):
+        warnings.warn(cpu_message(program.placement), CpuWarning, stacklevel=3)
+        return program
+    return program if converter is None else _device(program, converter, options.intermediates_dir)
+
+
+def _portable(module: GraphModule, examples: Examples, options: CompileOptions, *, int8_io: bool) -> NeutronProgram:
+    """Lowers a converted module to a portable program."""
+    from openneutron.partition.partitioner import origins_of
+    from openneutron.partition.placing import place
+
     progress = phase_bar("Lowering", LOWERING_SHARES)
     with progress as end_phase, rare_full_collections(), typed_errors("Lowering the model"):
         lifted = lifted_program(module, examples)
@@ -339,28 +351,23 @@ def lower(
         rows = placed.rows
         if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
             methods[INPUT_NAMES] = text_of_leaves(leaves)
-        portable, etrecord = _portable_program(placed, methods or None, end_phase)
+        buffer, etrecord = _portable_program(placed, methods or None, end_phase)
         origins = origins_of(placed)
-    if not any(row.where == "npu" for row in rows):
-        warnings.warn(cpu_message(rows), CpuWarning, stacklevel=3)
-    if converter is None or not any(row.where == "npu" for row in rows):
-        return NeutronProgram(
-            portable, rows, options.target, leaves=leaves, origins=origins, board=board, etrecord=etrecord
-        )
-    folder = None if options.intermediates_dir is None else Path(options.intermediates_dir)
-    compiled = compile_program(portable, converter, intermediates_dir=folder)
-    kernels = tuple(payload.kernels for payload in compiled.payloads)
-    return NeutronProgram(
-        compiled.program,
-        rows,
-        options.target,
+    return NeutronProgram(buffer, rows, options.target, leaves=leaves, origins=origins, etrecord=etrecord)
+
+
+def _device(
+    portable: NeutronProgram, converter: Converter, intermediates: str | os.PathLike[str] | None
+) -> NeutronProgram:
+    """Compiles the delegates of a portable program for the device."""
+    folder = None if intermediates is None else Path(intermediates)
+    compiled = compile_program(portable.buffer, converter, intermediates_dir=folder)
+    return replace(
         portable,
-        compiled.kernel_selection,
-        kernels,
-        leaves,
-        origins,
-        board=board,
-        etrecord=etrecord,
+        buffer=compiled.program,
+        device_source=portable.buffer,
+        kernel_selection=compiled.kernel_selection,
+        kernels=tuple(payload.kernels for payload in compiled.payloads),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from openneutron.accuracy.shares import Treatment, float_outputs, noise_ratio, s
 from openneutron.accuracy.statistics import Histogram, Noise, Statistics, largest_codes, weak_channels
 from openneutron.core.fx import modules_of, op_name, output_node, placeholders, source_of
 from openneutron.core.locks import traces_alone
+from openneutron.core.numbers import decibels
 from openneutron.errors import ModelError, OptionError
 from openneutron.ir.graph import QParams
 from openneutron.model.data import Data
@@ -113,7 +113,7 @@ def analyze(
     shares = _error_shares(found, noisiest, tried, steps)
     rows = {one.layer: _layer_accuracy(position, one, shares.get(one.layer)) for position, one in enumerate(statistics)}
     layers = tuple(sorted(rows.values(), key=_worst_first))
-    kept = OutputSqnr(*(_decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
+    kept = OutputSqnr(*(decibels(noise_ratio(outputs) / len(outputs)) for outputs in noise))
     learned_rounding = _has_learned_rounding(quantized)
     recurrent = measure_recurrent_layers(
         found,
@@ -349,7 +349,3 @@ def _bins(histogram: Histogram) -> Bins:
 
 def _worst_first(row: LayerAccuracy) -> tuple[bool, float, float]:
     return row.error_share is None, -(row.error_share or 0.0), row.sqnr_db
-
-
-def _decibels(ratio: float) -> float:
-    return math.inf if ratio == 0.0 else -10 * math.log10(ratio)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from openneutron.compile_spec import CompileOptions
+from openneutron.core.numbers import rounded_up
 from openneutron.errors import FormatError, InputError
 from openneutron.formats import pte, tflite
 from openneutron.formats.arena import scratch_arena
@@ -93,7 +94,7 @@ class Pool:
     @property
     def pool_bytes(self) -> int:
         """The smallest multiple of `POOL_ALIGNMENT` that suffices."""
-        return _align(self.used_bytes, POOL_ALIGNMENT)
+        return rounded_up(self.used_bytes, POOL_ALIGNMENT)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class MethodMemory:
     @property
     def planned_bytes(self) -> int:
         """The sum of the planned buffers, each aligned."""
-        return sum(_align(buffer.bytes, POOL_ALIGNMENT) for buffer in self.planned)
+        return sum(rounded_up(buffer.bytes, POOL_ALIGNMENT) for buffer in self.planned)
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class _Cursor:
     bytes: dict[str, int] = field(default_factory=dict)
 
     def take(self, purpose: str, size: int, alignment: int) -> None:
-        end = _align(self.used, alignment) + size
+        end = rounded_up(self.used, alignment) + size
         self.bytes[purpose] = self.bytes.get(purpose, 0) + end - self.used
         self.used = end
 
@@ -400,7 +401,3 @@ def _largest(pools: Sequence[Pool]) -> Pool:
     """Returns the largest pool, with the unknown parts of all pools."""
     largest = max(pools, key=lambda pool: pool.used_bytes)
     return Pool(largest.parts, tuple(dict.fromkeys(name for pool in pools for name in pool.unknown)))
-
-
-def _align(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment

@@ -26,6 +26,7 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 
+from openneutron.core.numbers import rounded_up
 from openneutron.errors import PayloadError
 
 __all__ = [
@@ -285,7 +286,7 @@ def _header_block(header: PayloadHeader) -> bytes:
 
 
 def _align(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return rounded_up(size, ALIGNMENT)
 
 
 def _pad(block: bytes) -> bytes:

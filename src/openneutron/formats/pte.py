@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from openneutron.core.numbers import rounded_up
 from openneutron.errors import FormatError
 from openneutron.formats.flatbuffer import Source, Table, root
 
@@ -263,7 +264,7 @@ def replace_payloads(data: bytes, payloads: Mapping[int, bytes], what: str = "th
         if key not in moved:  # several entries may refer to the same bytes
             start = program.segment_base + segment.offset
             content = payloads.get(number, data[start : start + segment.size])
-            at = program.segment_base + _align(end - program.segment_base, alignment)
+            at = program.segment_base + rounded_up(end - program.segment_base, alignment)
             result += bytes(at - len(result)) + content
             moved[key] = (at - program.segment_base, len(content))
             end = at + len(content)
@@ -279,10 +280,6 @@ def _segment_alignment(program: Program) -> int:
     while any(offset % alignment for offset in offsets):
         alignment //= 2
     return alignment
-
-
-def _align(offset: int, alignment: int) -> int:
-    return -(-offset // alignment) * alignment
 
 
 def _patch_segment(result: bytearray, entry: Table, offset: int, size: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openneutron.core.files import reason_of
+from openneutron.core.numbers import rounded_up
 from openneutron.errors import CalibrationError
 
 __all__ = ["MOST_BYTES", "SampleStore"]
@@ -94,7 +95,7 @@ def _is_plain(value: Any) -> bool:
 
 def _aligned_bytes(tensor: Tensor) -> int:
     """Returns the bytes of a tensor in a file, where each tensor begins at a multiple of `_ALIGNMENT`."""
-    return -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+    return rounded_up(tensor.numel() * tensor.element_size(), _ALIGNMENT)
 
 
 def _order(tensor: Tensor) -> list[int]:

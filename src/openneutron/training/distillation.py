@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openneutron.core.numbers import decibels
 from openneutron.errors import ModelError
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors
 
@@ -240,7 +241,7 @@ def train_towards(
                     updates.halve_rates()
     kept.takes(comparison.loss_of_outputs(held_out, batch))
     kept.restore()
-    return Distillation(step, _decibels(before), _decibels(kept.loss))
+    return Distillation(step, decibels(before), decibels(kept.loss))
 
 
 def _split(count: int) -> tuple[list[int], list[int]]:
@@ -264,7 +265,3 @@ def _mean_noise_ratio(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tens
 def _noise_ratio(found: Tensor, wanted: Tensor) -> Tensor:
     ratio: Tensor = (found - wanted).square().sum() / wanted.square().sum().clamp(min=torch.finfo(wanted.dtype).tiny)
     return ratio
-
-
-def _decibels(ratio: float) -> float:
-    return math.inf if ratio == 0 else -10 * math.log10(ratio)
