@@ -99,12 +99,13 @@ def quantize(
     - `target`: the name of a chip ("imxrt700") or of a board ("mimxrt700_evk"), or a board file ("board.toml"). The
       model is quantized for the chip; estimates use the board.
     - `recover`: the methods that recover accuracy after quantization (see `openneutron.recovery` and docs/accuracy.md).
-      "auto" equalizes channels, rounds weights by GPTQ and corrects biases. "fast" does the same with fewer inputs.
+      "auto" equalizes channels, rounds weights by GPTQ and corrects biases, and then trains recurrent layers, which
+      takes minutes for thousands of steps. "fast" uses fewer inputs and trains nothing.
       "best" tries several recipes with four fifths of the inputs, and selects the one whose outputs on the rest are
       nearest to float. A `Recipe` sets the methods, such as the recipe of an earlier result. None disables recovery.
       Recovery runs over the calibration inputs again. With fewer than 32 inputs, it does not use statistics of inactive
       channels and of channels that were not clipped.
-    - `recovery_seconds`: the time limit of "best", in seconds. No recipe is started that would exceed it.
+    - `recovery_seconds`: the time limit of the search of "best", in seconds. No recipe is started that would exceed it.
     - `strict`: the option of `torch.export.export`.
     - `transform`: a function that makes an input from each item of `calibration`. Without it, images are scaled to
       0..1 and nothing else: **a model that needs normalized images needs a `transform` that normalizes them.**

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tests.firmware_models import program
 from tests.runtime_calls import SHAPE, assert_equal, blank, device_payload, double_payload, random_int8, single_call
 from tests.runtime_models import double_model, litert, straight_header
 
@@ -82,6 +84,36 @@ class TestRefusals:
             with pytest.raises(HostError, match="168"):
                 bad.run(x)
             assert_equal(good.run(x), litert(double_model(SHAPE), x))
+
+
+WRONG_QPARAMS: dict[str, tuple[object, object, str]] = {
+    "scale of zero": (0.0, 0, r"the scale of input0 is 0\.0, expected a number from 2\^-126"),
+    "negative scale": (-0.5, 0, r"the scale of input0 is -0\.5"),
+    "scale that is not finite": (math.inf, 0, "the scale of input0 is inf"),
+    "NaN": (math.nan, 0, "the scale of input0 is nan"),
+    "scale with an infinite reciprocal": (1e-310, 0, "the scale of input0 is 1e-310"),
+    "no scale": (None, 0, "the scale of input0 is None"),
+    "scale that is no number": ("0.5", 0, "the scale of input0 is '0.5'"),
+    "zero point outside of the dtype": (0.5, 128, "the zero point of input0 is 128, expected an integer from -128"),
+    "no zero point": (0.5, None, "the zero point of input0 is None"),
+    "truth value": (0.5, True, "the zero point of input0 is True"),
+}
+
+
+@pytest.mark.parametrize(("scale", "zero_point", "message"), WRONG_QPARAMS.values(), ids=WRONG_QPARAMS)
+def test_wrong_qparams(
+    scale: object, zero_point: object, message: str, doubling: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"input0_scale": scale, "input0_zp": zero_point}
+    monkeypatch.setattr(Session, "constant", lambda _, name: given.get(name))
+    with pytest.raises(HostError, match=rf"cannot be loaded: {message}.*\. Lower the model again"):
+        HostProgram.from_bytes(doubling)
+
+
+def test_qparams_of_a_float_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "constant", lambda _, name: {"input0_scale": 0.5, "input0_zp": 0}.get(name))
+    with pytest.raises(HostError, match=r"input0 has dtype torch\.float32, but also a scale and a zero point"):
+        HostProgram.from_bytes(program("floats").buffer)
 
 
 class FakeEngine:

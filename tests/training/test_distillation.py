@@ -73,6 +73,22 @@ def test_a_rate_that_is_too_high_does_not_end_below_the_start(rate: float) -> No
     assert error(model, module, held_out) <= before * 1.01
 
 
+def test_parameters_of_operators_in_float_are_trained_and_kept() -> None:
+    model, module = prepared(layers={"head": "float"})
+    distill(module, inputs(64, seed=1), steps=40, rate=0.05)
+    trained = finish_training(module)
+    tests = inputs(16, seed=2)
+    assert error(model, trained, tests) == pytest.approx(error(model, module, tests), rel=1e-2)
+    names = [name for name, _ in trained.module.named_parameters()]
+    assert names
+    assert trained.reference is not None
+    for name in names:
+        parameter = module.graph_module.get_parameter(name)
+        assert torch.equal(trained.module.get_parameter(name), parameter)
+        assert not torch.equal(module.quantized.module.get_parameter(name), parameter)
+        assert torch.equal(trained.reference.get_parameter(name), parameter)
+
+
 def test_rates_are_in_steps() -> None:
     _, module = prepared()
     groups = parameter_groups(module, 0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from openneutron import QuantizedModel, distill, prepare_training, quantize
+from openneutron.model.data import forms_of, inputs_in
 from openneutron.training.layer_states import compare_states, reading_states, recurrent_states
 from openneutron.training.trainable import TrainableModel
 
@@ -119,3 +120,33 @@ def test_training_with_states_reduces_the_errors_of_states() -> None:
         return float(comparison.loss(range(len(tests))))
 
     assert error_of_states(None) < 0.8 * error_of_states(seeded(build).eval())
+
+
+class Named(nn.Module):
+    """Takes keyword arguments that are not in alphabetical order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 8, batch_first=True)
+
+    def forward(self, steps: Tensor, *, offset: Tensor, factor: Tensor) -> Tensor:
+        scaled: Tensor = self.lstm(steps + offset)[0][:, -1] * factor[:, 0, :1]
+        return scaled
+
+
+def test_samples_keep_the_order_of_keyword_arguments() -> None:
+    def arguments(seed: int) -> dict[str, Tensor]:
+        return {"steps": sequences(1, seed), "offset": sequences(1, seed + 100), "factor": 4 + sequences(1, seed + 200)}
+
+    data = [arguments(seed) for seed in range(16)]
+    model = quantize(seeded(Named).eval(), data[0], data, recover=None, progress=False)
+    module = TrainableModel(model)
+    leaves = [tuple(inputs_of(module, one)) for one in data[:3]]
+    found = module.of_samples([torch.stack(each) for each in zip(*leaves, strict=True)])
+    for value, one in zip(found, data[:3], strict=True):
+        assert torch.allclose(value, model(**one), atol=1e-5)
+
+
+def inputs_of(module: TrainableModel, sample: dict[str, Tensor]) -> Sequence[Any]:
+    (leaves,) = inputs_in([sample], forms_of(module.graph_module))
+    return leaves

@@ -25,6 +25,7 @@ from openneutron.formats import pte
 from openneutron.formats.delegate_outputs import check_delegate_outputs
 from openneutron.formats.flatbuffer import Source
 from openneutron.formats.method_memory import MeasuredPools, MethodMemory, memory_of
+from openneutron.ir.scales import LARGEST_SCALE, LEAST_SCALE
 from openneutron.model.arguments import (
     MISSING,
     Leaf,
@@ -410,7 +411,27 @@ def _read_info(value: pte.ProgramValue, constant: Callable[[str], Any], name: st
         return ConstantInfo(value.constant)
     if value.dtype not in pte.SCALAR_TYPES.values():
         raise ValueError(f"{name} has ExecuTorch's dtype {value.dtype}, which the host does not support")
-    return TensorInfo(value.shape, getattr(torch, value.dtype), constant(f"{name}_scale"), constant(f"{name}_zp"))
+    dtype = getattr(torch, value.dtype)
+    scale, zero_point = constant(f"{name}_scale"), constant(f"{name}_zp")
+    if scale is not None or zero_point is not None:
+        _check_qparams(dtype, scale, zero_point, name)
+    return TensorInfo(value.shape, dtype, scale, zero_point)
+
+
+def _check_qparams(dtype: torch.dtype, scale: object, zero_point: object, name: str) -> None:
+    """Raises `ValueError` for qparams with which no integers can be quantized and dequantized."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        raise ValueError(f"{name} has dtype {dtype}, but also a scale and a zero point. Lower the model again")
+    if not isinstance(scale, float) or not LEAST_SCALE <= scale <= LARGEST_SCALE:
+        raise ValueError(
+            f"the scale of {name} is {scale!r}, expected a number from 2^-126 to 2^126. Lower the model again"
+        )
+    limits = torch.iinfo(dtype)
+    if type(zero_point) is not int or not limits.min <= zero_point <= limits.max:
+        raise ValueError(
+            f"the zero point of {name} is {zero_point!r}, expected an integer from {limits.min} to {limits.max}. Lower "
+            "the model again"
+        )
 
 
 def _to_tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:

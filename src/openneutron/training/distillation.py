@@ -228,7 +228,9 @@ def train_towards(
     most_steps = math.inf if steps is None else steps
     begun, step, checks = time.perf_counter(), 0, 0
     with torch.enable_grad():
-        while trained and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1:
+        while (
+            trained and kept.loss > 0 and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1
+        ):
             chosen = torch.randint(len(trained), (min(batch, len(trained)),), generator=generator).tolist()
             updates.step(comparison.loss([trained[index] for index in chosen]), done)
             step += 1

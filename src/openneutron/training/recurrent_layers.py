@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import is_dequantize, is_operator, is_quantize, shape_of
+from openneutron.core.fx import arguments, dtype_of, is_dequantize, is_operator, is_quantize, shape_of
 from openneutron.core.progress import progress_bar
 from openneutron.model.state import has_state
 from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.layerwise import Samples
-from openneutron.recovery.weighted_layers import layers_of
+from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 from openneutron.training.distillation import ComparedValues, train_towards
 from openneutron.training.layer_states import compare_states, recurrent_states
 from openneutron.training.trainable import TrainableModel
@@ -32,9 +33,13 @@ FEWEST_SAMPLES = 16
 STEPS, FEWEST_STEPS, BATCH = 120, 40, 16
 # The change of a weight in one update, in int8 steps.
 RATE = 0.04
-# Limits of the multiplications and of the operators that all steps compute forwards; backwards, they compute twice as
+# Limits of the multiplications and of the operators that all updates compute forwards; backwards, they compute twice as
 # many. They bound the time of the training to minutes.
 MOST_PRODUCTS, MOST_OPERATORS = 3e11, 6e5
+# Limit in bytes of the values that a batch keeps for its gradients: each float32 value before and after rounding.
+MEMORY, BYTES_OF_VALUE, SMALLEST_BATCH = 1 << 30, 8, 4
+# Texts of the errors by which torch refuses an operator without a rule for batches or for gradients.
+NO_RULE = ("Batching rule", "vmap:", "derivative for")
 
 
 def train_recurrent_layers(
@@ -42,19 +47,20 @@ def train_recurrent_layers(
 ) -> QuantizedModel:
     """Returns `quantized` with weights, biases and ranges that were trained towards its float graph.
 
-    The loss compares the outputs and the states of recurrent layers. Every eighth of `samples` is held out, and the
-    result has the parameters with the least loss on these. Deterministic. `progress` shows a progress bar; None shows
-    it if stderr is a terminal.
+    The loss compares the outputs and the states of recurrent layers. Every eighth of `samples`, up to 64, is held out,
+    and the result has the parameters with the least loss of the outputs on these. Deterministic. `progress` shows a
+    progress bar; None shows it if stderr is a terminal.
 
     Returns `quantized` itself if no recurrent layer calls one weight several times, if the model has state or an
     operator without gradients, if there are fewer than `FEWEST_SAMPLES` samples, or if fewer than `FEWEST_STEPS`
-    updates are within the limits.
+    updates of `SMALLEST_BATCH` samples are within the limits of time and memory.
     """
     states = recurrent_states(quantized.module)
     if not states or quantized.reference is None or has_state(quantized.module) or len(samples) < FEWEST_SAMPLES:
         return quantized
-    steps = _steps_within_limits(quantized.module)
-    if steps < FEWEST_STEPS:
+    batch = _batch_within_memory(quantized.module)
+    steps = _steps_within_limits(quantized.module, batch)
+    if steps < FEWEST_STEPS or batch < SMALLEST_BATCH:
         _LOGGER.info("Recovery does not train the recurrent layers, because this would take long. Call distill().")
         return quantized
     module = TrainableModel(quantized)
@@ -63,7 +69,7 @@ def train_recurrent_layers(
         return quantized
     with progress_bar("Training recurrent layers", steps, progress) as advance:
         result = train_towards(
-            module, comparison, seconds=math.inf, steps=steps, rate=RATE, batch=BATCH,
+            module, comparison, seconds=math.inf, steps=steps, rate=RATE, batch=batch,
             after_step=lambda: advance(1),
         )  # fmt: skip
     _LOGGER.info(
@@ -77,17 +83,35 @@ def _has_gradients(module: TrainableModel, comparison: ComparedValues) -> bool:
     """Returns whether torch computes the gradients for a batch. The log says why not."""
     try:
         with torch.enable_grad():
-            torch.autograd.backward(comparison.loss([0]))
-    except RuntimeError as error:  # an operator without a rule for batches or for gradients
+            torch.autograd.backward(comparison.loss([0, 1]))
+    except RuntimeError as error:
+        if not any(text in str(error) for text in NO_RULE):
+            raise
         _LOGGER.info("Recovery does not train the recurrent layers, because an operator has no gradient: %s", error)
         return False
     return any(parameter.grad is not None for parameter in module.parameters())
 
 
-def _steps_within_limits(module: GraphModule) -> int:
-    """Returns the number of updates within the limits, at most `STEPS`. Linear in nodes."""
-    operators = sum(
-        is_operator(node) and not is_quantize(node) and not is_dequantize(node) for node in module.graph.nodes
-    )
-    products = sum(math.prod(shape_of(layer.node)) * layer.codes[0].numel() for layer in layers_of(module))
-    return int(min(STEPS, MOST_OPERATORS / max(operators, 1), MOST_PRODUCTS / max(products * BATCH, 1)))
+def _batch_within_memory(module: GraphModule) -> int:
+    """Returns the number of samples of a batch whose values are within `MEMORY`, at most `BATCH`. Linear in nodes."""
+    values = sum(math.prod(shape_of(node)) for node in _operators(module) if dtype_of(node) is not None)
+    return int(min(BATCH, MEMORY / max(values * BYTES_OF_VALUE, 1)))
+
+
+def _steps_within_limits(module: GraphModule, batch: int) -> int:
+    """Returns the number of updates within the limits of time, at most `STEPS`. Linear in nodes."""
+    products = sum(_products(layer) for layer in layers_of(module))
+    operators = sum(1 for _ in _operators(module))
+    return int(min(STEPS, MOST_OPERATORS / max(operators, 1), MOST_PRODUCTS / max(products * batch, 1)))
+
+
+def _products(layer: WeightedLayer) -> int:
+    """Returns the number of multiplications of a layer."""
+    positions = arguments(layer.node)["input"] if layer.is_transposed else layer.node
+    return math.prod(shape_of(positions)) * layer.codes[0].numel()
+
+
+def _operators(module: GraphModule) -> Iterator[Node]:
+    for node in module.graph.nodes:
+        if is_operator(node) and not is_quantize(node) and not is_dequantize(node):
+            yield node

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from openneutron.core.fx import (
 )
 from openneutron.errors import InputError
 from openneutron.ir.graph import QParams
-from openneutron.model.examples import Examples, to_tensors
+from openneutron.model.examples import Examples, arguments_of, to_tensors
 from openneutron.model.state import has_state, reset
 from openneutron.ops import OPERATORS
 from openneutron.ops.graph_builder import detach
@@ -92,16 +92,22 @@ class TrainableModel(nn.Module):
         if form == "batch":
             leaves = [_samples_in(value, wanted) for value, wanted in zip(leaves, expected, strict=True)]
 
-        outputs = _mapped(self.graph_module, leaves, structure)
+        outputs = _mapped(self.graph_module, leaves, lambda sample: pytree.tree_unflatten(sample, structure))
         return pytree.tree_map(_joined, outputs) if form == "batch" else outputs
 
     def of_samples(self, leaves: Sequence[Any], graph_module: GraphModule | None = None) -> Any:
-        """Returns the outputs for several samples. `leaves` are the arguments, with samples stacked in each tensor.
+        """Returns the outputs for several samples.
+
+        `leaves` are the leaves of the arguments in the order of the inputs, with samples stacked in each tensor.
 
         With `graph_module`, which takes the arguments of this module, returns the outputs of that one.
         """
-        _, structure = _leaves_of(self.quantized.examples)
-        return _mapped(graph_module or self.graph_module, list(leaves), structure)
+
+        def arguments_of_sample(sample: Sequence[Any]) -> tuple[Any, Any]:
+            arguments = arguments_of(self.graph_module, sample)
+            return arguments.args, arguments.kwargs
+
+        return _mapped(graph_module or self.graph_module, list(leaves), arguments_of_sample)
 
     def reset(self) -> None:
         """Restores the state that the module had when the model was exported. Does nothing for one without state."""
@@ -118,6 +124,7 @@ class TrainableModel(nn.Module):
         for node in module.graph.nodes:
             if (qparams := _qparams(node)) is not None and qparams in scales:
                 set_argument(node, "scale", scales[qparams])
+        self._write_float_parameters(module)
         module.recompile()
         return module
 
@@ -136,9 +143,17 @@ class TrainableModel(nn.Module):
                 if name not in constants:
                     constants[name] = _constant_before(module, front, name, value, arguments(node)[role])
                 set_argument(node, role, constants[name])
+        self._write_float_parameters(module)
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
+
+    def _write_float_parameters(self, module: GraphModule) -> None:
+        """Copies the trained parameters of operators that stay in float. They have the same names in `module`."""
+        trained, written = dict(self.graph_module.named_parameters()), dict(module.named_parameters())
+        for name, _ in self.quantized.module.named_parameters():
+            if name in trained and name in written:
+                written[name].copy_(trained[name])
 
     def _constants_of(self, layer: WeightedLayer) -> dict[str, tuple[str, Tensor]]:
         """Returns the names and the values of the trained weight and bias of `layer`, by their roles."""
@@ -175,16 +190,19 @@ class TrainableModel(nn.Module):
         return found
 
 
-def _mapped(module: GraphModule, leaves: list[Any], structure: pytree.TreeSpec) -> Any:
+def _mapped(
+    module: GraphModule, leaves: list[Any], arguments_of_sample: Callable[[Sequence[Any]], tuple[Any, Any]]
+) -> Any:
     """Returns the outputs of `module` for samples along the first dimension of the tensors in `leaves`.
 
-    Outputs that are not tensors, such as None, are returned once.
+    `arguments_of_sample` makes the positional and the keyword arguments from the leaves of one sample. Outputs that are
+    not tensors, such as None, are returned once.
     """
     found: list[Any] = []
     form: list[pytree.TreeSpec] = []
 
     def one(*sample: Any) -> tuple[Tensor, ...]:
-        args, kwargs = pytree.tree_unflatten(sample, structure)
+        args, kwargs = arguments_of_sample(sample)
         found[:], output_form = pytree.tree_flatten(module(*args, **kwargs))
         form[:] = [output_form]
         return tuple(value for value in found if isinstance(value, Tensor))
