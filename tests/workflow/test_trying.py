@@ -244,7 +244,7 @@ def test_wrong_uses_are_typed(
     quantized: openneutron.QuantizedModel, program: openneutron.NeutronProgram, tmp_path: Path
 ) -> None:
     other = replace(quantized, example_inputs=(IMAGES[:1, :, :16],))
-    with pytest.raises(ModelError, match="not that of the program"):
+    with pytest.raises(ModelError, match="was not lowered from this quantized model"):
         try_changes(program, other, board(1000))
     with pytest.raises(OptionError, match="Changes are tried for a board"):
         try_changes(program, quantized, "imxrt700")
