@@ -240,8 +240,28 @@ class TestBatches:
         with pytest.raises(OptionError, match=f"does not run in batches of 8: .*({reason}).* Leave batch_size out"):
             calibrate(module, singles(8), CalibrationOptions(batch_size=8))
 
+    @pytest.mark.parametrize("network", [nn.LSTM, nn.GRU, nn.RNN])
+    def test_a_recurrent_network_in_float_runs_one_sample_at_a_time(self, network: Callable[..., nn.Module]) -> None:
+        model = seeded(lambda: Reads(network(4, 8, batch_first=True))).eval()
+        samples = torch.split(torch.randn(16, 5, 4, generator=torch.Generator().manual_seed(0)), 1)
+        quantized = quantize(model, samples[:1], samples, recover=None, layers={"network": "float"}, progress=False)
+        for sample in samples:
+            torch.testing.assert_close(quantized(sample), model(sample), atol=0.05, rtol=0)
+
     def test_batches_of_the_prepared_model_are_proven_exact(self) -> None:
         assert batching_failure(bare_graph(prepared()), singles(3), Batches(3)) is None
+
+
+class Reads(nn.Module):
+    """The last output of a recurrent network, and a linear."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.head = network, nn.Linear(8, 3)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.network(steps)[0][:, -1])
+        return scores
 
 
 class Returns(nn.Module):

@@ -20,6 +20,7 @@ from openneutron.ops.declared import layer_kind
 from openneutron.ops.facts import LayerKind
 from openneutron.ops.fusion import is_activation, takes_activation
 from openneutron.ops.graph_builder import replace_with_reshape
+from openneutron.ops.recurrent import is_recurrent_network
 from openneutron.ops.shapes import needs_strides, takes_sizes
 from openneutron.passes.add_input_guards import GUARDS
 from openneutron.passes.functionalize import writes_memory
@@ -238,6 +239,11 @@ def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batche
     batches = replace(batches, size=len(samples))
     if any(isinstance(value, Tensor) and value.dim() == 0 for inputs in samples for value in inputs):
         return "An input has no dimensions."
+    # Torch's kernels do not check that states, which may be constants, have the batch of the input. They would read
+    # memory beyond the states.
+    network = next(filter(is_recurrent_network, single.graph.nodes), None)
+    if network is not None:
+        return f"'{network.name}' ({op_name(network)}) does not check the batch of its states."
     expected = [(each := _Trial(single, inputs)).run() for inputs in samples]
     batched = _Trial(batched_graph(single, batches), batches.concatenate(samples))
     try:

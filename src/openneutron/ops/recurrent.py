@@ -19,7 +19,7 @@ from openneutron.ops.intervals import Interval
 from openneutron.ops.op_instance import OpInstance
 from openneutron.ops.spec import constraint
 
-__all__ = ["CELL_LIMIT", "DECOMPOSED", "is_cell_state"]
+__all__ = ["CELL_LIMIT", "DECOMPOSED", "is_cell_state", "is_recurrent_network"]
 
 aten = torch.ops.aten
 
@@ -420,6 +420,11 @@ def _decompose_network(rewriting: Rewriting) -> list[Node]:
 def is_cell_state(node: Node) -> bool:
     """Returns whether `node` is the cell state of an LSTM, in one tensor, after or before a step."""
     return str(node.meta.get(SHARED_QPARAMS, "")).endswith(f" {CELL_ROLE}")
+
+
+def is_recurrent_network(node: Node) -> bool:
+    """Returns whether `node` calls a recurrent network of several steps, which no decomposition replaced."""
+    return op_name(node) in {f"aten.{name}.input" for name in _BECOMES}
 
 
 def _reads_output(rewriting: Rewriting, number: int) -> bool:
