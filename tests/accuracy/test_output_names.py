@@ -101,6 +101,10 @@ def test_verbs_name_outputs(detector: Path) -> None:
         ({"a.b": 1, "a": {"b": 2}}, 2, ("output 0", "output 1")),
         ({"a": 1}, 2, ("output 0", "output 1")),
         ({3: 1}, 1, ("output 0",)),
+        ({"output 1": 1, 1: 2}, 2, ("output 0", "output 1")),
+        ({"output 1": 1, "output 0": 2}, 2, ("output 1", "output 0")),
+        ({"output 1": 1, 1: 2, "output 0": 3, "b": 4}, 4, ("output 0", "output 1", "output 2", "b")),
+        ({"output 1": 1, "b": 2, 1: 3}, 3, ("output 1", "b", "output 2")),
     ],
 )
 def test_names_in_trees(tree: Any, count: int, names: tuple[str, ...]) -> None:

@@ -135,7 +135,9 @@ def output_names(text: str | None, count: int, unnamed: str = "output {}") -> tu
     """Returns a name for each of `count` outputs from the tree of outputs that torch.export serialized.
 
     An output within a dict or a dataclass has the name of its path: "boxes", "heads.0.scores". Every other output has
-    the name `unnamed` with its position; so have all outputs if the tree is unknown, and two outputs of one name.
+    the name `unnamed` with its position; so have all outputs if the tree is unknown, two outputs of one name, and an
+    output whose name is the numbered name of another output. The names differ, unless `unnamed` has no place for the
+    position. Takes linear time.
     """
     try:
         paths = [] if text is None else _paths_in(json.loads(text)[1], ())
@@ -145,7 +147,15 @@ def output_names(text: str | None, count: int, unnamed: str = "output {}") -> tu
         paths = [()] * count
     names = [".".join(map(str, path)) if any(isinstance(key, str) for key in path) else "" for path in paths]
     times = Counter(names)
-    return tuple(name if name and times[name] == 1 else unnamed.format(i) for i, name in enumerate(names))
+    numbered = [unnamed.format(i) for i in range(count)]
+    kept = {name: i for i, name in enumerate(names) if name and times[name] == 1}
+    left = [i for i, name in enumerate(names) if name not in kept]
+    while left:  # a name that is numbered can take the name of another output
+        i = left.pop()
+        names[i] = numbered[i]
+        if numbered[i] in kept:
+            left.append(kept.pop(numbered[i]))
+    return tuple(names)
 
 
 def _paths_in(tree: Mapping[str, Any], path: Path) -> list[Path]:
