@@ -294,11 +294,34 @@ def test_a_failure_to_remove_a_temporary_folder(
     (folder / "file").write_bytes(b"x")
     remove, left = shutil.rmtree, [OSError(errno.EBADF, "Bad file descriptor")] * failures
 
-    def failing(path: str) -> None:
+    def failing(path: str, *, ignore_errors: bool) -> None:
         if left:
             raise left.pop()
-        remove(path)
+        remove(path, ignore_errors=ignore_errors)
 
     monkeypatch.setattr(shutil, "rmtree", failing)
     remove_folder(folder)
     assert folder.exists() == (failures == 2)
+
+
+@pytest.mark.parametrize(("failures", "left"), [(1, None), (1000, ["b"])], ids=["once", "always"])
+def test_a_temporary_file_that_cannot_be_removed(
+    failures: int, left: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other files are removed. The second try removes a file that the first one could not remove."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_bytes(b"x")
+    unlink = os.unlink
+    failed: list[Any] = []
+
+    def failing(path: Any, **options: Any) -> None:
+        if os.path.basename(path) == "b" and len(failed) < failures:
+            failed.append(path)
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", failing)
+    remove_folder(folder)
+    assert (names_in(folder) if folder.exists() else None) == left

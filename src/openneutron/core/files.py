@@ -326,12 +326,12 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> No
 def remove_folder(path: str | os.PathLike[str]) -> None:
     """Removes a folder with temporary files. Ignores errors, because the work in it has ended.
 
-    It tries twice: a signal may interrupt the first try. Even with `ignore_errors`, `rmtree` raises errors of closing.
+    It tries twice: a signal may interrupt the first try. A file that cannot be removed stays, and all others are
+    removed. Even with `ignore_errors`, `rmtree` raises errors of closing.
     """
     for _ in range(2):
         with suppress(OSError):
-            shutil.rmtree(path)
-            return
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _with_remedy(error: OSError, path: Path) -> str:
