@@ -189,6 +189,15 @@ def test_known_coefficients_are_recovered(target: str, noise: float) -> None:
     assert found.costs.source == "a test"
 
 
+@pytest.mark.parametrize("target", ["imxrt700", "imx95"])
+@pytest.mark.parametrize("cycles", [0.0, 4450.0])
+def test_the_start_of_an_operator_is_found_from_a_target_without_it(target: str, cycles: float) -> None:
+    truth = Costs(operator_cycles=3000, bytes_per_cycle=8)
+    found = fit_costs([made_up(target, truth, 0.0)], Costs(operator_cycles=cycles)).costs
+    assert found.operator_cycles == pytest.approx(3000, rel=0.03)
+    assert found.bytes_per_cycle == pytest.approx(8, rel=0.03)
+
+
 def test_wrong_rows_do_not_matter() -> None:
     truth = Costs(operator_cycles=1200, bytes_per_cycle=3, compute=COMPUTE)
     summary = made_up("imxrt700", truth, 0.0, 80)

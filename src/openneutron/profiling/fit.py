@@ -92,6 +92,7 @@ class _Row:
 def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> CostFit:
     """Fits the coefficients to summaries with profiles. The fit begins with `base`, the coefficients of the target.
 
+    If `base` has no cycles to start an operator, the fit begins with those of `Costs()`: 0 has no logarithm.
     If the fit increases the median relative error, to more than `GOOD_ERROR`, returns `base` with a `FitWarning`.
 
     Raises `InputError` for profiles of boards with different NPUs, and for fewer than `LEAST_ROWS` rows whose operators
@@ -154,7 +155,8 @@ def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves:
     Gauss-Newton steps on the logarithms of the coefficients: the cycles to start an operator, those to move a byte, the
     common factor of computations, and for each kind its factor relative to the common one."""
     factors = [base.compute_factor(kind) for kind in kinds]
-    start = np.log(np.maximum([base.operator_cycles, 1 / base.bytes_per_cycle, 1.0, *factors], _LEAST_COEFFICIENT))
+    cycles = base.operator_cycles or Costs().operator_cycles
+    start = np.log(np.maximum([cycles, 1 / base.bytes_per_cycle, 1.0, *factors], _LEAST_COEFFICIENT))
     precision = np.array([_PRIOR**-2] * 3 + [_PRIOR_OF_KIND**-2] * len(kinds))
     measured = np.log([row.cycles for row in rows])
     found = start.copy()
