@@ -21,6 +21,7 @@ from openneutron.settings.checks import check_settings
 from openneutron.settings.declaration import _check_limits
 from openneutron.settings.model_texts import LIBRARIES, arguments_in, check_model
 from openneutron.settings.values import KINDS
+from openneutron.workflow.from_settings import _shown
 
 FIELDS = [field for section in SECTIONS for field in fields_of(section)]
 
@@ -91,6 +92,25 @@ def test_paths_are_relative_to_the_file_in_any_current_folder(tmp_path: Path, mo
     settings.check_paths()
     write_settings("copy.toml", settings)
     assert tomllib.loads(Path("copy.toml").read_text())["data"]["calibrate"] == "../a/data"
+
+
+@pytest.mark.parametrize("name", ["calibrate", "weights"])
+@pytest.mark.parametrize("is_path", [True, False])
+def test_a_path_does_not_become_a_word(
+    name: str, is_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words "random" and "none" also name folders and files, if they are given as "./random" or "folder/random"."""
+    monkeypatch.chdir(tmp_path)
+    (word,) = (word for field in FIELDS if field.name == name for word in field.words)
+    Path(word).write_text("")
+    Path("openneutron.toml").write_text("")
+    settings = Settings.of({name: f"{tmp_path}/{word}" if is_path else word})
+    expected = f"./{word}" if is_path else word
+    assert _shown(settings) == {name: expected}
+    write_settings("openneutron.toml", settings)
+    read = read_settings("openneutron.toml")
+    assert [values for values in read.given().values() if values] == [{name: expected}]
+    assert _shown(read) == {name: expected}
 
 
 def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ def check_settings(
 
     `required` are the names of settings that must be given: "model", "calibrate", "evaluate". `uses` are the names of
     settings whose paths must exist; None stands for all. `allows_random` says whether required calibration data may be
-    random. Raises `OptionError` for a setting that is missing or wrong,
-    `TargetError` for an unknown target or a wrong board file, and `InputError` for a missing file.
+    random.
+
+    Raises `OptionError` for a setting that is missing or wrong, `TargetError` for an unknown target or a wrong board
+    file, and `InputError` for a missing file.
     """
     for name in required:
         if _REQUIRED[name][1](settings) is None:

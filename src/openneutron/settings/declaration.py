@@ -269,6 +269,10 @@ class Field:
             return value.rpartition(":")[0] if is_file_reference(value) else None
         return value
 
+    def not_a_word(self, path: str) -> str:
+        """Returns a path in a form that is not one of `words`: "./random" for a folder with the name "random"."""
+        return f"./{path}" if self.is_word(path) else path
+
     def is_word(self, value: str) -> bool:
         """Whether a value is one of `words`."""
         return value in self.words or value.startswith(tuple(word for word in self.words if word.endswith(":")))

@@ -68,7 +68,7 @@ def _from_folder(declared: Field, value: Any, folder: Path) -> Any:
     shown = os.path.normpath(folder / path)
     # Beyond a link, ".." leads from the folder that the link leads to.
     real = os.path.realpath(os.path.join(os.path.realpath(folder), path))
-    return (shown if os.path.realpath(shown) == real else real) + value[len(path) :]
+    return declared.not_a_word((shown if os.path.realpath(shown) == real else real) + value[len(path) :])
 
 
 def write_settings(file: str | os.PathLike[str], settings: Settings) -> None:
@@ -131,7 +131,7 @@ def _to_folder(declared: Field, value: Any, folder: Path) -> Any:
     base = os.path.realpath(folder)
     is_on_one_drive = os.path.splitdrive(shown)[0] == os.path.splitdrive(base)[0]
     relative = os.path.relpath(shown, base) if is_on_one_drive else shown
-    return Path(relative).as_posix() + value[len(path) :]
+    return declared.not_a_word(Path(relative).as_posix() + value[len(path) :])
 
 
 def template() -> str:

@@ -373,7 +373,7 @@ def _shown(settings: Settings) -> dict[str, Any]:
 
 def _without_folder(declared: Field, value: Any) -> Any:
     path = declared.path_in(value)
-    return value if path is None else (Path(path).name or path) + value[len(path) :]
+    return value if path is None else declared.not_a_word((Path(path).name or path) + value[len(path) :])
 
 
 def _today() -> str:
