@@ -222,6 +222,43 @@ def test_vectors_are_read_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "outputs", "values"),
+    [
+        (["input0", "output0", "output1"], ["boxes", "scores"], [0, 1, 2]),
+        (["input0", "boxes", "scores"], ["boxes", "scores"], [0, 1, 2]),
+        (["x", "scores", "boxes"], ["boxes", "scores"], [0, 2, 1]),
+        (["input0", "output1", "output2"], ["output1", "output2"], [0, 1, 2]),
+        (["input0", "output0", "output1"], ["output1", "output2"], [0, 1, 2]),
+        (["input0", "x", "y"], ["x", "y"], [0, 1, 2]),
+    ],
+)
+def test_vectors_with_names(tmp_path: Path, names: list[str], outputs: list[str], values: list[int]) -> None:
+    """Arrays have positions, or the names that `run` gives outputs."""
+    arrays: dict[str, Any] = {name: np.full((2, 1), value, np.float32) for value, name in enumerate(names)}
+    np.savez(tmp_path / "vectors.npz", **arrays)
+    ports = [Port(name, "float32", (1,)) for name in ("x", *outputs)]
+    found = read_vectors(tmp_path / "vectors.npz", ports[:1], ports[1:])
+    rows = [[*inputs, *results] for inputs, results in zip(found.inputs, found.outputs, strict=True)]
+    assert [[int(value) for value in row] for row in rows] == [values] * 2
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["x", "output0"], "lack the array 'input0'"),
+        (["input0", "boxes"], "lack the array 'output0'"),
+    ],
+)
+def test_vectors_with_names_of_others(tmp_path: Path, names: list[str], message: str) -> None:
+    """A name of an input and an output is the output's. Some of the names are not enough."""
+    arrays: dict[str, Any] = {name: np.zeros((2, 1), np.float32) for name in names}
+    np.savez(tmp_path / "vectors.npz", **arrays)
+    ports = [Port(name, "float32", (1,)) for name in ("x", "boxes", "x")]
+    with pytest.raises(InputError, match=message):
+        read_vectors(tmp_path / "vectors.npz", ports[:1], ports[1:])
+
+
+@pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"input0": np.zeros((2, *IMAGE), np.int8)}, "lack the array 'output0'"),

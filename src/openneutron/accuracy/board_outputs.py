@@ -90,10 +90,10 @@ class BoardDifference:
     """The index of the element with the largest difference."""
     expected: float
     given: float
-    name: str
-    """The name of the output: its path in a dict or dataclass ("boxes"), or "output 0"."""
     where: str
     """What the differing elements have in common, such as "all in channel 3"; empty if nothing."""
+    name: str
+    """The name of the output: its path in a dict or dataclass ("boxes"), or "output 0"."""
 
 
 @dataclass(frozen=True)
@@ -402,7 +402,7 @@ def _difference(case: BoardCase, output: int, name: str) -> BoardDifference:
     tensor = case.outputs[output]
     pairs = sorted(pair for pair in case.observed if pair[1] == output and case.observed[pair].size == tensor.size)
     distances = {pair: lsb_distance(case.observed[pair], case.expected[pair[0]][output], tensor) for pair in pairs}
-    row = BoardDifference(output, tensor.shape, str(tensor.dtype), len(pairs), 0, 0, 0.0, 0, (), 0.0, 0.0, name, "")
+    row = BoardDifference(output, tensor.shape, str(tensor.dtype), len(pairs), 0, 0, 0.0, 0, (), 0.0, 0.0, "", name)
     if not pairs or not tensor.size:
         return row
     worst = max(pairs, key=lambda pair: float(distances[pair].max()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,9 @@ def computed_vectors(program: HostProgram, samples: Iterable[Any] | None, count:
 def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: Sequence[Port]) -> Vectors:
     """Reads vectors from a .npz file with the arrays input0, input1, ..., output0, ... of shape [vectors, *shape].
 
+    The arrays may have the names of all inputs, or of all outputs, instead: those of `run_files` ("boxes"). If an input
+    and an output have the same name, it is that of the output.
+
     Raises `InputError` if the file cannot be read, lacks an array, or if an array does not fit.
     """
     try:
@@ -122,9 +125,20 @@ def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: 
             f"'{os.fspath(path)}' contains no test vectors. Save arrays with equal first dimensions, the number of "
             "vectors."
         )
-    columns = [_column(arrays, f"input{i}", port, counts) for i, port in enumerate(inputs)]
-    results = [_column(arrays, f"output{i}", port, counts) for i, port in enumerate(outputs)]
+    names = {port.name for port in outputs}
+    columns = _columns(arrays, "input", inputs, arrays.keys() - names, counts)
+    results = _columns(arrays, "output", outputs, arrays.keys(), counts)
     return Vectors(tuple(zip(*columns, strict=True)), tuple(zip(*results, strict=True)))
+
+
+def _columns(
+    arrays: Mapping[str, Any], prefix: str, ports: Sequence[Port], names: Set[str], counts: set[int]
+) -> list[list[Any]]:
+    """Returns the values of inputs or outputs: the arrays with their names if `names` has all of these, else the
+    arrays with `prefix` and their positions.
+    """
+    has_names = all(port.name in names for port in ports if port.dtype is not None)
+    return [_column(arrays, port.name if has_names else f"{prefix}{i}", port, counts) for i, port in enumerate(ports)]
 
 
 def _arrays_in(path: str | os.PathLike[str]) -> dict[str, Any]:
