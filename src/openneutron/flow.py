@@ -30,6 +30,7 @@ from openneutron.model.examples import Examples, examples_of, leaves_of
 from openneutron.model.exporting import (
     as_module,
     check_eval,
+    check_gradients,
     digests,
     export,
     is_prepared,
@@ -120,10 +121,11 @@ def quantize(
       list.
 
     Raises `ModelError` for a model that is in train mode, has dynamic shapes, is not float32, or has an unsupported
-    form; `InputError` for example inputs that the model does not take; `CalibrationError` if there are no calibration
-    inputs, or inputs with another shape or dtype or with values that are not finite; `TargetError` for an unknown
-    target; `OptionError` for invalid options.
+    form, and in `torch.inference_mode()`; `InputError` for example inputs that the model does not take;
+    `CalibrationError` if there are no calibration inputs, or inputs with another shape or dtype or with values that are
+    not finite; `TargetError` for an unknown target; `OptionError` for invalid options.
     """
+    check_gradients("quantize")
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     options = _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options)
     spec = NeutronTargetSpec(target)

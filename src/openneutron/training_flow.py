@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
@@ -17,7 +17,7 @@ from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.flow import quantize
 from openneutron.model.data import Data, forms_of, inputs_in
 from openneutron.model.examples import arguments_of, examples_of
-from openneutron.model.exporting import check_eval, is_quantized
+from openneutron.model.exporting import check_eval, check_gradients, is_quantized
 from openneutron.model.state import has_state
 from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.weighted_layers import layers_of
@@ -27,6 +27,9 @@ from openneutron.training.layer_states import compare_states, floats_of, recurre
 from openneutron.training.trainable import TrainableModel
 
 __all__ = ["distill", "finish_training", "prepare_training"]
+
+LARGEST_RATE = 1000
+"""The largest rate of `distill`, in int8 steps. An int8 tensor has 255 steps, so no training needs a larger one."""
 
 
 @traces_alone
@@ -57,8 +60,9 @@ def prepare_training(
     parameters of operators that stay in float. Other constants, such as the weights of a layer norm, are not.
 
     Raises what `quantize` raises, `OptionError` for calibration data or options beside a quantized model, and
-    `ModelError` for a model without a layer that is quantized.
+    `ModelError` for a model without a layer that is quantized and in `torch.inference_mode()`.
     """
+    check_gradients("prepare_training")
     if not isinstance(learn_ranges, bool):
         raise OptionError(f"learn_ranges takes True or False, not {learn_ranges!r}.")
     if isinstance(model, TrainableModel):
@@ -93,16 +97,17 @@ def distill(
     - `seconds`, `steps`: training ends when one of them is reached. `rate` decreases to 0 until then.
     - `model`: the float model, for a module of the documented flow. Otherwise, the float graph of `quantize` is used,
       and the states of recurrent layers are compared besides the outputs, which trains these layers faster.
-    - `rate`: the change of a weight in one update, in int8 steps. `batch`: the number of samples of an update.
+    - `rate`: the change of a weight in one update, in int8 steps, at most 1000. `batch`: the number of samples of an
+      update.
 
     The module ends with the parameters that have the least error on the held-out inputs. These are the parameters of
     the start if no update reduces the error. Raises `OptionError` for invalid numbers, `InputError` for data that the
     model does not take, and `ModelError` for a model with state or without a float graph, for a model without an
-    output of floating point that depends on trained parameters, and for a float model in train mode or with outputs of
-    other shapes.
+    output of floating point that depends on trained parameters, for a float model in train mode or with outputs of
+    other shapes, and in `torch.inference_mode()`.
     """
-    if not isinstance(module, TrainableModel):
-        raise ModelError(f"distill() takes a module from prepare_training(), not {type(module).__name__}.")
+    check_gradients("distill")
+    _check_is_trainable(module, "distill")
     _check_numbers(seconds, rate, batch, steps)
     if has_state(module.graph_module):
         raise ModelError("This model has state. Train it step by step with an optimizer of your own.")
@@ -114,7 +119,8 @@ def distill(
     with typed_errors("Training the model"):
         comparison = _comparison(module, teacher, samples, with_states=model is None)
         comparison.check_outputs()
-        return train_towards(module, comparison, seconds=seconds, steps=steps, rate=rate, batch=batch)
+        limit = min(seconds, sys.float_info.max)
+        return train_towards(module, comparison, seconds=limit, steps=steps, rate=rate, batch=batch)
 
 
 def _comparison(module: TrainableModel, teacher: Any, samples: Samples, *, with_states: bool) -> ComparedValues:
@@ -141,17 +147,38 @@ def _comparison(module: TrainableModel, teacher: Any, samples: Samples, *, with_
     )
 
 
+def _check_is_trainable(module: Any, function: str) -> None:
+    if not isinstance(module, TrainableModel):
+        raise ModelError(
+            f"{function}() takes a module from prepare_training(), not {type(module).__name__}. Call "
+            "prepare_training() first."
+        )
+
+
 def _check_numbers(seconds: float, rate: float, batch: int, steps: int | None) -> None:
-    for name, number in {"seconds": seconds, "rate": rate}.items():
-        if isinstance(number, bool) or not isinstance(number, Real) or not number > 0:
-            raise OptionError(f"{name} must be a number above 0, not {number!r}.")
-    for name, count in {"batch": batch, "steps": 1 if steps is None else steps}.items():
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            raise OptionError(f"{name} must be an integer above 0, not {count!r}.")
-    if math.isinf(rate):
-        raise OptionError("rate must be finite. Give a rate such as 0.02, which suits most models.")
-    if math.isinf(seconds) and steps is None:
+    if not _is_number(seconds) or not seconds > 0:
+        raise OptionError(f"seconds must be a number above 0, not {seconds!r}. Give a number such as 600.")
+    if not _is_number(rate) or not 0 < rate <= LARGEST_RATE:
+        raise OptionError(
+            f"rate must be a number of int8 steps above 0 and at most {LARGEST_RATE}, not {rate!r}. Give a rate such "
+            "as 0.02, which suits most models."
+        )
+    if not _is_count(batch):
+        raise OptionError(f"batch must be an integer above 0, not {batch!r}. Give an integer such as 32.")
+    if steps is not None and not _is_count(steps):
+        raise OptionError(
+            f"steps must be an integer above 0, not {steps!r}. Give an integer such as 1000, or leave steps out."
+        )
+    if seconds > sys.float_info.max and steps is None:
         raise OptionError("Training without a limit of seconds needs a number of steps. Give steps=...")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _teacher(module: TrainableModel, model: Any) -> Any:
@@ -160,7 +187,10 @@ def _teacher(module: TrainableModel, model: Any) -> Any:
     if teacher is None:
         raise ModelError("The documented flow keeps no float graph. Give the float model as model=...")
     if not callable(teacher):
-        raise ModelError(f"model=... must be the float model, not {type(teacher).__name__}.")
+        raise ModelError(
+            f"model=... must be the float model, not {type(teacher).__name__}. Give the module or function from which "
+            "the quantized model was made."
+        )
     if isinstance(teacher, nn.Module):
         check_eval(teacher, "distill")
     return teacher
@@ -173,8 +203,7 @@ def finish_training(module: TrainableModel) -> QuantizedModel:
     The float graph of the result (`reference`), with which `analyze` compares, has the trained weights. Raises
     `ModelError` for a module that `prepare_training` did not return.
     """
-    if not isinstance(module, TrainableModel):
-        raise ModelError(f"finish_training() takes a module from prepare_training(), not {type(module).__name__}.")
+    _check_is_trainable(module, "finish_training")
     with typed_errors("Converting the trained model"):
         trained = replace(module.quantized, module=module.converted(), reference=module.reference())
     trained.reset()

@@ -14,7 +14,7 @@ from tests.flow_support import convert, seeded
 from tests.state_models import RingBuffer
 from torch import Tensor, nn
 
-from openneutron import distill, finish_training, prepare_training, quantize
+from openneutron import distill, finish_training, lower, prepare_training, quantize
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.training.distillation import parameter_groups
 from openneutron.training.trainable import TrainableModel
@@ -149,19 +149,36 @@ def test_a_model_without_scores_is_refused(change: Callable[[Tensor], Any]) -> N
     ("name", "value"),
     [
         ("seconds", "600"), ("seconds", None), ("seconds", True), ("seconds", 0), ("seconds", math.nan),
-        ("seconds", math.inf), ("rate", 0), ("rate", math.inf), ("rate", [1]), ("batch", 1.5), ("batch", math.inf),
-        ("batch", True), ("batch", 0), ("steps", 1.5), ("steps", -1), ("steps", torch.tensor(2)),
+        ("seconds", math.inf), ("seconds", 10**400), ("rate", 0), ("rate", math.inf), ("rate", math.nan),
+        ("rate", 1e300), ("rate", 10**400), ("rate", 1001), ("rate", [1]), ("batch", 1.5), ("batch", math.inf),
+        ("batch", True), ("batch", 0), ("steps", 1.5), ("steps", 0), ("steps", -1), ("steps", torch.tensor(2)),
     ],
 )  # fmt: skip
 def test_invalid_numbers_are_refused(name: str, value: Any, module: TrainableModel) -> None:
     options = {name: value}
-    with pytest.raises(OptionError, match=f"{name}|Training without a limit of seconds"):
+    with pytest.raises(OptionError, match=rf"({name}|Training without a limit of seconds).*\. Give "):
         distill(module, inputs(8), **options)
 
 
-def test_numbers_of_numpy_and_no_limit_of_seconds_are_valid(module: TrainableModel) -> None:
-    found = distill(module, inputs(8), math.inf, steps=np.int64(2), rate=np.float32(0.02), batch=np.int32(3))  # type: ignore[arg-type]
+@pytest.mark.parametrize("seconds", [math.inf, 10**400])
+def test_numbers_of_numpy_and_no_limit_of_seconds_are_valid(seconds: float, module: TrainableModel) -> None:
+    found = distill(module, inputs(8), seconds, steps=np.int64(2), rate=np.float32(0.02), batch=np.int32(3))  # type: ignore[arg-type]
     assert found.steps == 2
+
+
+def test_functions_that_need_gradients_refuse_inference_mode(module: TrainableModel) -> None:
+    """`lower` needs no gradients."""
+    model, data = seeded(Reader).eval(), inputs(8)
+    calls: dict[str, Callable[[], Any]] = {
+        "quantize": lambda: quantize(model, data[:1], data),
+        "prepare_training": lambda: prepare_training(model, data[:1], data),
+        "distill": lambda: distill(module, data),
+    }
+    with torch.inference_mode():
+        for name, call in calls.items():
+            with pytest.raises(ModelError, match=rf"^{name}\(\) needs gradients.*\. Call {name}\(\) outside of it"):
+                call()
+        assert lower(module.quantized).buffer
 
 
 class Scaled(Reader):
@@ -183,10 +200,12 @@ def test_a_scalar_is_stacked_with_the_samples_or_refused() -> None:
 
 def test_wrong_use() -> None:
     model, module = prepared()
-    with pytest.raises(ModelError, match="from prepare_training"):
+    with pytest.raises(ModelError, match=r"from prepare_training.*Call prepare_training\(\) first"):
         distill(model, inputs(8))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="rate must be"):
         distill(module, inputs(8), rate=0)
+    with pytest.raises(ModelError, match=r"not str\. Give the module or function"):
+        distill(module, inputs(8), model="x")
     with pytest.raises(InputError, match="two samples"):
         distill(module, inputs(1))
     with pytest.raises(InputError):

@@ -41,6 +41,7 @@ from openneutron.model.state import initial_states, keep_assignments
 __all__ = [
     "as_module",
     "check_eval",
+    "check_gradients",
     "digests",
     "export",
     "is_exported",
@@ -269,6 +270,15 @@ def is_prepared(module: object) -> bool:
         node.op == "call_module" and isinstance(attribute(module, str(node.target)), _OBSERVERS)
         for node in module.graph.nodes
     )
+
+
+def check_gradients(function: str) -> None:
+    """Raises `ModelError` in `torch.inference_mode()`, whose tensors have no gradients later, either."""
+    if torch.is_inference_mode_enabled():
+        raise ModelError(
+            f"{function}() needs gradients, which torch.inference_mode() turns off. Call {function}() outside of it; "
+            "torch.no_grad() is accepted."
+        )
 
 
 def check_eval(module: nn.Module, function: str) -> None:
