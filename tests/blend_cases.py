@@ -95,6 +95,8 @@ REJECTED = (
         for name in ("add", "sub", "mul", "maximum", "minimum")
     ),
     Rejected("addcdiv", "divides_by_positive_values", "", of(torch.addcdiv), (IMAGE, IMAGE, IMAGE)),
+    Rejected("addcdiv", "divides_by_positive_values", "by observed values above 0",
+             of(lambda x, y, z: torch.addcdiv(x, y, z + 9)), (IMAGE, IMAGE, IMAGE)),
     Rejected("pairwise_distance", "has_a_simple_order", "", of(lambda x, y: F.pairwise_distance(x, y, 3)),
              (ROWS, ROWS)),
     Rejected("cdist", "has_a_simple_order", "", of(lambda x, y: torch.cdist(x, y, 3)), (ROWS, ROWS)),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch.fx import Node
 
-from openneutron.core.fx import arguments, is_dequantize
+from openneutron.core.fx import arguments, is_dequantize, is_quantize
 from openneutron.ops.declared import facts_of
 from openneutron.ops.facts import never_negative
 from openneutron.ops.op_instance import OpInstance
@@ -18,13 +18,18 @@ _DEPTH = 16
 
 
 def is_never_negative(instance: OpInstance, value: object, depth: int = _DEPTH) -> bool:
-    """Whether `value`, a node or a number, is never negative."""
+    """Whether `value`, a node or a number, is never negative.
+
+    The observed range of a quantized value is no evidence, because decompositions are chosen before quantization.
+    """
+    while isinstance(value, Node) and is_dequantize(value) and is_quantize(quantized := value.all_input_nodes[0]):
+        value = quantized.args[0]
     if not isinstance(value, Node):
         return isinstance(value, (int, float)) and value >= 0
     if (constant := instance.constant_of(value)) is not None:
         return bool((constant >= 0).all())
     facts = facts_of(value)
-    if facts.sign is never_negative or (is_dequantize(value) and value.args[2] == value.args[3]):
+    if facts.sign is never_negative:
         return True
     if depth == 0 or value.op != "call_function":
         return False
