@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALLED := $(VENV)/.openneutron-installed
 BENCHMARK_PACKAGES := $(VENV)/.openneutron-benchmark-packages
-SOURCES := $(shell find src csrc -name '*.py' -o -name '*.pyi' -o -name 'py.typed' -o -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find src csrc -type f ! -name '*.pyc' ! -name '_host*.so' ! -path '*.egg-info/*')
 
 .PHONY: demo lint test test-rest test-all dev check soak mutants sanitize fuzz faults bench fidelity suite scaling docs site clean
 .DELETE_ON_ERROR:
