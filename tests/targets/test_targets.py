@@ -9,6 +9,17 @@ from openneutron.errors import OptionError, TargetError
 from openneutron.targets import ASSUMED_MACS_PER_PIPELINE, TARGETS, Generation, HardwareVersion, generation_of_flavor
 
 LEGACY, MODERN = Generation.LEGACY, Generation.MODERN
+FACTS: tuple[tuple[str, str | None, str, int | None, HardwareVersion | None], ...] = (
+    ("mcxn94x", "N1-16", "Neutron-C", 16, HardwareVersion.N1),
+    ("mcxn54x", "N1-16", "Neutron-C", 16, HardwareVersion.N1),
+    ("imxrt700", "N3-64", "Neutron-C", 64, HardwareVersion.N3),
+    ("imx95", "N3-1024S", "Neutron-S", 1024, HardwareVersion.N3),
+    ("imx943", None, "Neutron-S", None, None),
+    ("imx952", None, "Neutron-S", None, None),
+    ("s32n79", None, "Neutron-S", None, None),
+    ("s32k5", None, "Neutron-C", None, None),
+)
+"""The name, the NPU, its class, its MACs per cycle and its hardware version of each chip in the fact sheet."""
 
 
 @pytest.mark.parametrize(
@@ -38,23 +49,11 @@ def test_unknown_flavors(flavor: str) -> None:
 
 
 def test_all_targets_of_the_fact_sheet() -> None:
-    assert set(TARGETS) == {"mcxn94x", "mcxn54x", "imxrt700", "imx95", "imx943", "imx952", "s32n79", "s32k5"}
+    assert set(TARGETS) == {name for name, *_ in FACTS}
     assert all(name == target.name for name, target in TARGETS.items())
 
 
-@pytest.mark.parametrize(
-    ("name", "npu", "neutron_class", "macs", "version"),
-    [
-        ("mcxn94x", "N1-16", "Neutron-C", 16, HardwareVersion.N1),
-        ("mcxn54x", "N1-16", "Neutron-C", 16, HardwareVersion.N1),
-        ("imxrt700", "N3-64", "Neutron-C", 64, HardwareVersion.N3),
-        ("imx95", "N3-1024S", "Neutron-S", 1024, HardwareVersion.N3),
-        ("imx943", None, "Neutron-S", None, None),
-        ("imx952", None, "Neutron-S", None, None),
-        ("s32n79", None, "Neutron-S", None, None),
-        ("s32k5", None, "Neutron-C", None, None),
-    ],
-)
+@pytest.mark.parametrize(("name", "npu", "neutron_class", "macs", "version"), FACTS)
 def test_facts(
     name: str, npu: str | None, neutron_class: str, macs: int | None, version: HardwareVersion | None
 ) -> None:

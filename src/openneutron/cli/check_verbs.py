@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openneutron.cli.file_verbs import InProcess, TryChanges
+from openneutron.cli.file_verbs import PROGRAM_HELP, InProcess, Program, TryChanges
 from openneutron.cli.file_verbs import Quantized as QuantizedOfProgram
 from openneutron.cli.paths import existing, existing_file, existing_program, known_target, quantized_file
 from openneutron.cli.terminal import Terminal
@@ -23,9 +23,6 @@ from openneutron.settings.checks import check_settings
 __all__ = ["add_verbs"]
 
 MODEL_SETTINGS = ("model", "weights")
-Program = Annotated[
-    Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build or of a package.")
-]
 Quantized = Annotated[
     Path | None,
     typer.Option(callback=quantized_file, help="The quantized model (.pt2). By default, that of the folder."),
@@ -112,9 +109,7 @@ def evaluate(
 def validate(
     terminal: Terminal,
     settings: Settings,
-    program: Annotated[
-        Path, typer.Argument(callback=existing, help="A program (.pte), or the folder of a build or of a package.")
-    ],
+    program: Annotated[Path, typer.Argument(callback=existing, help=PROGRAM_HELP)],
     quantized: Quantized = None,
     *,
     against: Annotated[

@@ -28,11 +28,10 @@ from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
 
-__all__ = ["InProcess", "Quantized", "TryChanges", "add_verbs"]
+__all__ = ["PROGRAM_HELP", "InProcess", "Program", "Quantized", "TryChanges", "add_verbs"]
 
-Program = Annotated[
-    Path, typer.Argument(callback=existing_program, help="A program (.pte), or the folder of a build or of a package.")
-]
+PROGRAM_HELP = "A program (.pte), or the folder of a build or of a package."
+Program = Annotated[Path, typer.Argument(callback=existing_program, help=PROGRAM_HELP)]
 TARGET_HELP = "a chip or a board of `openneutron targets`, or a board file (.toml)."
 Target = Annotated[str | None, typer.Option(callback=known_target, help=f"Target of the estimates: {TARGET_HELP}")]
 TryChanges = Annotated[
