@@ -26,7 +26,7 @@ def _channels(op: Op, target: NeutronTarget) -> bool:
 
 
 def _slopes(op: Op, target: NeutronTarget) -> bool:
-    """Accepts the channels in any dimension."""
+    """Whether the slopes, or the channels in either layout if there is one slope, are a multiple of the granularity."""
     shape, slopes = op.inputs[0].shape, max(op.inputs[1].shape, default=1)
     candidates = (slopes,) if slopes > 1 else (shape[1], shape[-1])
     return any(channels % target.channel_granularity == 0 for channels in candidates)

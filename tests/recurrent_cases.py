@@ -27,13 +27,13 @@ def _network(kind: str, *sizes: int, **options: Any) -> nn.Module:
     return network
 
 
-def _given(layer: nn.Module, values: torch.Tensor, *states: torch.Tensor) -> list[torch.Tensor]:
-    """Returns all outputs of a network or a cell, with a first state if there is one."""
+def _all_outputs(layer: nn.Module, values: torch.Tensor, *states: torch.Tensor) -> list[torch.Tensor]:
+    """Returns all outputs of a network or a cell. `states` are the first states, if any."""
     state = (states,) if len(states) > 1 else states
     return flat(layer(values, *state))
 
 
-def _everything(layer: nn.Module, values: torch.Tensor) -> list[torch.Tensor]:
+def _with_states(layer: nn.Module, values: torch.Tensor) -> list[torch.Tensor]:
     """Returns all outputs of a network. Layer states are used in a sum, because states that are only returned remain
     float.
     """
@@ -46,7 +46,7 @@ def _networks(kind: str) -> list[Case]:
         label: str,
         shape: Shape = (STEPS, BATCH, INPUTS),
         states: tuple[Shape, ...] = (),
-        function: Callable[..., Any] = _given,
+        function: Callable[..., Any] = _all_outputs,
         **options: Any,
     ) -> Case:
         def build() -> nn.Module:
@@ -60,7 +60,7 @@ def _networks(kind: str) -> list[Case]:
     return [
         case("outputs", function=lambda layer, x: layer(x)[0]),
         case("last state", batch_first, function=lambda layer, x: flat(layer(x)[1])[0], batch_first=True),
-        case("everything", function=_everything, num_layers=2, dropout=0.5),
+        case("everything", function=_with_states, num_layers=2, dropout=0.5),
         case("without bias", batch_first, bias=False, batch_first=True),
         case("both directions", batch_first, bidirectional=True, batch_first=True),
         case("given state", states=states),
@@ -75,7 +75,7 @@ def _cells(kind: str) -> list[Case]:
         def build() -> nn.Module:
             if kind.startswith("rnn"):
                 options["nonlinearity"] = kind.removeprefix("rnn_")
-            return Function(_given, CELLS[kind](INPUTS, HIDDEN, **options))
+            return Function(_all_outputs, CELLS[kind](INPUTS, HIDDEN, **options))
 
         return Case(f"aten.{kind}_cell.default", label, build, shapes)
 
@@ -99,16 +99,17 @@ def _stack(first: nn.Module, second: nn.Module, values: torch.Tensor) -> Any:
 
 CASES: tuple[Case, ...] = (
     *(case for kind in KINDS for case in (*_networks(kind), *_cells(kind))),
-    Case("aten.lstm.input", "projected", lambda: Function(_everything, nn.LSTM(INPUTS, HIDDEN, 2, proj_size=3)),
+    Case("aten.lstm.input", "projected", lambda: Function(_with_states, nn.LSTM(INPUTS, HIDDEN, 2, proj_size=3)),
          ((STEPS, BATCH, INPUTS),)),
-    Case("aten.lstm.input", "projected, given state", lambda: Function(_given, nn.LSTM(INPUTS, HIDDEN, proj_size=3)),
+    Case("aten.lstm.input", "projected, given state",
+         lambda: Function(_all_outputs, nn.LSTM(INPUTS, HIDDEN, proj_size=3)),
          ((STEPS, BATCH, INPUTS), (1, BATCH, 3), (1, BATCH, HIDDEN))),
     Case("aten.gru.input", "constant state",
          lambda: Function(_constant_state, torch.linspace(-1, 1, HIDDEN).expand(1, BATCH, HIDDEN).contiguous(),
                           nn.GRU(INPUTS, HIDDEN)), ((STEPS, BATCH, INPUTS),)),
     Case("aten.gru.input", "after an LSTM", lambda: Function(_stack, nn.LSTM(INPUTS, HIDDEN), nn.GRU(HIDDEN, HIDDEN)),
          ((STEPS, BATCH, INPUTS),)),
-    Case("aten.gru.input", "large inputs", lambda: Function(_given, nn.GRU(INPUTS, HIDDEN)),
+    Case("aten.gru.input", "large inputs", lambda: Function(_all_outputs, nn.GRU(INPUTS, HIDDEN)),
          ((STEPS, BATCH, INPUTS),), (0.0, 30.0)),
 )  # fmt: skip
 

@@ -242,7 +242,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("network", [nn.LSTM, nn.GRU, nn.RNN])
     def test_a_recurrent_network_in_float_runs_one_sample_at_a_time(self, network: Callable[..., nn.Module]) -> None:
-        model = seeded(lambda: Reads(network(4, 8, batch_first=True))).eval()
+        model = seeded(lambda: LastStep(network(4, 8, batch_first=True))).eval()
         samples = torch.split(torch.randn(16, 5, 4, generator=torch.Generator().manual_seed(0)), 1)
         quantized = quantize(model, samples[:1], samples, recover=None, layers={"network": "float"}, progress=False)
         for sample in samples:
@@ -252,7 +252,7 @@ class TestBatches:
         assert batching_failure(bare_graph(prepared()), singles(3), Batches(3)) is None
 
 
-class Reads(nn.Module):
+class LastStep(nn.Module):
     """The last output of a recurrent network, and a linear."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -280,7 +280,7 @@ class Returns(nn.Module):
 
 
 class Fragile(DistributionObserver):
-    """Ends worker processes, once for each file that is missing; in each call without a folder."""
+    """Ends its worker process: always if FRAGILE_FOLDER is "always", else once, and writes the file `died` there."""
 
     def forward(self, values: Tensor) -> Tensor:
         folder = os.environ.get("FRAGILE_FOLDER")

@@ -76,7 +76,7 @@ class TreatedLayer:
     learned_rounding: bool = False
     """Whether learned rounding has been applied to the weights already."""
     wide_name: str | None = None
-    """The name by which the option `wide` takes the layer; None for a layer that is not such an input of the model."""
+    """The name for the option `wide`, if the layer is an input of the model that can be two int8 tensors; else None."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class AdviceRule:
     why: str
     """The reason. May contain fields of `LayerAccuracy` and `median_code`, the median of `largest_codes`, in braces."""
     what: str
-    """The remedy in words. `{or_round}` is replaced by the alternative of learned rounding, unless it was applied."""
+    """The remedy in words. `{or_round}` is replaced by a text that suggests learned rounding, unless it was applied."""
 
 
 @dataclass(frozen=True)

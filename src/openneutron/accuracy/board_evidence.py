@@ -49,7 +49,7 @@ class ExplainedValues:
     wanted: Array
     tensor: BoardTensor
     tolerance: float
-    """LSBs."""
+    """The largest difference in LSBs that counts as agreement."""
     is_changed: npt.NDArray[np.bool_] | None = None
     """The elements that the explanation changes; None for the elements that differ from the expected outputs."""
 

@@ -48,13 +48,14 @@ def output_diagnoses(case: BoardCase, output: int) -> list[Diagnosis]:
     pairs = case.failing_of(output)
     if not pairs:
         return []
-    found = [Diagnosis(mistake, text, tuple(pairs)) for mistake, text in _specific(case, output, pairs)]
+    found = [Diagnosis(mistake, text, tuple(pairs)) for mistake, text in _specific_mistakes(case, output, pairs)]
     if not found:
         found = [Diagnosis(mistake, text, tuple(pairs)) for mistake, text in _affine(case, output, pairs)]
     return found
 
 
-def _specific(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+def _specific_mistakes(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+    """Yields mistakes other than a wrong scale or zero point, each with its text."""
     tensor = case.outputs[output]
     if (text := _unwritten(case, pairs)) is not None:
         yield "never written", f"Output {output} was never written, or not copied from the right memory: {text}."
@@ -115,12 +116,13 @@ def _shift(case: BoardCase, output: int, pairs: list[Pair]) -> int | None:
     tensor = case.outputs[output]
     for size in range(1, min(_LARGEST_SHIFT, tensor.bytes // 2) + 1):
         for shift in (size, -size):
-            if explains(case, _shifted(case, pairs, shift)):
+            if explains(case, _without_shift(case, pairs, shift)):
                 return shift
     return None
 
 
-def _shifted(case: BoardCase, pairs: list[Pair], shift: int) -> Iterator[ExplainedValues]:
+def _without_shift(case: BoardCase, pairs: list[Pair], shift: int) -> Iterator[ExplainedValues]:
+    """Yields the values of the board after `shift` bytes, and the expected values at their positions."""
     for vector, output in pairs:
         tensor = case.outputs[output]
         wanted = case.expected[vector][output]
@@ -184,14 +186,14 @@ def _affine(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[s
     expected = np.concatenate([case.expected[vector][number] for vector, number in pairs])
     observed = np.concatenate([case.observed[pair] for pair in pairs])
     for fit in affine_fits(expected, observed, tensor):
-        known = _snapped(fit, tensor, lsb_of(expected, tensor))
+        known = _with_whole_offset(fit, tensor, lsb_of(expected, tensor))
         if known is not None and explains(case, _affine_comparisons(case, pairs, known), parameters=fit.parameters + 1):
             yield _affine_text(known, tensor, output, lsb_of(expected, tensor))
             return
 
 
-def _snapped(fit: AffineTransform, tensor: BoardTensor, lsb: float) -> AffineTransform | None:
-    """Returns a fit, for codes with a whole offset; None if it changes nothing or its factor is near 0."""
+def _with_whole_offset(fit: AffineTransform, tensor: BoardTensor, lsb: float) -> AffineTransform | None:
+    """Returns the fit, with a rounded offset for codes; None if it changes nothing or its factor is near 0."""
     offset = fit.offset if tensor.dtype.kind == "f" else float(round(fit.offset))
     if not np.isfinite(fit.factor) or abs(fit.factor) < _NEAR * _NEAR:
         return None

@@ -291,7 +291,7 @@ class _Files:
             bytes=f"{len(self.program):,}",
             sources=" ".join(arrays),
             planned=f"{sum(pools.planned):,}",
-            method=_bytes_of_pool(pools.method[1], (*_contexts(pools), *pools.unknown_method)),
+            method=_bytes_of_pool(pools.method[1], (*_driver_contexts(pools), *pools.unknown_method)),
             temporary=_bytes_of_pool(pools.temporary[1], pools.unknown_temporary) + estimated,
             validate=_VALIDATE if is_runnable else "",
             tolerance=f"{self.tolerance:g}",
@@ -299,7 +299,7 @@ class _Files:
         )
 
 
-def _contexts(pools: PoolSizes) -> tuple[str, ...]:
+def _driver_contexts(pools: PoolSizes) -> tuple[str, ...]:
     return ("the driver's contexts",) if pools.delegates else ()
 
 
@@ -398,7 +398,7 @@ def _python() -> bytes:
     """Returns the text of `python.cmake`, which names the Python that writes the package."""
     path = Path(sys.executable).as_posix()
     return (
-        "# The Python that wrote this package. Without this file, CMake searches one.\n"
+        "# The Python that wrote this package. Without this file, CMake searches for one.\n"
         f'if(EXISTS "{path}")\n  set(Python_EXECUTABLE "{path}")\nendif()\n'
     ).encode()
 

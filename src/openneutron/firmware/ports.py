@@ -95,7 +95,7 @@ def _ports(
 ) -> tuple[Port, ...]:
     writers = writers_of(method, signature_of)
 
-    def step(number: int) -> float | None:
+    def scale_of_dequantize(number: int) -> float | None:
         qparams = qparams_of_call(method, computing_call(writers, number), DEQUANTIZE)
         return None if qparams is None else qparams[0]
 
@@ -107,7 +107,7 @@ def _ports(
             value.dim_order,
             info.scale,
             info.zero_point,
-            step=step(number),
+            step=scale_of_dequantize(number),
             is_planned=method.slots[number].is_planned or method.slots[number].has_data,
         )
         if isinstance(info, TensorInfo)

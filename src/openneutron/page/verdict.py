@@ -20,7 +20,7 @@ LOW_SQNR_DB = 20.0
 
 def verdict_of(summary: Summary) -> Verdict:
     """Returns the verdict on a build. Its level is the level of the worst finding."""
-    blocked, check = list(_blocked(summary)), list(_checks(summary))
+    blocked, check = list(_blocked(summary)), list(_concerns(summary))
     reasons = (*blocked, *check)
     place = f"{summary.target.soc} ({summary.target.name})"
     if blocked:
@@ -50,7 +50,8 @@ def _blocked(summary: Summary) -> Iterator[str]:
         yield "no operator runs on the NPU"
 
 
-def _checks(summary: Summary) -> Iterator[str]:
+def _concerns(summary: Summary) -> Iterator[str]:
+    """Yields what a user should decide or check before a program is used, one clause for each."""
     if summary.options.get("calibrate") == RANDOM:
         yield "it was calibrated with random inputs, so only its memory and time are valid"
     if summary.memory.verdict == "fits with fetch_constants_to_sram":

@@ -135,7 +135,7 @@ class SampleState:
 
 
 class StreamSample:
-    """Samples a stream of tensors. Keeps at most `capacity` values, or one per tensor if there are more tensors."""
+    """Samples a stream of tensors. Keeps at most `capacity` values, but at least one for each tensor."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity

@@ -70,7 +70,7 @@ class LayerIO:
 
 
 class SharedMeasurement(Protocol):
-    """What a method measures at the layers that share a weight, to change their constants afterwards."""
+    """A measurement of layers that share a weight. A method changes their constants afterwards."""
 
     def add(self, layer: WeightedLayer, layer_io: LayerIO) -> None:
         """Adds the inputs and outputs of one of the layers. Does not keep them."""

@@ -41,7 +41,7 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
     """Returns the manifest of a package. Raises `FormatError` if it is damaged."""
     try:
         found = json.loads(read_file(folder / MANIFEST))
-    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and deeply nested lists
+    except (ValueError, RecursionError) as error:  # deep nesting is a RecursionError
         raise FormatError(f"{folder / MANIFEST} is not valid JSON: {error}. Write the package again.") from error
     if not isinstance(found, dict):
         raise FormatError(f"{folder / MANIFEST} is not a JSON object. Write the package again.")

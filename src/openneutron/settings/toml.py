@@ -66,7 +66,7 @@ def _from_folder(declared: Field, value: Any, folder: Path) -> Any:
     if not path:
         return value
     shown = os.path.normpath(folder / path)
-    # Beyond a link, ".." leads from the folder that the link leads to.
+    # After a symbolic link to a folder, ".." is the parent of the folder that the link names.
     real = os.path.realpath(os.path.join(os.path.realpath(folder), path))
     return declared.not_a_word((shown if os.path.realpath(shown) == real else real) + value[len(path) :])
 

@@ -119,10 +119,12 @@ class _Clipping:
 
 @dataclass(frozen=True)
 class ComparedValues:
-    """Functions of the values that training compares: the `outputs` floating-point outputs, then other values.
+    """The values of the float model and of the trained module that the loss compares.
 
-    `wanted` returns those of the float model for samples with the given indices, and `found` those of the trained
-    module for arguments with samples stacked in each tensor. Samples are the first dimension of each value.
+    `wanted` returns the values of the float model for the samples with the given indices. `found` returns the values of
+    the trained module for arguments whose tensors have the samples as their first dimension. Both return the same list:
+    first the floating-point outputs, whose number is `outputs`, then values inside the model. The first dimension of
+    each value is that of the samples.
     """
 
     wanted: Callable[[Sequence[int]], list[Tensor]]

@@ -80,7 +80,7 @@ def train_recurrent_layers(
 
 
 def _has_gradients(module: TrainableModel, comparison: ComparedValues) -> bool:
-    """Returns whether torch computes the gradients for a batch. The log says why not."""
+    """Returns whether torch can compute the gradients for a batch. Logs the operator without a gradient, if any."""
     try:
         with torch.enable_grad():
             torch.autograd.backward(comparison.loss([0, 1]))

@@ -92,7 +92,9 @@ class TrainableModel(nn.Module):
         if form == "batch":
             leaves = [_samples_in(value, wanted) for value, wanted in zip(leaves, expected, strict=True)]
 
-        outputs = _mapped(self.graph_module, leaves, lambda sample: pytree.tree_unflatten(sample, structure))
+        outputs = _mapped_over_samples(
+            self.graph_module, leaves, lambda sample: pytree.tree_unflatten(sample, structure)
+        )
         return pytree.tree_map(_joined, outputs) if form == "batch" else outputs
 
     def of_samples(self, leaves: Sequence[Any], graph_module: GraphModule | None = None) -> Any:
@@ -107,7 +109,7 @@ class TrainableModel(nn.Module):
             arguments = arguments_of(self.graph_module, sample)
             return arguments.args, arguments.kwargs
 
-        return _mapped(graph_module or self.graph_module, list(leaves), arguments_of_sample)
+        return _mapped_over_samples(graph_module or self.graph_module, list(leaves), arguments_of_sample)
 
     def reset(self) -> None:
         """Restores the state that the module had when the model was exported. Does nothing for one without state."""
@@ -190,7 +192,7 @@ class TrainableModel(nn.Module):
         return found
 
 
-def _mapped(
+def _mapped_over_samples(
     module: GraphModule, leaves: list[Any], arguments_of_sample: Callable[[Sequence[Any]], tuple[Any, Any]]
 ) -> Any:
     """Returns the outputs of `module` for samples along the first dimension of the tensors in `leaves`.
