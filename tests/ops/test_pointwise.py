@@ -138,7 +138,7 @@ class TestForms:
     def test_two_steps_of_a_norm(self) -> None:
         """The first step helps if groups have different ranges. Otherwise it costs less than one decibel."""
 
-        def at_once(x: torch.Tensor) -> torch.Tensor:
+        def in_one_step(x: torch.Tensor) -> torch.Tensor:
             centered = x - x.mean(-1, True)
             variance = centered.abs().pow(2).mean(-1, True)  # abs prevents pattern fusion
             return centered * torch.rsqrt(variance + 1e-5)
@@ -147,7 +147,7 @@ class TestForms:
         differences = []
         for inputs in ("N(0, 1)", "uneven"):
             spread = [[(INPUTS[inputs](x, 2),) for (x,) in samples_like([TOKENS], 4, n, (0.0, 1.0))] for n in (0, 1)]
-            differences.append(program_fidelity(norm, *spread) - program_fidelity(of(at_once)(), *spread))
+            differences.append(program_fidelity(norm, *spread) - program_fidelity(of(in_one_step)(), *spread))
         usual, uneven = differences
         assert usual > -1.2
         assert uneven > 5

@@ -125,7 +125,7 @@ def _per_channel_helps(case: TreatedLayer) -> bool:
     return case.per_channel is not None and case.per_channel >= ENOUGH * (case.layer.error_share or 0.0)
 
 
-def _is_weak(case: TreatedLayer) -> bool:
+def _has_many_weak_channels(case: TreatedLayer) -> bool:
     return (case.layer.weak_channels or 0) > MANY_CHANNELS * (case.layer.weight_channels or 0)
 
 
@@ -169,7 +169,7 @@ RULES = (
     ),
     AdviceRule(
         FLOAT,
-        _is_weak,
+        _has_many_weak_channels,
         "{weak_channels} of the {weight_channels} channels of its weight use fewer than 8 of 255 codes, and scales "
         "per channel do not help.",
         "Keep it in float, on the CPU{or_round}.",

@@ -203,14 +203,14 @@ def _mapped_over_samples(
     found: list[Any] = []
     form: list[pytree.TreeSpec] = []
 
-    def one(*sample: Any) -> tuple[Tensor, ...]:
+    def outputs_of_sample(*sample: Any) -> tuple[Tensor, ...]:
         args, kwargs = arguments_of_sample(sample)
         found[:], output_form = pytree.tree_flatten(module(*args, **kwargs))
         form[:] = [output_form]
         return tuple(value for value in found if isinstance(value, Tensor))
 
     dims = tuple(0 if isinstance(value, Tensor) else None for value in leaves)
-    tensors = iter(torch.func.vmap(one, in_dims=dims)(*leaves))
+    tensors = iter(torch.func.vmap(outputs_of_sample, in_dims=dims)(*leaves))
     outputs = [next(tensors) if isinstance(value, Tensor) else value for value in found]
     return pytree.tree_unflatten(outputs, form[0])
 
