@@ -46,7 +46,7 @@ from .speech import BANDS, recordings
 CALIBRATION, TESTS = 48, 32
 COLUMNS = "network", "dB", "dB of .pte", "cosine or top-1", "M cycles", "s quantize or train", "s lower"
 TRAINING = 1024  # sequences
-WINDOW_STEP = 7  # frames between the windows of a sentence for training
+WINDOWS = 8  # of each sentence for training, which begin one frame after the other
 LSTM_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 FIRST_FRAME = 30  # sentences begin with silence
 PITCH_WINDOW = 1024  # samples
@@ -199,12 +199,15 @@ def in_steps(task: Task) -> Task:
 
 
 def speech(frames: int) -> Task:
-    """Sentences of five voices, cut to `frames` frames. Training uses windows of the sentences outside of the tests."""
-    spoken = [one for one in recordings() if len(one.features) >= frames + FIRST_FRAME]
+    """Sentences of five voices, cut to `frames` frames.
+
+    Training uses the sentences that are no tests, with the same beginning and with beginnings some frames later.
+    """
+    spoken = [one for one in recordings() if len(one.features) >= frames + FIRST_FRAME + WINDOWS]
     long = [one.features[FIRST_FRAME:] for one in spoken]
     voices = torch.tensor([one.voice for one in spoken[CALIBRATION : CALIBRATION + TESTS]])
     values, others = long[: CALIBRATION + TESTS], [*long[:CALIBRATION], *long[CALIBRATION + TESTS :]]
-    windows = [window for features in others for window in features.unfold(0, frames, WINDOW_STEP).mT]
+    windows = [features[first : first + frames] for features in others for first in range(WINDOWS)]
     task = _encoder_task(torch.stack([features[:frames] for features in values]), torch.stack(windows))
     return replace(task, voices=voices)
 
