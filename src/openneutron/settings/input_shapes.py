@@ -11,7 +11,10 @@ from openneutron.errors import OptionError
 __all__ = ["DTYPES", "InputShape", "parse_input"]
 
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
-_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]\w*):)?(?P<shape>(?:\d{1,18}(?:[,x]\d{1,18})*)?,?)")
+_SIZE = r"\d{1,4000}"  # `int` takes at most 4,300 digits
+_INPUT = re.compile(
+    rf"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]\w*):)?(?P<shape>(?:{_SIZE}(?:[,x]{_SIZE})*)?,?)"
+)
 
 
 @dataclass(frozen=True)
