@@ -123,7 +123,7 @@ def test_accepted_inputs_of_a_model(options: dict[str, Any], sizes: tuple[int, .
         ({"mean": MEAN}, (1, 1, 8, 8), OptionError, "mean has 3 numbers, but images have 1 channels"),
         ({"channels": "grey"}, (1, 3, 8, 8), OptionError, "makes images of 1 channels, but the model takes 3"),
         ({"channels": "rgb"}, (1, 1, 8, 8), OptionError, "makes images of 3 channels, but the model takes 1"),
-        ({"crop": 6}, (1, 3, 8, 8), OptionError, "crop=6 makes images of 6 x 6 pixels; the model takes 8 x 8"),
+        ({"crop": 6}, (1, 3, 8, 8), OptionError, "crop=6 makes images of 6 x 6 pixels, but the model takes 8 x 8"),
         ({"resize": (6, 8)}, (1, 3, 8, 8), OptionError, "makes images of another size"),
         ({"resize": 6}, (1, 3, 8, 8), OptionError, "resize=6 makes images smaller than the crop of 8 x 8"),
         ({}, (1, 2, 8, 8), InputError, r"The model's input \(1, 2, 8, 8\) is not an image of 1 or 3 channels"),
