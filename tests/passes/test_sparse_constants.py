@@ -73,6 +73,15 @@ def test_operators_without_a_dense_counterpart_are_refused(name: str, documented
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_dead_operator_is_refused_before_batch_norms_are_folded() -> None:
+    layer = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    model = seeded(lambda: Model(READERS["_nnz"][0], layer=layer, edges=LAYOUTS["coo"]())).eval()
+    exported = torch.export.export(model, SAMPLE).module()
+    with pytest.raises(ModelError, match=r"aten\._nnz"):
+        prepare_pt2e(exported, NeutronQuantizer())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("function", [
     lambda m, x: torch.sparse.mm(m.edges.coalesce() * 2, m.layer(x)),
     lambda m, x: torch.sparse.mm(m.edges.to_sparse_csr(), m.layer(x)),

@@ -373,7 +373,7 @@ class TestErrors:
             ({nn.ReLU6: "float"}, "Near matches: torch.nn.modules.activation.ReLU, "),
             ({"aten.softmx.int": "float"}, "Near matches: aten.softmax.int, "),
             ({"aten.relu6.default": "per_tensor"}, "matches no operator that this model runs"),
-            ({nn.ReLU: "per_channel"}, "Only the weights of these .*can have one scale .* there is none here"),
+            ({nn.ReLU: "per_channel"}, "Only the weights of these .*can have one scale .*none of them matches"),
             ({"*.act": "per_channel"}, "Only the weights of these operators"),
             ({"aten.sin.default": "per_channel"}, "matches no operator"),
         ],

@@ -319,13 +319,15 @@ def compiled_once(module: GraphModule) -> Iterator[None]:
 
 @contextmanager
 def cleaned_once(module: GraphModule) -> Iterator[None]:
-    """Removes operators without readers at the end of the block only, however often the block removes them.
+    """Removes operators without readers at the end of the block only, if the block removes them at least once.
 
     The block must not replace the graph of `module`.
     """
-    vars(module.graph)["eliminate_dead_code"] = lambda: False
+    calls: list[None] = []
+    vars(module.graph)["eliminate_dead_code"] = lambda: calls.append(None)
     try:
         yield
     finally:
         del vars(module.graph)["eliminate_dead_code"]
-    module.graph.eliminate_dead_code()
+    if calls:
+        module.graph.eliminate_dead_code()

@@ -33,7 +33,7 @@ from openneutron.core.constants import attribute
 from openneutron.core.fx import arguments, cleaned_once, shape_of
 from openneutron.ops.declared import is_op, layer_kind
 from openneutron.ops.facts import LayerKind
-from openneutron.passes import fold_batch_norm, fold_constants
+from openneutron.passes import densify_constants, fold_batch_norm, fold_constants
 from openneutron.passes.checks import check_batch_norm
 
 __all__ = ["is_folded_wrongly", "protect_from_wrong_folding"]
@@ -68,6 +68,7 @@ def _with_correct_folding(fold: Callable[[GraphModule], None]) -> Callable[[Grap
     def folded_right(module: GraphModule) -> None:
         for node in module.graph.nodes:
             check_batch_norm(node)
+        densify_constants(module)  # refuses operators such as _nnz, which folding removes as dead
         if is_folded_wrongly(module):
             fold_constants(module)
             fold_batch_norm(module)
