@@ -39,6 +39,14 @@ def samples(count: int = FEWEST_SAMPLES) -> list[tuple[torch.Tensor, ...]]:
     return [(value[None],) for value in sequences(count)]
 
 
+@pytest.fixture
+def train_accurate_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains small models, too, although they are accurate, and uses any gain."""
+    monkeypatch.setattr(recurrent_layers, "ENOUGH_DB", 60.0)
+    monkeypatch.setattr(recurrent_layers, "LEAST_GAIN_DB", 0.0)
+
+
+@pytest.mark.usefixtures("train_accurate_models")
 def test_training_reduces_the_error_on_other_inputs(recovered: QuantizedModel) -> None:
     trained = train_recurrent_layers(recovered, samples(64))
     assert error(trained) < 0.8 * error(recovered)
@@ -48,12 +56,24 @@ def test_training_reduces_the_error_on_other_inputs(recovered: QuantizedModel) -
     assert torch.allclose(found[0] if isinstance(found, tuple) else found, trained(*sample)[0], atol=0.05)
 
 
+@pytest.mark.usefixtures("train_accurate_models")
 def test_recipes_train_recurrent_layers() -> None:
     build = NETWORKS["LSTM"][0]
     auto, again, alone = (quantized(build, 64, recover=one, weight_bits=4) for one in ("auto", "auto", ALONE))
     assert all(map(torch.equal, codes(auto), codes(again)))
     assert not all(map(torch.equal, codes(auto), codes(alone)))
     assert not FAST.trains_recurrent_layers
+
+
+def test_an_accurate_model_is_not_trained() -> None:
+    model = quantized(NETWORKS["two layers"][0], recover=ALONE)
+    assert train_recurrent_layers(model, samples(64)) is model
+
+
+@pytest.mark.usefixtures("train_accurate_models")
+def test_a_small_gain_is_not_used(recovered: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrent_layers, "LEAST_GAIN_DB", 40.0)
+    assert train_recurrent_layers(recovered, samples(64)) is recovered
 
 
 REFUSALS: dict[str, dict[str, Any]] = {

@@ -213,6 +213,7 @@ def train_towards(
     steps: int | None,
     rate: float,
     batch: int,
+    enough: float = 0.0,
     after_step: Callable[[], None] = lambda: None,
 ) -> Distillation:
     """Trains the parameters of `module` towards the values of the float model in `comparison`.
@@ -221,18 +222,16 @@ def train_towards(
     0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the loss of the
     outputs of held-out samples is measured; if it is more than `MUCH_WORSE` times the least so far, training continues
     from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss. Calls
-    `after_step` after each update.
+    `after_step` after each update. Makes no update if the first loss is at most `enough`.
     """
     held_out, trained = _split(len(comparison.samples))
     before = comparison.loss_of_outputs(held_out, batch)
     kept, updates = _Kept(module, before), _Updates(module, rate)
     generator = torch.Generator().manual_seed(0)
-    most_steps = math.inf if steps is None else steps
+    most_steps, trains = math.inf if steps is None else steps, bool(trained) and before > enough
     begun, step, checks = time.perf_counter(), 0, 0
     with torch.enable_grad():
-        while (
-            trained and kept.loss > 0 and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1
-        ):
+        while trains and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1:
             chosen = torch.randint(len(trained), (min(batch, len(trained)),), generator=generator).tolist()
             updates.step(comparison.loss([trained[index] for index in chosen]), done)
             step += 1

@@ -33,6 +33,9 @@ FEWEST_SAMPLES = 16
 STEPS, FEWEST_STEPS, BATCH = 120, 40, 16
 # The change of a weight in one update, in int8 steps.
 RATE = 0.04
+# Models that are more accurate than ENOUGH_DB are not trained, and a gain below LEAST_GAIN_DB is not used: the few
+# held-out samples do not show whether other inputs gain as well.
+ENOUGH_DB, LEAST_GAIN_DB = 25.0, 0.5
 # Limits of the multiplications and of the operators that all updates compute forwards; backwards, they compute twice as
 # many. They bound the time of the training to minutes.
 MOST_PRODUCTS, MOST_OPERATORS = 3e11, 6e5
@@ -51,9 +54,10 @@ def train_recurrent_layers(
     and the result has the parameters with the least loss of the outputs on these. Deterministic. `progress` shows a
     progress bar; None shows it if stderr is a terminal.
 
-    Returns `quantized` itself if no recurrent layer calls one weight several times, if the model has state or an
-    operator without gradients, if there are fewer than `FEWEST_SAMPLES` samples, or if fewer than `FEWEST_STEPS`
-    updates of `SMALLEST_BATCH` samples are within the limits of time and memory.
+    Returns `quantized` itself if the SQNR of the outputs on held-out samples is above `ENOUGH_DB`, or increases by less
+    than `LEAST_GAIN_DB`; if no recurrent layer calls one weight several times; if the model has state or an operator
+    without gradients; if there are fewer than `FEWEST_SAMPLES` samples; or if fewer than `FEWEST_STEPS` updates of
+    `SMALLEST_BATCH` samples are within the limits of time and memory.
     """
     states = recurrent_states(quantized.module)
     if not states or quantized.reference is None or has_state(quantized.module) or len(samples) < FEWEST_SAMPLES:
@@ -70,12 +74,14 @@ def train_recurrent_layers(
     with progress_bar("Training recurrent layers", steps, progress) as advance:
         result = train_towards(
             module, comparison, seconds=math.inf, steps=steps, rate=RATE, batch=batch,
-            after_step=lambda: advance(1),
+            enough=10 ** (-ENOUGH_DB / 10), after_step=lambda: advance(1),
         )  # fmt: skip
     _LOGGER.info(
         "Training of recurrent layers: %.1f dB before, %.1f dB after, on held-out samples.",
         result.sqnr_before_db, result.sqnr_after_db,
     )  # fmt: skip
+    if result.sqnr_after_db < result.sqnr_before_db + LEAST_GAIN_DB:
+        return quantized
     return replace(quantized, module=module.converted())
 
 
