@@ -100,8 +100,8 @@ def quantize(
     - `target`: the name of a chip ("imxrt700") or of a board ("mimxrt700_evk"), or a board file ("board.toml"). The
       model is quantized for the chip; estimates use the board.
     - `recover`: the methods that recover accuracy after quantization (see `openneutron.recovery` and docs/accuracy.md).
-      "auto" equalizes channels, rounds weights by GPTQ and corrects biases, and then trains recurrent layers, which
-      takes minutes for thousands of steps. "fast" uses fewer inputs and trains nothing.
+      "auto" equalizes channels, rounds weights by GPTQ and corrects biases, and then trains recurrent networks
+      whose outputs are below 25 dB, which may take minutes. "fast" uses fewer inputs and trains nothing.
       "best" tries several recipes with four fifths of the inputs, and selects the one whose outputs on the rest are
       nearest to float. A `Recipe` sets the methods, such as the recipe of an earlier result. None disables recovery.
       Recovery runs over the calibration inputs again. With fewer than 32 inputs, it does not use statistics of inactive
