@@ -9,10 +9,8 @@ import zlib
 
 from openneutron.page import AccuracyRow, SampleRow, Summary, ValidationRow, wilson_interval
 from openneutron.page.content import (
-    AdviceRow,
     AnalysisRows,
     FileRow,
-    GainRow,
     LayerAccuracyRow,
     LayerRow,
     Memory,
@@ -22,7 +20,7 @@ from openneutron.page.content import (
     Verdict,
 )
 from openneutron.report.estimate import ScratchTensor
-from openneutron.results.layerwise_accuracy import Bins
+from openneutron.results.layerwise_accuracy import Advice, Bins, Gain
 
 __all__ = ["large_summary", "picture", "small_summary"]
 
@@ -123,7 +121,7 @@ def _analysis(layers: int, names: list[str]) -> AnalysisRows:
         )
         for i in range(layers)
     )  # fmt: skip
-    advice = AdviceRow(
+    advice = Advice(
         "conv2d_0",
         names[0],
         "Its weight has one scale.",
@@ -131,6 +129,6 @@ def _analysis(layers: int, names: list[str]) -> AnalysisRows:
         'layers={"a": "float"}',
         0.25,
     )
-    gains = GainRow('wide=["lstm"]', 2.5, "simulated"), GainRow("prepare_training(quantized)", None, "limit")
+    gains = Gain('wide=["lstm"]', 2.5, "simulated"), Gain("prepare_training(quantized)", None, "limit")
     loop = RecurrentRow("'lstm'", 3, 0.75, 6.25, 3.5, 2.25, None, (30.5, None, 25.25), gains)
     return AnalysisRows("The SQNR is 21.5 dB.", 16, 8, 21.5, 25.25, 27.75, rows, (advice,), 2.0, (loop,))

@@ -24,9 +24,10 @@ from openneutron.formats import pte
 from openneutron.formats.payload import parse
 from openneutron.page import AccuracyRow, SampleRow, Summary, ValidationRow, summarize, wilson_interval
 from openneutron.page.accuracy import accuracy_rows
-from openneutron.page.content import AdviceRow, AnalysisRows, PlacementRow
+from openneutron.page.content import AnalysisRows, PlacementRow
 from openneutron.page.verdict import mcnemar, verdict_of
 from openneutron.report.inspect import inspect_bytes
+from openneutron.results.layerwise_accuracy import Advice
 from openneutron.results.side_by_side import RunScores, SideBySide
 
 
@@ -275,7 +276,7 @@ def on_cpu(cycles: int | None) -> PlacementRow:
     return PlacementRow("sort", "aten.sort.default", "cpu", None, "it is not supported", cpu_cycles=cycles)
 
 
-ADVICE = AdviceRow("a", None, "why", "what", "", None)
+ADVICE = Advice("a", None, "why", "what", "", None)
 NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
 
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from openneutron.page import codec
 from openneutron.report.estimate import ScratchTensor
 from openneutron.report.regions import BoardFit
-from openneutron.results.layerwise_accuracy import Bins
+from openneutron.results.layerwise_accuracy import Advice, Bins, Gain
 
 __all__ = [
     "AccuracyRow",
-    "AdviceRow",
     "AnalysisRows",
     "FileRow",
-    "GainRow",
     "LayerAccuracyRow",
     "LayerRow",
     "Memory",
@@ -309,27 +307,6 @@ class LayerAccuracyRow:
 
 
 @dataclass(frozen=True)
-class AdviceRow:
-    """A remedy for one layer."""
-
-    node: str
-    module: str | None
-    why: str
-    what: str
-    code: str
-    error_reduction: float | None
-
-
-@dataclass(frozen=True)
-class GainRow:
-    """An option and the SQNR in dB that it gains; None if unknown or infinite."""
-
-    code: str
-    gain_db: float | None
-    how: str
-
-
-@dataclass(frozen=True)
 class RecurrentRow:
     """A recurrent layer with the steps that are unrolled. Gains in dB: with the layer, or a part of it, in float."""
 
@@ -342,7 +319,8 @@ class RecurrentRow:
     weights_gain_db: float | None
     step_sqnr_db: tuple[float | None, ...]
     """SQNR of the output of each step; None for a step without an error."""
-    gains: tuple[GainRow, ...]
+    gains: tuple[Gain, ...]
+    """Infinite gains are None."""
 
 
 @dataclass(frozen=True)
@@ -356,7 +334,7 @@ class AnalysisRows:
     weights_sqnr_db: float | None
     activations_sqnr_db: float | None
     layers: tuple[LayerAccuracyRow, ...]
-    advice: tuple[AdviceRow, ...] = ()
+    advice: tuple[Advice, ...] = ()
     output_lsb: float | None = None
     """The largest difference between the outputs of `.pte` and module, in int8 steps; None if not compared."""
     recurrent: tuple[RecurrentRow, ...] = ()

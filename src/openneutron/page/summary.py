@@ -20,10 +20,8 @@ from openneutron.ir.cost import array_of
 from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import (
     AccuracyRow,
-    AdviceRow,
     AnalysisRows,
     FileRow,
-    GainRow,
     KernelRow,
     LayerAccuracyRow,
     LayerRow,
@@ -209,9 +207,7 @@ def analysis_rows(analysis: LayerwiseAccuracy, source_root: Root = None) -> Anal
         weights_sqnr_db=finite(analysis.weights_sqnr_db),
         activations_sqnr_db=finite(analysis.activations_sqnr_db),
         layers=tuple(layers),
-        advice=tuple(
-            AdviceRow(one.node, one.module, one.why, one.what, one.code, one.error_reduction) for one in analysis.advice
-        ),
+        advice=analysis.advice,
         output_lsb=None if comparison is None else finite(comparison.output_lsb),
         recurrent=tuple(map(_recurrent_row, analysis.recurrent)),
     )
@@ -228,7 +224,7 @@ def _recurrent_row(loop: RecurrentAccuracy) -> RecurrentRow:
         weights_gain_db=finite(loop.weights_gain_db),
         step_sqnr_db=tuple(map(finite, loop.step_sqnr_db)),
         gains=tuple(
-            GainRow(one.code, None if one.gain_db is None else finite(one.gain_db), one.how) for one in loop.gains
+            replace(one, gain_db=None if one.gain_db is None else finite(one.gain_db)) for one in loop.gains
         ),
     )
 
