@@ -153,7 +153,8 @@ def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves:
     """Returns the coefficients, with a factor for each of `kinds` and one for other kinds.
 
     Gauss-Newton steps on the logarithms of the coefficients: the cycles to start an operator, those to move a byte, the
-    common factor of computations, and for each kind its factor relative to the common one."""
+    common factor of computations, and for each kind its factor relative to the common one.
+    """
     factors = [base.compute_factor(kind) for kind in kinds]
     cycles = base.operator_cycles or Costs().operator_cycles
     start = np.log(np.maximum([cycles, 1 / base.bytes_per_cycle, 1.0, *factors], _LEAST_COEFFICIENT))

@@ -1,8 +1,7 @@
 """Reads the states of recurrent layers of a float graph and of the trained graph, to compare them in training.
 
-The outputs of a recurrent network depend on its weights through many steps, so their gradients alone train slowly. The
-state after each step of each layer is a nearer target, and a state that equals that of the float network at each step
-leaves nothing to correct in later layers.
+The outputs of a recurrent network depend on its weights through many steps, so the gradients of the outputs alone train
+these weights slowly. Only one step lies between the weights and the state after that step.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ LayerStates = tuple[str, ...]
 
 
 def recurrent_states(converted: GraphModule) -> tuple[LayerStates, ...]:
-    """Returns the states of each recurrent layer of a converted module: the inputs of the layers that share a weight
-    and depend on each other's outputs.
+    """Returns the states of each recurrent layer of a converted module.
 
-    Their names are those in the float graph. Layers with equal states count once. Linear in nodes.
+    These are the inputs of layers that share a weight and of which one depends on the output of another. Their names
+    are those in the float graph. Layers with equal states count once. Linear in nodes.
     """
     _, shared = layers_by_weight(converted)
     found = {}

@@ -100,9 +100,8 @@ class TrainableModel(nn.Module):
     def of_samples(self, leaves: Sequence[Any], graph_module: GraphModule | None = None) -> Any:
         """Returns the outputs for several samples.
 
-        `leaves` are the leaves of the arguments in the order of the inputs, with samples stacked in each tensor.
-
-        With `graph_module`, which takes the arguments of this module, returns the outputs of that one.
+        `leaves` are the leaves of the arguments in the order of the inputs, with samples stacked in each tensor. With
+        `graph_module`, which takes the arguments of this module, returns the outputs of that one.
         """
 
         def arguments_of_sample(sample: Sequence[Any]) -> tuple[Any, Any]:
