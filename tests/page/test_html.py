@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from tests.page.summaries import large_summary, percentage_row, picture, small_s
 
 from openneutron.errors import OptionError, OutputError
 from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_page
-from openneutron.page.charts import cycles_chart, histogram_chart
+from openneutron.page.charts import cycles_chart, histogram_chart, memory_chart, tensors_chart
 from openneutron.page.content import Memory, PlacementRow
 from openneutron.page.differences import differences_of
-from openneutron.page.headings import differences_heading, layers_heading
+from openneutron.page.headings import differences_heading, errors_cancel, layers_heading, recipe_facts, resident_label
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
 from openneutron.page.summary import summarize
+from openneutron.page.units import measure_text
+from openneutron.recovery import Recipe
 from openneutron.results.layerwise_accuracy import Bins
 
 
@@ -78,10 +80,28 @@ def test_accuracy_rows_equal_the_summary(page: Element, summary: Summary) -> Non
     assert summary.accuracy[1].lost == 6
 
 
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (81.35, "%", "81.35 %"), (100.0, "%", "100.00 %"), (0.0, "%", "0.00 %"), (None, "%", "unknown %"),
+        (0.123456, "", "0.123"), (12.3456, "dB", "12.3 dB"),
+    ],
+)  # fmt: skip
+def test_percentages_have_two_digits_after_the_point(value: float | None, unit: str, text: str) -> None:
+    assert measure_text(value, unit) == text
+
+
+def test_no_line_begins_with_a_unit(summary: Summary) -> None:
+    page = page_of(summary)
+    texts = re.findall(r"(?:<(?!td\b)[^<>]*>)([^<>]+)", page.partition("</style>")[2].partition("<script>")[0])
+    assert not [text for text in texts if re.search(r"\d (%|dB|[KM]iB|ms|MHz|LSB|thousand)(?!\w)", text)]
+    assert any("\N{NO-BREAK SPACE}dB" in text for text in texts)
+
+
 def test_validation_rows_equal_the_summary(page: Element) -> None:
     assert table(page, "validation")[1:] == [
         ["output 0", "float model", "31.2 dB", "0.999125", "0.0625", "3.00", "16"],
-        ["output 0", "converted module", "no error", "1.000000", "0", "0", "16"],
+        ["output 0", "int8 model", "no error", "1.000000", "0", "0", "16"],
     ]
 
 
@@ -142,6 +162,51 @@ def test_memory_equals_the_summary(page: Element, summary: Summary) -> None:
         ]
         for one in memory.tensors
     ]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 12, 500], ids=lambda count: f"{count}_operators")
+def test_the_number_of_an_operator_is_at_its_middle(summary: Summary, layers: int) -> None:
+    tensors = tuple(one for one in summary.memory.tensors if one.last < layers) or summary.memory.tensors[:1]
+    tensors = tuple(replace(one, first=min(one.first, layers - 1), last=min(one.last, layers - 1)) for one in tensors)
+    memory = replace(summary.memory, tensors=tensors)
+    longer = replace(summary, layers=(summary.layers * layers)[:layers], memory=memory)
+    for chart in (memory_chart(longer), cycles_chart(longer.layers), tensors_chart(longer)):
+        assert chart is not None
+        for drawn in (chart.narrow, chart.wide):
+            ticks = re.findall(r'text-anchor="middle" transform="translate\(([\d.]+),[\d.]+\)"[^>]*>(\d+)<', drawn)
+            widths = [float(x) / (int(number) + 0.5) for x, number in ticks]
+            assert widths
+            assert widths == pytest.approx([widths[-1]] * len(widths), rel=0.01)
+            assert 0 <= int(ticks[-1][1]) < layers
+
+
+def test_the_chart_of_memory_ends_at_the_needed_bytes(summary: Summary) -> None:
+    for memory in (replace(summary.memory, needed_bytes=3 << 20), summary.memory):
+        shown = replace(summary, memory=memory)
+        assert memory.resident_bytes + memory.scratch_bytes + memory.runtime_bytes == memory.needed_bytes
+        keys = [one.text for one in section(parsed(page_of(shown)), "memory").all("li")]
+        assert keys.count(resident_label(memory)) == 1
+
+
+@pytest.mark.parametrize(
+    ("both", "weights", "activations", "cancel"),
+    [(34.9, 37.4, 32.5, True), (29.7, 39.5, 29.68, False), (20.0, 25.0, 21.0, False), (None, None, None, False),
+     (30.0, None, 29.0, True)],
+)  # fmt: skip
+def test_the_page_says_if_errors_cancel(
+    summary: Summary, both: float | None, weights: float | None, activations: float | None, *, cancel: bool
+) -> None:
+    assert summary.analysis is not None
+    found = replace(summary.analysis, output_sqnr_db=both, weights_sqnr_db=weights, activations_sqnr_db=activations)
+    assert errors_cancel(found) is cancel
+
+
+def test_the_recipe_has_names_for_people() -> None:
+    every = {one.name: str(one.default) for one in fields(Recipe)}
+    labels = [label for label, _ in recipe_facts(every)]
+    assert len(labels) == len(every)
+    assert not [label for label in labels if "_" in label]
+    assert recipe_facts({"new_field": "yes"}) == [("new_field", "yes")]
 
 
 def test_layers_have_the_cycles_of_the_summary(page: Element, summary: Summary) -> None:
@@ -274,7 +339,7 @@ def test_without_operators_on_the_cpu_no_column_is_empty(summary: Summary) -> No
 def test_headings_are_sentences(page: Element) -> None:
     headings = [" ".join(one.text.replace("estimate", "").split()) for one in page.all("h2")]
     assert headings == [
-        "The top1 of .pte is 90.5 %, and that of float is 91.2 %.",
+        "The top1 of .pte is 90.50 %, and that of float is 91.25 %.",
         "The outputs of the .pte have an SQNR of at least 31.2 dB against the float model, on 16 samples.",
         "12 of 13 operators run on the NPU, in 1 delegate; 1 runs on the CPU.",
         "The program needs 1.18 MiB of 7.50 MiB of SRAM.",

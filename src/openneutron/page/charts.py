@@ -16,6 +16,7 @@ from typing import Any
 
 from openneutron.errors import OptionError
 from openneutron.page.content import AnalysisRows, LayerAccuracyRow, LayerRow, RecurrentRow, Summary
+from openneutron.page.headings import WEIGHTS_OF_TWO_LAYERS, resident_label
 from openneutron.results.layerwise_accuracy import Bins
 
 __all__ = [
@@ -39,6 +40,9 @@ MOST_POINTS = 480
 """Lines and areas with more points show groups of consecutive ones: their largest memory, their lowest SQNR."""
 MOST_TENSORS = 250
 """The chart of the arena shows the largest tensors, at most so many."""
+
+MOST_NAMED = 6
+"""The largest count of whole numbers that an axis names one by one."""
 
 BUSY_CLASSES = (("under 5 %", 0.05), ("5 to 20 %", 0.2), ("20 to 50 %", 0.5), ("over 50 %", math.inf))
 """Classes of the busy share of the array of multipliers: their names and upper limits."""
@@ -71,7 +75,7 @@ class Chart:
 
 
 def memory_chart(summary: Summary) -> Chart:
-    """Draws the bytes in SRAM at each operator of the NPU: tensors alive, the rest of the arena, runtime, weights."""
+    """Draws the bytes in SRAM at each operator of the NPU: tensors alive, rest of arena, runtime, resident bytes."""
     layers, memory = summary.layers, summary.memory
     weights = _weights_in_sram(summary)
     largest = max([memory.needed_bytes, *(map(sum, zip(weights, [memory.scratch_bytes] * len(layers), strict=True)))])
@@ -86,7 +90,7 @@ def memory_chart(summary: Summary) -> Chart:
     size = _group_size(len(layers), MOST_POINTS)
     peaks = _peaks([layer.live_bytes + own for layer, own in zip(layers, weights, strict=True)], size)
     rows = [
-        {"i": start, "part": part, "bytes": sizes[peak] / factor}
+        {"i": start - 0.5, "part": part, "bytes": sizes[peak] / factor}
         for part, sizes in parts.items()
         for start, peak in [*peaks.items(), (len(layers), peaks[max(peaks)])]
     ]
@@ -95,7 +99,7 @@ def memory_chart(summary: Summary) -> Chart:
         "data": {"values": rows},
         "mark": {"type": "area", "interpolate": "step-after"},
         "encoding": {
-            "x": _numbers("i", "operator of the NPU", [0, len(layers)]),
+            "x": _operators("i", len(layers)),
             "y": {"field": "bytes", "type": "quantitative", "stack": "zero", "title": unit},
             "order": {"field": "part"},
             "color": _colors("part", list(parts), colors),
@@ -122,10 +126,12 @@ def shows_sram(summary: Summary) -> bool:
 
 
 def _weights_in_sram(summary: Summary) -> list[int]:
-    """Returns the bytes of weights in SRAM at each operator: all weights, or the weights of this and the next layer."""
+    """Returns the bytes in SRAM at each operator, without arena and runtime: those that are resident for the whole run,
+    or the weights of this and the next layer.
+    """
     sizes = [layer.weight_bytes for layer in summary.layers]
-    if summary.memory.verdict not in ("fits with fetch_constants_to_sram", "does not fit"):
-        return [summary.memory.weight_bytes] * len(sizes)
+    if resident_label(summary.memory) != WEIGHTS_OF_TWO_LAYERS:
+        return [summary.memory.resident_bytes] * len(sizes)
     following = [0] * len(sizes)
     after = 0
     for number in reversed(range(len(sizes))):
@@ -140,21 +146,26 @@ def tensors_chart(summary: Summary) -> Chart | None:
         return None
     factor, unit = _unit(max(one.offset + one.bytes for one in tensors))
     rows = [
-        {"first": one.first, "end": one.last + 1, "low": one.offset / factor, "high": (one.offset + one.bytes) / factor}
+        {
+            "first": one.first - 0.5,
+            "end": one.last + 0.5,
+            "low": one.offset / factor,
+            "high": (one.offset + one.bytes) / factor,
+        }
         for one in tensors
     ]
     rectangles = {
         "data": {"values": rows},
         "mark": {"type": "rect", "color": "var(--alive)", "stroke": "var(--card)", "strokeWidth": 1},
         "encoding": {
-            "x": _numbers("first", "operator of the NPU", [0, len(summary.layers)]),
+            "x": _operators("first", len(summary.layers)),
             "x2": {"field": "end"},
             "y": {"field": "low", "type": "quantitative", "title": f"offset in the arena, {unit}"},
             "y2": {"field": "high"},
         },
     }
     starts = [number for number, pair in enumerate(pairwise(summary.layers), 1) if pair[0].delegate != pair[1].delegate]
-    rules = [_rule("x", start) for start in starts[:MOST_BARS]]
+    rules = [_rule("x", start - 0.5) for start in starts[:MOST_BARS]]
     return _chart(f"The arena: {len(tensors)} tensors at their offsets.", 240, [rectangles, *rules])
 
 
@@ -175,7 +186,7 @@ def cycles_chart(layers: Sequence[LayerRow]) -> Chart | None:
         products = [layer for layer in group if layer.work in _PRODUCTS]
         of_products = sum(layer.cycles for layer in products)
         busy = sum(layer.cycles * layer.utilization for layer in products) / max(1, of_products)
-        start = number * size
+        start = number * size - 0.5
         rows.append({
             "i": start + 0.1 * size, "end": start + 0.9 * size, "low": 0, "cycles": cycles / factor,
             "busy": str(busy_class(busy)) if 2 * of_products > cycles else _OTHER,
@@ -184,7 +195,7 @@ def cycles_chart(layers: Sequence[LayerRow]) -> Chart | None:
         "data": {"values": rows},
         "mark": {"type": "rect"},
         "encoding": {
-            "x": _numbers("i", "operator of the NPU", [0, len(layers)]),
+            "x": _operators("i", len(layers)),
             "x2": {"field": "end"},
             "y": {"field": "low", "type": "quantitative", "title": f"cycles{unit}"},
             "y2": {"field": "cycles"},
@@ -326,10 +337,22 @@ def histogram_chart(layer: LayerAccuracyRow, bins: Bins) -> str:
 
 
 def _numbers(name: str, title: str, domain: Sequence[float]) -> dict[str, Any]:
+    """Returns an axis of whole numbers. Few of them are all named, because Vega-Lite would also name fractions."""
+    first, last = math.ceil(domain[0]), math.floor(domain[1])
+    named = {"values": list(range(first, last + 1))} if last - first < MOST_NAMED else {"tickMinStep": 1}
     return {
         "field": name, "type": "quantitative", "title": title,
-        "scale": {"domain": list(domain), "nice": False, "zero": False}, "axis": {"tickMinStep": 1, "grid": False},
+        "scale": {"domain": list(domain), "nice": False, "zero": False},
+        "axis": {**named, "grid": False, "format": ",d"},
     }  # fmt: skip
+
+
+def _operators(name: str, count: int) -> dict[str, Any]:
+    """Returns the axis of `count` operators.
+
+    The number of operator i is at its middle: it lies from i - 0.5 to i + 0.5.
+    """
+    return _numbers(name, "operator of the NPU", [-0.5, count - 0.5])
 
 
 def _colors(name: str, domain: Sequence[str], colors: Sequence[str]) -> dict[str, Any]:

@@ -270,6 +270,11 @@ class Memory:
         """Bytes of ExecuTorch's runtime and of the application's inputs and outputs."""
         return self.planned_bytes + self.given_bytes + self.method_bytes + self.temporary_bytes
 
+    @property
+    def resident_bytes(self) -> int:
+        """Needed bytes that are neither the arena nor those of the runtime: weights, or the whole program."""
+        return max(0, self.needed_bytes - self.scratch_bytes - self.runtime_bytes)
+
 
 @dataclass(frozen=True)
 class LayerAccuracyRow:

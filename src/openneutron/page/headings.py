@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from openneutron.page.content import AnalysisRows, Memory, ProfileRows, Summary
-from openneutron.page.units import bytes_text, count_of, decibels_text, number_text, percent_text
+from openneutron.page.units import bytes_text, count_of, decibels_text, measure_text, number_text, percent_text
 from openneutron.report.regions import BoardFit
 
 __all__ = [
     "accuracy_heading", "analysis_heading", "board_heading", "changed_heading", "cycles_heading", "differences_heading",
-    "layers_heading", "memory_heading", "placement_heading", "profile_heading", "resident_label", "validation_heading",
+    "errors_cancel", "layers_heading", "memory_heading", "placement_heading", "profile_heading", "recipe_facts",
+    "resident_label", "validation_heading",
 ]  # fmt: skip
+
+SMALLEST_DECIBELS = 0.1
+"""The smallest difference of two SQNRs that their texts show."""
+WEIGHTS_OF_TWO_LAYERS = "weights of two layers"
+"""The label of memory that holds the weights of an operator and of the next one, if weights stay in flash."""
+
+
+_RECIPE_FACTS = {
+    "correction": (
+        "correction",
+        {"weights": "weights are rounded by GPTQ, and biases corrected", "biases": "biases are corrected"},
+    ),
+    "range_by": ("ranges of activations", {"none": "selected by the observer"}),
+    "equalizes": ("channels are equalized", {}),
+    "trusts_samples": ("channels that are inactive on the samples are zeroed", {}),
+    "use_all_samples": ("samples of the correction", {"yes": "all", "no": "at most 50"}),
+    "trains_recurrent_layers": ("recurrent layers, if any, are trained", {}),
+}
+"""For each field of a recovery recipe: its name on the page, and names of values."""
+
+
+def recipe_facts(recipe: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns names and values of a recovery recipe for people. Unknown fields and values stay as they are."""
+    named = [(*_RECIPE_FACTS.get(name, (name, {})), value) for name, value in recipe.items()]
+    return [(label, values.get(value, value)) for label, values, value in named]
 
 
 def accuracy_heading(summary: Summary) -> str:
     """Returns the value of the last accuracy row, and that of the first."""
     first, last = summary.accuracy[0], summary.accuracy[-1]
-    text = f"The {last.metric} of {last.name} is {_value(last.value, last.unit)}"
+    text = f"The {last.metric} of {last.name} is {measure_text(last.value, last.unit)}"
     if last is first:
         return f"{text}."
-    return f"{text}, and that of {first.name} is {_value(first.value, first.unit)}."
-
-
-def _value(value: float | None, unit: str) -> str:
-    return f"{number_text(value)} {unit}".rstrip()
+    return f"{text}, and that of {first.name} is {measure_text(first.value, first.unit)}."
 
 
 def validation_heading(summary: Summary) -> str:
-    """Returns the worst difference from the float model, or from the converted module."""
+    """Returns the worst difference from the float model, or from the int8 model."""
     if summary.failures:
         count = len(summary.failures)
         return f"The .pte exceeds {'a limit' if count == 1 else f'{count} limits'} of the validation."
     against_float = [row for row in summary.validation if row.reference == "float"]
     rows = against_float or list(summary.validation)
-    name = "float model" if against_float else "converted module"
+    name = "float model" if against_float else "int8 model"
     values = [row.sqnr_db for row in rows if row.sqnr_db is not None]
     if not values:
         return f"The outputs of the .pte equal those of the {name}."
@@ -87,12 +111,12 @@ def board_heading(found: BoardFit) -> str:
 def resident_label(memory: Memory) -> str:
     """Returns the name of the needed bytes that are neither the arena nor ExecuTorch's: weights, or the program."""
     if memory.verdict == "fits with fetch_constants_to_sram":
-        return "weights of two layers"
+        return WEIGHTS_OF_TWO_LAYERS
     if memory.on_board is None:
-        return "weights of two layers" if memory.verdict == "does not fit" else "weights"
+        return WEIGHTS_OF_TWO_LAYERS if memory.verdict == "does not fit" else "weights"
     flash = {region.name for region in memory.on_board.regions if region.kind == "flash"}
     in_flash = any(part.role == "program" and part.region in flash for part in memory.on_board.parts)
-    return "weights of two layers" if in_flash else "program"
+    return WEIGHTS_OF_TWO_LAYERS if in_flash else "program"
 
 
 def cycles_heading(summary: Summary) -> str:
@@ -117,6 +141,13 @@ def analysis_heading(analysis: AnalysisRows) -> str:
         return "The outputs of the int8 model equal those of the float model."
     sqnr, count = decibels_text(analysis.output_sqnr_db), count_of(analysis.samples, "sample")
     return f"The outputs of the int8 model have an SQNR of {sqnr} against the float model, on {count}."
+
+
+def errors_cancel(analysis: AnalysisRows) -> bool:
+    """Whether the outputs have less error with weights and activations in int8 than with only one of the two."""
+    both = analysis.output_sqnr_db
+    single = [one for one in (analysis.weights_sqnr_db, analysis.activations_sqnr_db) if one is not None]
+    return both is not None and bool(single) and both > min(single) + SMALLEST_DECIBELS
 
 
 def layers_heading(analysis: AnalysisRows) -> str:

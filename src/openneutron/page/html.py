@@ -31,6 +31,8 @@ first chart also starts the drawing library."""
 MOST_ROWS = (400, 200, 100, 50, 20)
 """The largest number of rows of a table: the first with which the page has at most `MOST_BYTES`."""
 PICTURE_BYTES = 300_000
+_TEXT_OUTSIDE_OF_CELLS = re.compile(r"(?:<(?!td\b)[^<>]*>)[^<>]+")
+_NUMBER_AND_UNIT = re.compile(r"(\d) (%|dB\b|[KM]iB\b|B\b|ms\b|MHz\b|LSB\b|thousand\b|million\b|billion\b)")
 TOP_LAYERS = 10
 LONGEST_UNBROKEN = 14
 SHORTEST_PART = 4
@@ -123,12 +125,19 @@ def _page(
 
 def _small_enough(template: Any, content: Mapping[str, Any]) -> str:
     """Renders the page with as many rows as fit into it."""
-    pages: Iterator[str] = (template.render(most_rows=most, **content) for most in MOST_ROWS)
+    pages: Iterator[str] = (_with_units_unbroken(template.render(most_rows=most, **content)) for most in MOST_ROWS)
     page = ""
     for page in pages:
         if len(page.encode()) <= MOST_BYTES:
             break
     return page
+
+
+def _with_units_unbroken(page: str) -> str:
+    """Joins numbers and units by no-break spaces, so that no line begins with a unit. Cells of tables stay breakable,
+    because they must fit into narrow columns.
+    """
+    return _TEXT_OUTSIDE_OF_CELLS.sub(lambda text: _NUMBER_AND_UNIT.sub("\\1\N{NO-BREAK SPACE}\\2", text[0]), page)
 
 
 def analysis_page(analysis: AnalysisRows) -> str:
@@ -260,6 +269,7 @@ def _environment() -> Any:
     environment.filters.update(
         size=units.bytes_text, number=units.number_text, db=units.decibels_text, percent=units.percent_text,
         ends=units.range_text, breakable=breakable, code=with_code, count=lambda value: f"{value:,}", op=units.short_op,
+        measure=units.measure_text,
         large=headings.large_text, count_of=units.count_of,
     )  # fmt: skip
     environment.globals.update(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["bytes_text", "count_of", "decibels_text", "number_text", "percent_text", "range_text"]
+__all__ = ["bytes_text", "count_of", "decibels_text", "measure_text", "number_text", "percent_text", "range_text"]
 
 _UNITS = (("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -29,6 +29,15 @@ def number_text(value: float | None) -> str:
     return f"{value:.{digits}f}" if digits <= 6 else f"{value:.3g}"
 
 
+def measure_text(value: float | None, unit: str = "") -> str:
+    """Returns the value of a metric with its unit. Percentages have two digits after the point, so that one sample of
+    ten thousand shows; other values have three significant digits.
+    """
+    if unit != "%" or value is None or not math.isfinite(value):
+        return f"{number_text(value)} {unit}".rstrip()
+    return f"{value:.2f} %"
+
+
 def count_of(count: int, noun: str) -> str:
     """Returns a count with its noun in the singular or plural: "1 operator", "3 operators"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -44,9 +53,12 @@ def percent_text(share: float | None) -> str:
     return "unknown" if share is None else f"{100 * share:.1f} %"
 
 
-def range_text(ends: tuple[float, float] | None) -> str:
-    """Returns a range as "low to high"."""
-    return "" if ends is None else f"{number_text(ends[0])} to {number_text(ends[1])}"
+def range_text(ends: tuple[float, float] | None, unit: str = "") -> str:
+    """Returns a range as "low to high", with the digits that `measure_text` gives to values of `unit`."""
+    if ends is None:
+        return ""
+    low, high = (measure_text(end, unit).removesuffix(f" {unit}") for end in ends)
+    return f"{low} to {high}"
 
 
 def short_op(op: str) -> str:

@@ -2,7 +2,7 @@
 for (const box of document.querySelectorAll(".search")) {
   const table = document.getElementById(box.dataset.table);
   const rows = [...table.tBodies[0].rows];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const texts = rows.map((row) => row.textContent.toLowerCase().replaceAll("\u00a0", " "));
   const input = box.querySelector("input");
   const status = box.querySelector("[role=status]");
   const filter = () => {
