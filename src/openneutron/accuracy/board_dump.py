@@ -24,7 +24,7 @@ import numpy.typing as npt
 from openneutron.core.archives import check_expansion
 from openneutron.core.files import read_file
 from openneutron.core.logs import text_of_log
-from openneutron.data.arrays import DAMAGED, damage_of
+from openneutron.data.arrays import arrays_in, typed_damage
 from openneutron.errors import InputError
 
 __all__ = ["BoardTensor", "Dump", "Pair", "place_bytes", "quantized", "read_dump"]
@@ -188,11 +188,9 @@ def place_bytes(content: bytearray, known: bytearray, piece: bytes, start: int, 
 
 def _read_arrays(data: bytes, name: str, outputs: Sequence[BoardTensor]) -> Dump:
     check_expansion(data, name)
-    try:
+    with typed_damage(f"{name} cannot be read as arrays", data):
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        arrays = [loaded] if isinstance(loaded, np.ndarray) else [loaded[key] for key in loaded.files]
-    except DAMAGED as error:
-        raise InputError(f"{name} cannot be read as arrays: {damage_of(error, data)}") from error
+        arrays = [loaded] if isinstance(loaded, np.ndarray) else list(arrays_in(loaded).values())
     if len(arrays) != len(outputs):
         raise InputError(
             f"{name} holds {len(arrays)} arrays, but the program has {len(outputs)} outputs. Give an array for each "

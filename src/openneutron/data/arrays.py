@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openneutron.core.archives import check_expansion
 from openneutron.core.messages import first_line
 from openneutron.data.tables import LABEL_NAMES
-from openneutron.errors import InputError
+from openneutron.errors import InputError, OpenNeutronError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.lib.npyio import NpzFile
 
-__all__ = ["DAMAGED", "damage_of", "read_array", "read_arrays", "split_labels"]
+__all__ = ["arrays_in", "read_array", "read_arrays", "split_labels", "typed_damage"]
 
-DAMAGED = (
-    OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError,
-    MemoryError, OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""The errors that numpy raises for damaged arrays and archives. A damaged size needs more memory than there is."""
 # In a table, y is rather a coordinate.
 ARRAY_LABEL_NAMES = LABEL_NAMES | {"y"}
 
@@ -35,10 +29,8 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
     """
     import numpy as np
 
-    try:
+    with typed_damage(f"{path} cannot be read as an array", path):
         found: np.ndarray[Any, Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
-    except DAMAGED as error:
-        raise InputError(f"{path} cannot be read as an array: {damage_of(error, path)}") from error
     if not isinstance(found, np.ndarray):
         raise InputError(f"{path} cannot be read as an array: it is an archive of arrays. Name it .npz.")
     return _in_native_order(found)
@@ -51,16 +43,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """
     import numpy as np
 
-    try:
+    with typed_damage(f"{path} cannot be read as arrays", path):
         check_expansion(path, str(path))
         with np.load(path, allow_pickle=False) as file:
-            found = {name: _in_native_order(file[name]) for name in file.files}
-    except InputError:
-        raise
-    except DAMAGED as error:
-        raise InputError(f"{path} cannot be read as arrays: {damage_of(error, path)}") from error
+            found = {name: _in_native_order(value) for name, value in arrays_in(file).items()}
     if not found:
         raise InputError(f"{path} has no arrays.")
+    return found
+
+
+def arrays_in(archive: NpzFile) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns the arrays of a .npz archive. Raises `ValueError` for a member that is not an array.
+
+    numpy returns the bytes of such a member.
+    """
+    found = {name: archive[name] for name in archive.files}
+    other = next((name for name, value in found.items() if isinstance(value, bytes)), None)
+    if other is not None:
+        raise ValueError(f"its member '{other}' is not an array. Save it with numpy.savez")
     return found
 
 
@@ -69,7 +69,21 @@ def _in_native_order(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def damage_of(error: Exception, source: Path | bytes) -> str:
+@contextmanager
+def typed_damage(what: str, source: Path | bytes, cure: str = "") -> Iterator[None]:
+    """Converts all errors of a block that reads arrays to `InputError`: `what`, the reason, and `cure`.
+
+    numpy and zipfile raise errors of many types for damaged files. `source` is the file or its bytes.
+    """
+    try:
+        yield
+    except OpenNeutronError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: {_damage_of(error, source).rstrip('.')}{cure}") from error
+
+
+def _damage_of(error: Exception, source: Path | bytes) -> str:
     """Returns why numpy cannot read a file, or the bytes of one, from the error that it raised."""
     # The path may contain "pickle".
     text = str(error).replace(str(source), "") if isinstance(source, Path) else str(error)

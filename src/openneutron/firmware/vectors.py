@@ -15,7 +15,7 @@ from numpy.lib.npyio import NpzFile
 
 from openneutron.core.archives import check_expansion
 from openneutron.core.options import check_size_of_random
-from openneutron.data.arrays import DAMAGED, damage_of
+from openneutron.data.arrays import arrays_in, typed_damage
 from openneutron.errors import InputError
 from openneutron.firmware.config import c_float
 from openneutron.firmware.ports import Port, bytes_of
@@ -114,11 +114,8 @@ def read_vectors(path: str | os.PathLike[str], inputs: Sequence[Port], outputs: 
 
     Raises `InputError` if the file cannot be read, lacks an array, or if an array does not fit.
     """
-    try:
+    with typed_damage(f"Cannot read the test vectors in '{os.fspath(path)}'", Path(path), ". Give a .npz file."):
         arrays = _arrays_in(path)
-    except DAMAGED as error:
-        reason = damage_of(error, Path(path)).rstrip(".")
-        raise InputError(f"Cannot read the test vectors in '{os.fspath(path)}': {reason}. Give a .npz file.") from error
     counts = {len(value) for value in arrays.values() if value.ndim}
     if len(counts) != 1 or not min(counts):
         raise InputError(
@@ -147,7 +144,7 @@ def _arrays_in(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(loaded, NpzFile):
         raise TypeError("it holds one array without a name")
     with loaded:
-        return dict(loaded)
+        return arrays_in(loaded)
 
 
 def vectors_header(
