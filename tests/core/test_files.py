@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from openneutron import load
 from openneutron.core.driver import Driver
 from openneutron.core.files import (
     check_new_folder,
@@ -28,7 +29,10 @@ from openneutron.core.files import (
     write_files,
     write_folder,
 )  # fmt: skip
-from openneutron.errors import InputError, OpenNeutronError, OutputError
+from openneutron.errors import HostError, InputError, OpenNeutronError, OutputError
+from openneutron.firmware.vectors import read_vectors
+from openneutron.model.weights import read_checkpoint
+from openneutron.settings.build_files import check_quantized
 from openneutron.settings.package_files import is_package
 from openneutron.workflow.profiles import profiled_summary
 
@@ -47,6 +51,36 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="a device or a pipe"):
         write_file(tmp_path / "pipe", b"new")
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+@pytest.mark.parametrize(
+    "read", [read_file, load, read_checkpoint, check_quantized, lambda path: read_vectors(path, (), ())]
+)
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_a_pipe_and_a_device_are_not_read(name: str, read: Callable[[Path], object], tmp_path: Path) -> None:
+    """A pipe without a writer would never end the read."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OpenNeutronError, match=r"it is a device or a pipe\. Save its content to a file"):
+        read(tmp_path / name)
+
+
+def test_a_file_beyond_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "file").write_bytes(b"content")
+    monkeypatch.setattr("os.fdopen", fail)
+    with pytest.raises(InputError, match=r"too little memory for it\. Give a smaller file"):
+        read_file(tmp_path / "file")
+
+
+def test_the_rest_of_a_large_file_is_not_read(tmp_path: Path) -> None:
+    """Its first bytes show that it is not a program."""
+    with (tmp_path / "file.pte").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(HostError, match="not an ExecuTorch program"):
+        load(tmp_path / "file.pte")
 
 
 def test_an_interruption_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

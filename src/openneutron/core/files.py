@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,16 +15,20 @@ from openneutron.core.messages import did_you_mean
 from openneutron.errors import InputError, OutputError
 
 __all__ = [
-    "NO_PATH", "check_new_folder", "check_output", "check_output_folder", "created_folder", "exists", "is_file",
-    "is_folder", "names_in", "read_file", "reason_of", "remove_folder", "similar_path", "write_file", "write_files",
-    "write_folder",
+    "NO_PATH", "bytes_of_file", "check_is_file", "check_new_folder", "check_output", "check_output_folder",
+    "created_folder", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of", "remove_folder",
+    "similar_path", "write_file", "write_files", "write_folder",
 ]  # fmt: skip
 
+BEGINNING = 8
+"""The number of bytes of a file that tell its format."""
 LONGEST_PREFIX = 100
 """The number of bytes of a file's name in the name of its temporary file. Most systems limit names to 255 bytes."""
 NO_PATH = "it has a character that no path has, such as the null character. Give another path."
 """The reason why a path is refused for which Python raises `ValueError`."""
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # the open of a pipe does not wait
+_NO_FILE = "it is a device or a pipe. Save its content to a file, and give this file"
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
@@ -33,11 +37,48 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"A file must be given by its path, not by a {type(path).__name__}.")
     try:
-        return Path(path).read_bytes()
+        return bytes_of_file(path)
     except OSError as error:
         raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
     except ValueError as error:
         raise InputError(f"Cannot read {os.fspath(path)!r}: {NO_PATH}") from error
+
+
+def bytes_of_file(path: str | os.PathLike[str], check: Callable[[bytes], None] = lambda _: None) -> bytes:
+    """Returns the bytes of a file. Raises `OSError` or `ValueError` if it cannot be read.
+
+    Refuses devices and pipes, whose content may never end or never come, and files beyond the free memory. `check` gets
+    the first bytes, at most `BEGINNING`, and raises an error to refuse the file before the rest is read.
+    """
+    descriptor = os.open(path, _READ)
+    try:
+        _refuse_device(os.fstat(descriptor).st_mode)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            begin = file.read(BEGINNING) or b""
+            check(begin)
+            file.seek(0)
+            data = file.read()
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, "this machine has too little memory for it. Give a smaller file") from error
+    finally:
+        os.close(descriptor)
+    if data is None:  # a file of the system that waits for content, such as /proc/kmsg
+        raise OSError(errno.EAGAIN, _NO_FILE)
+    return data
+
+
+def check_is_file(path: str | os.PathLike[str]) -> None:
+    """Raises `InputError` for a device or a pipe, before a library opens it. Accepts a path that does not exist."""
+    mode = _mode(path)
+    try:
+        _refuse_device(stat.S_IFREG if mode is None else mode)
+    except OSError as error:
+        raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
+
+
+def _refuse_device(mode: int) -> None:
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, _NO_FILE)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

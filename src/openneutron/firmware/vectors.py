@@ -14,6 +14,7 @@ import torch
 from numpy.lib.npyio import NpzFile
 
 from openneutron.core.archives import check_expansion
+from openneutron.core.files import check_is_file
 from openneutron.core.options import check_size_of_random
 from openneutron.data.arrays import arrays_in, typed_damage
 from openneutron.errors import InputError
@@ -139,6 +140,7 @@ def _columns(
 
 
 def _arrays_in(path: str | os.PathLike[str]) -> dict[str, Any]:
+    check_is_file(path)
     check_expansion(Path(path), f"'{os.fspath(path)}'")
     loaded = np.load(path, allow_pickle=False)
     if not isinstance(loaded, NpzFile):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from openneutron.core.files import check_is_file
 from openneutron.core.messages import did_you_mean, first_line
 from openneutron.core.objects import load_object
 from openneutron.core.user_code import code_of_user
@@ -69,6 +70,7 @@ def _refuse_changes(model: str, args: str | None, weights: str | None) -> None:
 def _file(path: Path, *, unsafe: bool) -> nn.Module | ExportedProgram:
     if path.suffix == ".pt2":
         return loaded_program(path)
+    check_is_file(path)
     try:
         return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
     except RuntimeError as error:

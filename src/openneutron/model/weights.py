@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openneutron.core.archives import check_expansion
-from openneutron.core.files import reason_of
+from openneutron.core.files import bytes_of_file, check_is_file, reason_of
 from openneutron.core.messages import first_line
 from openneutron.errors import InputError
 
@@ -78,6 +78,7 @@ def read_checkpoint(file: str | os.PathLike[str], *, unsafe: bool = False) -> An
     """Returns the content of a file of weights, on the CPU. Raises `InputError` if it cannot be read."""
     path = Path(file)
     try:
+        check_is_file(path)
         check_expansion(path, f"'{path}'")
         if path.suffix == ".safetensors":
             return _safetensors(path)
@@ -109,7 +110,7 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
         from safetensors.torch import load
     except ImportError as error:
         raise InputError("Reading .safetensors needs the package safetensors: pip install safetensors.") from error
-    found: Mapping[str, Tensor] = load(path.read_bytes())
+    found: Mapping[str, Tensor] = load(bytes_of_file(path))
     return found
 
 

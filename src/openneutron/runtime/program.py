@@ -12,13 +12,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from openneutron.core.files import NO_PATH, reason_of
+from openneutron.core.files import NO_PATH, bytes_of_file, reason_of
 from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.errors import FormatError, HostError, InputError, OptionError, PayloadError
 from openneutron.formats import pte
@@ -120,8 +119,7 @@ class HostProgram:
         in the arguments of `forward`; by default, they are read from the `.pte`. See `load` for `isolated` and
         `threads`. Raises HostError if the program cannot run on this machine.
         """
-        if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
-            raise HostError(f"{name} is not an ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
+        _check_identifier(name, data)
         self._name = name
         self._data = data
         self._lock = ForkSafeLock(Order.PROGRAM)
@@ -353,12 +351,18 @@ def load(
     if not isinstance(source, (str, os.PathLike)):
         raise HostError(f"load() takes the path or the bytes of a .pte, not a {type(source).__name__}")
     try:
-        data = Path(source).read_bytes()
+        data = bytes_of_file(source, functools.partial(_check_identifier, os.fspath(source)))
     except OSError as error:
         raise HostError(f"{os.fspath(source)} cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise HostError(f"{os.fspath(source)!r} cannot be read: {NO_PATH}") from error
     return HostProgram(data, os.fspath(source), isolated=isolated, threads=threads)
+
+
+def _check_identifier(name: str, data: bytes) -> None:
+    """Raises `HostError` unless the first bytes of a file are those of a `.pte`."""
+    if data[PTE_IDENTIFIER_AT] != PTE_IDENTIFIER:
+        raise HostError(f"{name} is not an ExecuTorch program (.pte): bytes 4 and 5 are not {PTE_IDENTIFIER!r}")
 
 
 def _is_nested(value: object) -> bool:

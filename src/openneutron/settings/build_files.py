@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from openneutron.core.files import is_file, is_folder, reason_of
+from openneutron.core.files import check_is_file, is_file, is_folder, reason_of
 from openneutron.errors import InputError
 from openneutron.settings.package_files import is_package, program_of_package
 
@@ -33,6 +33,7 @@ def quantized_in(path: Path) -> Path:
 
 def check_quantized(path: Path) -> None:
     """Raises `InputError` for a file whose name or first bytes are not those of a quantized model (.pt2)."""
+    check_is_file(path)
     try:
         with path.open("rb") as file:
             begin = file.read(len(_ARCHIVE))
