@@ -1,14 +1,23 @@
-"""Values that JSON can hold."""
+"""Reads JSON, and converts values to those that JSON can hold."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from openneutron.core.messages import printable
 
-__all__ = ["without_infinite_numbers"]
+__all__ = ["parsed_json", "without_infinite_numbers"]
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Returns the content of JSON. Raises `ValueError` for any other text, and for lists that are nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the lists or objects are nested too deeply") from error
 
 
 def without_infinite_numbers(value: Any) -> Any:

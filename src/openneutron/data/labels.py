@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openneutron.core.files import read_file
+from openneutron.core.json_values import parsed_json
 from openneutron.core.messages import did_you_mean
 from openneutron.errors import InputError
 
@@ -99,8 +99,8 @@ def read_labels(labels: str | Path | Sequence[str]) -> ClassNames:
     if path.suffix.lower() != ".json":
         return _checked([line.strip() for line in text.rstrip().splitlines()], f"'{path}'")
     try:
-        return _checked(_from_json(json.loads(text)), f"'{path}'")
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        return _checked(_from_json(parsed_json(text)), f"'{path}'")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # the last for the index 1e999
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -11,6 +11,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+from openneutron.core.json_values import parsed_json
 from openneutron.errors import FormatError
 
 __all__ = ["FORMAT_VERSION", "as_json", "from_json"]
@@ -35,8 +36,8 @@ def as_json(content: Any) -> str:
 def from_json(cls: type[Content], text: str | bytes, what: str) -> Content:
     """Reads the result of `as_json`. Raises `FormatError`, which calls the file `what` and names the field."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parsed_json(text)
+    except ValueError as error:
         raise FormatError(f"{what} is not JSON: {error}.") from error
     if not isinstance(data, dict) or _VERSION_KEY not in data:
         raise FormatError(f"{what} is not a summary of a build: it has no field '{_VERSION_KEY}'.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from openneutron.core.files import is_file, read_file
+from openneutron.core.json_values import parsed_json
 from openneutron.errors import FormatError
 
 __all__ = ["MANIFEST", "VECTORS", "is_package", "manifest_of", "program_of_package"]
@@ -40,8 +40,8 @@ def program_of_package(folder: Path) -> Path:
 def manifest_of(folder: Path) -> Mapping[str, Any]:
     """Returns the manifest of a package. Raises `FormatError` if it is damaged."""
     try:
-        found = json.loads(read_file(folder / MANIFEST))
-    except (ValueError, RecursionError) as error:  # deep nesting is a RecursionError
+        found = parsed_json(read_file(folder / MANIFEST))
+    except ValueError as error:
         raise FormatError(f"{folder / MANIFEST} is not valid JSON: {error}. Write the package again.") from error
     if not isinstance(found, dict):
         raise FormatError(f"{folder / MANIFEST} is not a JSON object. Write the package again.")

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from openneutron.core.files import created_folder, remove_folder, write_file
+from openneutron.core.json_values import parsed_json
 from openneutron.errors import ConverterError, FormatError, OpenNeutronError, OptionError, OutputError
 from openneutron.formats.kernel_selection import kernel_selection_in, kernel_selection_text
 
@@ -374,7 +375,7 @@ def _read_cache(folder: Path) -> Converted | None:
     If the entry is damaged or cannot be read, warns and returns None. The caller then runs the converter again.
     """
     try:
-        told = json.loads((folder / _ANSWER).read_bytes())
+        told = parsed_json((folder / _ANSWER).read_bytes())
         if told["kernel_selection"] is not None:
             kernel_selection_text(told["kernel_selection"])
         tflite = (folder / _cached_model(told["sha256"])).read_bytes()
