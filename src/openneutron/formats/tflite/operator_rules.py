@@ -337,7 +337,8 @@ def _concatenation(call: Call) -> None:
     rest = [first[:axis], first[axis + 1 :]]
     for operand in call.inputs:
         shape = operand.shape
-        call.require([shape[:axis], shape[axis + 1 :]] == rest, "tensors that agree in other dimensions", shape)
+        agrees = len(shape) == len(first) and [shape[:axis], shape[axis + 1 :]] == rest
+        call.require(agrees, "tensors that agree in other dimensions", shape)
     call.require_shape([*rest[0], sum(operand.shape[axis] for operand in call.inputs), *rest[1]])
 
 
