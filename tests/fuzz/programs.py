@@ -25,7 +25,8 @@ def run_mutants(seed: int, seconds: float) -> int:
     """Runs mutants until the time is over, and returns their number."""
     import torch
     from tests.fuzz.mutations import mutated
-    from tests.fuzz.readers import READERS, program
+    from tests.fuzz.reader import program
+    from tests.fuzz.readers import READERS
 
     from openneutron import load
     from openneutron.errors import OpenNeutronError

@@ -6,17 +6,13 @@ import functools
 import importlib
 import io
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-import torch
+from tests.fuzz.data_readers import DATA_READERS
+from tests.fuzz.reader import Reader, in_file, program
 from tests.profiling.test_reading import a_run, etdump, records
-from torch import nn
 
-from openneutron import lower, quantize
 from openneutron.cpu.signatures import signature_of
 from openneutron.formats import pte, pte_check, tflite
 from openneutron.formats.payload import parse
@@ -30,37 +26,9 @@ from openneutron.settings.toml import read_settings, settings_text
 from openneutron.targets import Board, NeutronTargetSpec, read_board, text_of_board
 from openneutron.vendor.profiling import kernels_of
 
-__all__ = ["READERS", "Reader", "program"]
+__all__ = ["READERS"]
 
 DOUBLES = Path(__file__).parents[1] / "doubles"
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A function that reads bytes; any error must be an `OpenNeutronError`."""
-
-    read: Callable[[bytes], object]
-    examples: Callable[[], list[bytes]]
-    words: tuple[bytes, ...] = ()
-    """Byte strings of the format, which mutations insert."""
-
-
-class _Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.b(torch.cos(self.a(x)))
-        return found
-
-
-@functools.cache
-def program() -> bytes:
-    """Returns a small portable program with two delegates and CPU kernels."""
-    torch.manual_seed(0)
-    data = [torch.randn(1, 3, 6, 6) for _ in range(2)]
-    return lower(quantize(_Net().eval(), (data[0],), data, recover=None), payload="portable").buffer
 
 
 @functools.cache
@@ -71,22 +39,6 @@ def _payload() -> bytes:
 @functools.cache
 def _model() -> bytes:
     return bytes(parse(_payload()).tflite)
-
-
-@contextmanager
-def _file(data: bytes, suffix: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"file{suffix}")
-        path.write_bytes(data)
-        yield path
-
-
-def _in_file(read: Callable[[Path], object], suffix: str) -> Callable[[bytes], None]:
-    def call(data: bytes) -> None:
-        with _file(data, suffix) as path:
-            read(path)
-
-    return call
 
 
 def _read_pte(data: bytes) -> None:
@@ -147,6 +99,7 @@ _TOML = (
 )
 
 READERS: dict[str, Reader] = {
+    **DATA_READERS,
     "pte": Reader(_read_pte, lambda: [program()], (b"ET12", b"eh00", b"aten::add", b"forward", b"\xff\xff\xff\xff")),
     "tflite": Reader(tflite.read, lambda: [_model()], (b"TFL3", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff")),
     "inspect": Reader(lambda data: inspect_bytes(data, "the file"), lambda: [program(), _model()], (b"TFL3", b"ET12")),
@@ -155,13 +108,13 @@ READERS: dict[str, Reader] = {
         _read_log, lambda: [_log()], (b"Location: ", b"Inputs:\n", b"Kernels:\n", b"subgraph_", b"NeutronGraph")
     ),
     "profile": Reader(
-        _in_file(read_profile, ".etdp"),
+        in_file(read_profile, ".etdp"),
         lambda: [etdump([a_run(1), a_run(2)]), records([3, 4, 5]), f"PROFILE 0 0 {records([3, 4]).hex()}\n".encode()],
         (b"ED00", b"PROFILE ", b"DELEGATE_CALL", b"\xff\xfe", b"native_call_"),
     ),
-    "settings": Reader(_in_file(read_settings, ".toml"), lambda: [template().encode(), _settings()], _TOML),
+    "settings": Reader(in_file(read_settings, ".toml"), lambda: [template().encode(), _settings()], _TOML),
     "board": Reader(
-        _in_file(read_board, ".toml"),
+        in_file(read_board, ".toml"),
         lambda: [text_of_board(board).encode() for board in _boards()],
         (*_TOML, b"based_on", b"regions", b"placement", b"costs", b"clocks", b"size", b"0x20000000"),
     ),

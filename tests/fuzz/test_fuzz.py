@@ -6,13 +6,10 @@ import random
 import re
 
 import pytest
-from tests.fuzz.mutations import mutated
 from tests.fuzz.readers import READERS
 from tests.fuzz.run import check, seeds
 
 from openneutron.model.arguments import leaves_from_text
-
-MUTANTS = 500
 
 
 @pytest.mark.parametrize("name", list(READERS))
@@ -26,8 +23,8 @@ def test_mutants_and_seeds(name: str) -> None:
     chance = random.Random(name)
     for data in seeds(name):
         check(name, data)
-    for _ in range(MUTANTS):
-        check(name, mutated(chance.choice(files), files, READERS[name].words, chance))
+    for _ in range(READERS[name].mutants):
+        check(name, READERS[name].mutant(files, chance))
 
 
 @pytest.mark.parametrize("number", [b"1" + 400 * b"0", b"-1e400", b"NaN", b"1" + 5000 * b"0"])
