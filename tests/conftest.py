@@ -7,11 +7,15 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from tests.fast_exports import cache_composite_operators
 from tests.selection import ROWS_OF_A_TABLE, quick_tests, rest_of_tests
+
+if TYPE_CHECKING:
+    from openneutron import NeutronProgram, QuantizedModel
 
 # Test processes share the cores already. Several threads that wait for each other would spin and slow down others.
 # Processes that tests start inherit this setting.
@@ -68,3 +72,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def data_folder() -> Path:
     """The folder of weights, images and vendor files, for tests marked `data`."""
     return Path(os.environ[DATA_VARIABLE])
+
+
+@pytest.fixture(scope="session")
+def healthy() -> QuantizedModel:
+    """The network of `tests/accuracy_models.py`, quantized once for all tests that only read it."""
+    from tests.accuracy_models import net, quantized
+
+    return quantized(net())
+
+
+@pytest.fixture(scope="session")
+def net_program(healthy: QuantizedModel) -> NeutronProgram:
+    """The program of `healthy`, with its linear layer on the CPU."""
+    from openneutron import lower
+
+    return lower(healthy, operators_not_to_delegate=["aten.linear.default"])

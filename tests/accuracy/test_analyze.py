@@ -37,11 +37,6 @@ from openneutron.recovery import Recipe
 
 
 @pytest.fixture(scope="module")
-def healthy() -> QuantizedModel:
-    return quantized(net())
-
-
-@pytest.fixture(scope="module")
 def broken() -> QuantizedModel:
     return quantized(sabotaged())
 

@@ -17,11 +17,6 @@ from openneutron.errors import InputError, ModelError
 from openneutron.results.comparison import Comparison
 
 
-@pytest.fixture(scope="module")
-def healthy() -> QuantizedModel:
-    return quantized(net())
-
-
 def compared(model: QuantizedModel, other: QuantizedModel, **options: Any) -> Comparison:
     return compare_layers(model, lower(other, **options), images(3, seed=8))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from tests.cli.schemas import SCHEMAS
+from tests.verbs import call_verb
 from torch import nn
 
 from openneutron import load, lower, quantize
-from openneutron.cli import main
 
 VECTORS = 3
 
@@ -48,15 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Any:
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["openneutron", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out + printed.err
-
-    return call
+    monkeypatch.chdir(folder)
+    return lambda *arguments: call_verb(monkeypatch, capsys, *arguments)
 
 
 def test_right_outputs(run: Any) -> None:

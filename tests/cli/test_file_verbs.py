@@ -15,11 +15,11 @@ import torch
 from tests.cli.builds import Here
 from tests.cli.schemas import SCHEMAS
 from tests.vendor.test_sdk import DOUBLES
+from tests.verbs import call_verb
 from torch import nn
 
 import openneutron
 from openneutron import inspect, lower, quantize
-from openneutron.cli import main
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import app
 from openneutron.formats import pte
@@ -53,22 +53,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Returns the exit code and the output."""
-    monkeypatch.setattr(sys, "argv", ["openneutron", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    printed = capsys.readouterr()
-    return int(end.value.code or 0), printed.out + printed.err
-
-
 Run = Any
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setenv("COLUMNS", "160")
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
+    return lambda *arguments: call_verb(monkeypatch, capsys, *arguments)
 
 
 class TestTargets:

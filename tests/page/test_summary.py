@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.accuracy_models import images, net, quantized
+from tests.accuracy_models import images
 from tests.page.summaries import percentage_row
 
-from openneutron import NeutronProgram, QuantizedModel, lower
+from openneutron import NeutronProgram, QuantizedModel
 from openneutron.accuracy import Analysis, analyze
 from openneutron.accuracy.validate import validate
 from openneutron.core.sources import portable_trace, short_source
@@ -32,50 +32,41 @@ from openneutron.results.side_by_side import RunScores, SideBySide
 
 
 @pytest.fixture(scope="module")
-def model() -> QuantizedModel:
-    return quantized(net())
+def found(healthy: QuantizedModel, net_program: NeutronProgram) -> Analysis:
+    return analyze(None, healthy, images(3), program=net_program)
 
 
 @pytest.fixture(scope="module")
-def program(model: QuantizedModel) -> NeutronProgram:
-    return lower(model, operators_not_to_delegate=["aten.linear.default"])
-
-
-@pytest.fixture(scope="module")
-def found(model: QuantizedModel, program: NeutronProgram) -> Analysis:
-    return analyze(None, model, images(3), program=program)
-
-
-@pytest.fixture(scope="module")
-def summary(model: QuantizedModel, program: NeutronProgram, found: Analysis) -> Summary:
+def summary(healthy: QuantizedModel, net_program: NeutronProgram, found: Analysis) -> Summary:
     return summarize(
-        "net", program, quantized=model, analysis=found, date="2026-01-02", options={"recover": None, "jobs": 2},
+        "net", net_program, quantized=healthy, analysis=found, date="2026-01-02",
+        options={"recover": None, "jobs": 2},
         accuracy=[percentage_row("float", 90.0, 100), percentage_row(".pte", 89.0, 100)],
-        validation=[ValidationRow("output 0", 40.5, 0.9999, 0.01, 2.0)], files={"model.pte": len(program.buffer)},
+        validation=[ValidationRow("output 0", 40.5, 0.9999, 0.01, 2.0)], files={"model.pte": len(net_program.buffer)},
     )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def test_the_numbers_equal_the_program(summary: Summary, program: NeutronProgram) -> None:
-    estimate = program.estimate()
+def test_the_numbers_equal_the_program(summary: Summary, net_program: NeutronProgram) -> None:
+    estimate = net_program.estimate()
     assert (summary.cycles, summary.macs) == (estimate.cycles, estimate.macs)
     assert summary.memory.needed_bytes == estimate.fit.needed_bytes
     assert summary.memory.runtime_bytes == (estimate.memory.total_bytes if estimate.memory else None)
     assert [layer.cycles for layer in summary.layers] == [layer.cycles for layer in estimate.layers]
-    assert [row.node for row in summary.placement] == [row.node for row in program.placement]
-    assert sum(section.bytes for section in summary.sections) == summary.program_bytes == len(program.buffer)
+    assert [row.node for row in summary.placement] == [row.node for row in net_program.placement]
+    assert sum(section.bytes for section in summary.sections) == summary.program_bytes == len(net_program.buffer)
 
 
-def test_each_layer_on_the_npu_names_its_node_and_module(summary: Summary, program: NeutronProgram) -> None:
-    rows = {row.node: row for row in program.placement}
+def test_each_layer_on_the_npu_names_its_node_and_module(summary: Summary, net_program: NeutronProgram) -> None:
+    rows = {row.node: row for row in net_program.placement}
     assert summary.layers
     for layer in summary.layers:
         assert layer.node in rows
         assert layer.module == rows[layer.node].module
     convolutions = [layer.node for layer in summary.layers if layer.operator == "CONV_2D"]
-    assert convolutions == [row.node for row in program.placement if "convolution" in row.op][: len(convolutions)]
+    assert convolutions == [row.node for row in net_program.placement if "convolution" in row.op][: len(convolutions)]
 
 
 def test_the_live_bytes_of_each_layer_equal_its_tensors(summary: Summary) -> None:
@@ -100,8 +91,8 @@ def test_the_analysis_keeps_the_histograms_of_the_worst_layers_only(summary: Sum
     assert any(row.tolerance is not None for row in rows.layers)
 
 
-def test_a_bare_file_gives_the_same_estimates(summary: Summary, program: NeutronProgram, tmp_path: Path) -> None:
-    program.save(tmp_path / "net.pte")
+def test_a_bare_file_gives_the_same_estimates(summary: Summary, net_program: NeutronProgram, tmp_path: Path) -> None:
+    net_program.save(tmp_path / "net.pte")
     bare = summarize("net", tmp_path / "net.pte")
     assert (bare.cycles, bare.memory, bare.target) == (summary.cycles, summary.memory, summary.target)
     assert [row.op for row in bare.on_cpu] == ["aten::permute_copy.out", "aten::addmm.out"]
@@ -109,16 +100,16 @@ def test_a_bare_file_gives_the_same_estimates(summary: Summary, program: Neutron
     assert Summary.from_json(bare.as_json()) == bare
 
 
-def test_a_tflite_file_is_refused(program: NeutronProgram) -> None:
-    call = pte.read(program.buffer).methods[0].delegates[0]
+def test_a_tflite_file_is_refused(net_program: NeutronProgram) -> None:
+    call = pte.read(net_program.buffer).methods[0].delegates[0]
     assert inspect_bytes(parse(call.payload).tflite, "it").format == "tflite"
     with pytest.raises(InputError, match=r"needs an ExecuTorch program \(\.pte\)"):
         summarize("net", parse(call.payload).tflite)
 
 
-def test_a_validation_becomes_rows_and_failures(model: QuantizedModel, program: NeutronProgram) -> None:
-    found = validate(program, quantized=model, samples=2, min_sqnr_db=200.0)
-    summary = summarize("net", program, quantized=model, validation=found)
+def test_a_validation_becomes_rows_and_failures(healthy: QuantizedModel, net_program: NeutronProgram) -> None:
+    found = validate(net_program, quantized=healthy, samples=2, min_sqnr_db=200.0)
+    summary = summarize("net", net_program, quantized=healthy, validation=found)
     assert [(row.sqnr_db, row.reference, row.samples) for row in summary.validation] == [
         (one.sqnr_db if math.isfinite(one.sqnr_db) else None, one.reference, 2) for one in found.outputs
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import struct
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,10 @@ import pytest
 import torch
 from tests.cli.schemas import SCHEMAS
 from tests.profiling.test_reading import a_run, etdump, event, records
+from tests.verbs import call_verb
 from torch import nn
 
 from openneutron import lower, quantize
-from openneutron.cli import main
 from openneutron.errors import InputError
 from openneutron.page import Summary, page_of, summarize
 from openneutron.page.content import KernelRow, LayerRow, ProfileRow, ProfileRows
@@ -278,16 +277,9 @@ class TestVerbs:
 
     @pytest.fixture
     def run(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Any:
-        def call(*arguments: str) -> tuple[int, str]:
-            monkeypatch.chdir(folder)
-            monkeypatch.setenv("COLUMNS", "200")
-            monkeypatch.setattr(sys, "argv", ["openneutron", *arguments])
-            with pytest.raises(SystemExit) as end:
-                main()
-            printed = capsys.readouterr()
-            return int(end.value.code or 0), printed.out + printed.err
-
-        return call
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        return lambda *arguments: call_verb(monkeypatch, capsys, *arguments)
 
     @pytest.mark.parametrize("recorded", ["board.log", "npu.etdp"])
     def test_profile(self, run: Any, folder: Path, summary: Summary, recorded: str) -> None:

@@ -8,24 +8,14 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.accuracy_models import images, net, quantized
+from tests.accuracy_models import images
 from tests.page.html_tree import parsed
 
-from openneutron import NeutronProgram, QuantizedModel, lower
+from openneutron import NeutronProgram, QuantizedModel
 from openneutron.accuracy import analyze
 from openneutron.core.tables import MOST_ROWS, ResultTable, ShownAsTable
 from openneutron.report.contents import blocks_of_report
 from openneutron.report.inspect import inspect_bytes
-
-
-@pytest.fixture(scope="module")
-def model() -> QuantizedModel:
-    return quantized(net())
-
-
-@pytest.fixture(scope="module")
-def program(model: QuantizedModel) -> NeutronProgram:
-    return lower(model, operators_not_to_delegate=["aten.linear.default"])
 
 
 def terminal_text(shown: Any) -> str:
@@ -35,14 +25,14 @@ def terminal_text(shown: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(model: QuantizedModel, program: NeutronProgram) -> dict[str, Any]:
+def results(healthy: QuantizedModel, net_program: NeutronProgram) -> dict[str, Any]:
     return {
-        "model": model,
-        "program": program,
-        "estimate": program.estimate(),
-        "analysis": analyze(None, model, images(2)),
-        "placement": program.placement,
-        "row": next(row for row in program.placement if row.where == "cpu"),
+        "model": healthy,
+        "program": net_program,
+        "estimate": net_program.estimate(),
+        "analysis": analyze(None, healthy, images(2)),
+        "placement": net_program.placement,
+        "row": next(row for row in net_program.placement if row.where == "cpu"),
     }
 
 
@@ -66,19 +56,19 @@ def test_a_result_shows_the_same_in_notebooks_and_terminals(
         assert part in text
 
 
-def test_the_estimate_has_a_row_for_each_layer(program: NeutronProgram) -> None:
-    estimate = program.estimate()
+def test_the_estimate_has_a_row_for_each_layer(net_program: NeutronProgram) -> None:
+    estimate = net_program.estimate()
     (table,) = parsed(estimate._repr_html_()).all("table")
     assert [row[3] for row in table.rows()[1:]] == [f"{layer.cycles:,}" for layer in estimate.layers]
 
 
-def test_the_tables_of_layers_have_these_headings_and_shapes(program: NeutronProgram) -> None:
+def test_the_tables_of_layers_have_these_headings_and_shapes(net_program: NeutronProgram) -> None:
     """The table that `inspect --layers` prints has shorter headings than the table of an estimate."""
     common = ("operator", "output", "MACs", "cycles", "of all", "array used")
-    table = program.estimate().as_table()
+    table = net_program.estimate().as_table()
     assert table.headings == (*common, "weight bytes", "live bytes")
     assert table.rows[0][:2] == ("TRANSPOSE", "1x12x12x8")
-    text = terminal_text(blocks_of_report(inspect_bytes(program.buffer, "a program"), layers=True))
+    text = terminal_text(blocks_of_report(inspect_bytes(net_program.buffer, "a program"), layers=True))
     assert " ".join((*common, "weights", "live")) in text.replace("┃ ", "")
     assert "TRANSPOSE │ 1x12x12x8 │" in text
 
@@ -93,10 +83,10 @@ def test_a_result_without_a_table_cannot_be_defined(bases: tuple[type, ...]) -> 
     assert type("Shown", bases, {"as_table": lambda _: ResultTable("t", ("a",), ())})()._repr_html_()
 
 
-def test_placements_stay_a_tuple_of_rows(program: NeutronProgram) -> None:
-    assert isinstance(program.placement, tuple)
-    assert program.placement == tuple(program.placement)
-    assert replace(program.placement[0]) == program.placement[0]
+def test_placements_stay_a_tuple_of_rows(net_program: NeutronProgram) -> None:
+    assert isinstance(net_program.placement, tuple)
+    assert net_program.placement == tuple(net_program.placement)
+    assert replace(net_program.placement[0]) == net_program.placement[0]
 
 
 def test_text_of_a_table_is_neither_html_nor_markup() -> None:
