@@ -336,7 +336,7 @@ def test_memory_of_dropped_programs_is_given_back() -> None:
     use(20)  # warm up allocators and caches
     # Each program copies 1 MB of TFLite: a leak of the engine would hold 230 MB, a leak in 5 % of the programs 11 MB,
     # each time. The allocator may grow once, after other tests in this process.
-    assert min(growth(), growth()) < 10 * megabyte
+    assert any(growth() < 10 * megabyte for _ in range(2))
 
 
 def run_python(code: str, *arguments: str) -> str:
