@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -106,7 +108,8 @@ def quantize(
       nearest to float. A `Recipe` sets the methods, such as the recipe of an earlier result. None disables recovery.
       Recovery runs over the calibration inputs again. With fewer than 32 inputs, it does not use statistics of inactive
       channels and of channels that were not clipped.
-    - `recovery_seconds`: the time limit of the search of "best", in seconds. No recipe is started that would exceed it.
+    - `recovery_seconds`: the time limit of "best", in seconds. No recipe is started that would exceed it, and training
+      ends when it is reached.
     - `strict`: the option of `torch.export.export`.
     - `transform`: a function that makes an input from each item of `calibration`. Without it, images are scaled to
       0..1 and nothing else: **a model that needs normalized images needs a `transform` that normalizes them.**
@@ -231,6 +234,7 @@ def _quantized(
             exported = quantizer.prepare_graph(unprepared, equalizes=equalizes)
     with typed_errors("Preparing the inputs for quantization"):
         widen_inputs(exported, samples, options.wide_inputs(exported, samples))
+    begun = time.perf_counter()
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):
         converted, reference = quantize_by_recipe(recipe, exported, quantizer, samples, options.running)
@@ -246,8 +250,9 @@ def _quantized(
     )
     if recipe is None or recipe.correction != "weights" or not recipe.trains_recurrent_layers:
         return quantized
+    seconds = begun + options.recovery_seconds - time.perf_counter() if options.recover == BEST else math.inf
     with typed_errors("Training the recurrent layers"):
-        return train_recurrent_layers(quantized, samples, progress=options.running.progress)
+        return train_recurrent_layers(quantized, samples, seconds=seconds, progress=options.running.progress)
 
 
 def _recipe(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from tests.flow_support import seeded
 from tests.training.test_layer_states import NETWORKS, quantized, sequences
 
-from openneutron import QuantizedModel, lower
+from openneutron import QuantizedModel, flow, lower
 from openneutron.recovery.recipes import FAST, Recipe
 from openneutron.training import recurrent_layers
 from openneutron.training.recurrent_layers import FEWEST_SAMPLES, train_recurrent_layers
@@ -65,9 +67,32 @@ def test_recipes_train_recurrent_layers() -> None:
     assert not FAST.trains_recurrent_layers
 
 
-def test_an_accurate_model_is_not_trained() -> None:
+def test_an_accurate_model_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backward(*_: Any) -> None:
+        raise AssertionError("computes gradients")
+
+    monkeypatch.setattr(torch.autograd, "backward", backward)
     model = quantized(NETWORKS["two layers"][0], recover=ALONE)
     assert train_recurrent_layers(model, samples(64)) is model
+
+
+@pytest.mark.parametrize(("recover", "limit"), [("auto", math.inf), ("best", 1000.0)])
+def test_the_time_limit_of_best_includes_training(recover: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def train(model: QuantizedModel, _: Any, *, seconds: float, **__: Any) -> QuantizedModel:
+        given.append(seconds)
+        return model
+
+    def choose_at_once(*_: Any, seconds: float, **__: Any) -> tuple[Recipe, list[Any]]:
+        assert seconds == limit
+        time.sleep(0.1)
+        return Recipe(), []
+
+    monkeypatch.setattr(flow, "train_recurrent_layers", train)
+    monkeypatch.setattr(flow, "try_recipes", choose_at_once)
+    quantized(NETWORKS["LSTM"][0], recover=recover, recovery_seconds=1000.0)
+    assert given[0] <= limit - 0.1
 
 
 @pytest.mark.usefixtures("train_accurate_models")
@@ -80,6 +105,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "few samples": {"count": FEWEST_SAMPLES - 1},
     "many products": {"MOST_PRODUCTS": 1.0},
     "many operators": {"MOST_OPERATORS": 1.0},
+    "no time": {"seconds": 0.0},
 }
 
 
@@ -88,12 +114,12 @@ def test_a_model_beyond_a_limit_is_not_trained(
     name: str, recovered: QuantizedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     limits = dict(REFUSALS[name])
-    count = limits.pop("count", FEWEST_SAMPLES)
+    count, seconds = limits.pop("count", FEWEST_SAMPLES), limits.pop("seconds", math.inf)
     for limit, value in limits.items():
         monkeypatch.setattr(recurrent_layers, limit, value)
     with caplog.at_level(logging.INFO, "openneutron"):
-        assert train_recurrent_layers(recovered, samples(count)) is recovered
-    assert ("does not train the recurrent layers" in caplog.text) == bool(limits)
+        assert train_recurrent_layers(recovered, samples(count), seconds=seconds) is recovered
+    assert ("does not train the recurrent layers" in caplog.text) == (count == FEWEST_SAMPLES)
 
 
 def test_a_model_without_recurrent_layers_is_not_trained() -> None:

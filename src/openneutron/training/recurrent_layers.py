@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch.fx import GraphModule, Node
 
 from openneutron.core.fx import arguments, dtype_of, is_dequantize, is_operator, is_quantize, shape_of
@@ -21,7 +20,7 @@ from openneutron.model.state import has_state
 from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
-from openneutron.training.distillation import ComparedValues, train_towards
+from openneutron.training.distillation import train_towards
 from openneutron.training.layer_states import compare_states, recurrent_states
 from openneutron.training.trainable import TrainableModel
 
@@ -42,17 +41,18 @@ MOST_PRODUCTS, MOST_OPERATORS = 3e11, 6e5
 # Limit in bytes of the values that a batch keeps for its gradients: each float32 value before and after rounding.
 MEMORY, BYTES_OF_VALUE, SMALLEST_BATCH = 1 << 30, 8, 4
 # Texts of the errors by which torch refuses an operator without a rule for batches or for gradients.
-NO_RULE = ("Batching rule", "vmap:", "derivative for")
+NO_RULE = ("Batching rule", "vmap:", "derivative for", "does not require grad")
 
 
 def train_recurrent_layers(
-    quantized: QuantizedModel, samples: Samples, *, progress: bool | None = False
+    quantized: QuantizedModel, samples: Samples, *, seconds: float = math.inf, progress: bool | None = False
 ) -> QuantizedModel:
     """Returns `quantized` with weights, biases and ranges that were trained towards its float graph.
 
     The loss compares the outputs and the states of recurrent layers. Every eighth of `samples`, up to 64, is held out,
-    and the result has the parameters with the least loss of the outputs on these. Deterministic. `progress` shows a
-    progress bar; None shows it if stderr is a terminal.
+    and the result has the parameters with the least loss of the outputs on these. Training ends after `seconds` at the
+    latest; without this limit, it is deterministic. `progress` shows a progress bar; None shows it if stderr is a
+    terminal.
 
     Returns `quantized` itself if the SQNR of the outputs on held-out samples is above `ENOUGH_DB`, or increases by less
     than `LEAST_GAIN_DB`; if no recurrent layer calls one weight several times; if the model has state or an operator
@@ -64,18 +64,22 @@ def train_recurrent_layers(
         return quantized
     batch = _batch_within_memory(quantized.module)
     steps = _steps_within_limits(quantized.module, batch)
-    if steps < FEWEST_STEPS or batch < SMALLEST_BATCH:
+    if steps < FEWEST_STEPS or batch < SMALLEST_BATCH or seconds <= 0:
         _LOGGER.info("Recovery does not train the recurrent layers, because this would take long. Call distill().")
         return quantized
     module = TrainableModel(quantized)
     comparison = compare_states(module, quantized.reference, states, samples)
-    if not _has_gradients(module, comparison):
+    try:
+        with progress_bar("Training recurrent layers", steps, progress) as advance:
+            result = train_towards(
+                module, comparison, seconds=seconds, steps=steps, rate=RATE, batch=batch,
+                enough=10 ** (-ENOUGH_DB / 10), after_step=lambda: advance(1),
+            )  # fmt: skip
+    except RuntimeError as error:
+        if not any(text in str(error) for text in NO_RULE):
+            raise
+        _LOGGER.info("Recovery does not train the recurrent layers, because an operator has no gradient: %s", error)
         return quantized
-    with progress_bar("Training recurrent layers", steps, progress) as advance:
-        result = train_towards(
-            module, comparison, seconds=math.inf, steps=steps, rate=RATE, batch=batch,
-            enough=10 ** (-ENOUGH_DB / 10), after_step=lambda: advance(1),
-        )  # fmt: skip
     _LOGGER.info(
         "Training of recurrent layers: %.1f dB before, %.1f dB after, on held-out samples.",
         result.sqnr_before_db, result.sqnr_after_db,
@@ -83,19 +87,6 @@ def train_recurrent_layers(
     if result.sqnr_after_db < result.sqnr_before_db + LEAST_GAIN_DB:
         return quantized
     return replace(quantized, module=module.converted())
-
-
-def _has_gradients(module: TrainableModel, comparison: ComparedValues) -> bool:
-    """Returns whether torch can compute the gradients for a batch. Logs the operator without a gradient, if any."""
-    try:
-        with torch.enable_grad():
-            torch.autograd.backward(comparison.loss([0, 1]))
-    except RuntimeError as error:
-        if not any(text in str(error) for text in NO_RULE):
-            raise
-        _LOGGER.info("Recovery does not train the recurrent layers, because an operator has no gradient: %s", error)
-        return False
-    return any(parameter.grad is not None for parameter in module.parameters())
 
 
 def _batch_within_memory(module: GraphModule) -> int:
