@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from openneutron import distill, finish_training, lower, prepare_training, quantize
 from openneutron.errors import InputError, ModelError, OptionError
-from openneutron.training.distillation import parameter_groups
+from openneutron.training import distillation
+from openneutron.training.distillation import KeptValues, parameter_groups
 from openneutron.training.trainable import TrainableModel
 
 
@@ -97,6 +98,24 @@ def test_rates_are_in_steps() -> None:
     for group in groups[:2]:
         (weight,) = group["params"]  # type: ignore[misc]
         assert group["lr"] == pytest.approx(0.5 * float(weight.detach().abs().max()) / 127, rel=0.1)  # type: ignore[has-type]
+
+
+@pytest.mark.parametrize(("kept", "computed"), [(4, [[2, 0], [1]]), (1, [[2, 0], [0, 1]]), (0, [[2, 0], [2, 0, 1]])])
+def test_values_of_the_float_model_are_computed_once_per_sample_within_the_limit(
+    kept: int, computed: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "MOST_KEPT", kept * 3 * 4)
+    data, calls = inputs(3)[:, 0], []
+
+    def compute(chosen: Sequence[int]) -> list[Tensor]:
+        calls.append(list(chosen))
+        return [data[list(chosen)]]
+
+    values = KeptValues(compute)
+    for chosen in ([2, 0, 2], [2, 0, 1]):
+        (found,) = values(chosen)
+        assert torch.equal(found, data[chosen])
+    assert calls == computed
 
 
 def test_documented_flow_takes_the_float_model() -> None:

@@ -20,7 +20,7 @@ from openneutron.core.numbers import decibels
 from openneutron.errors import ModelError
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors
 
-__all__ = ["ComparedValues", "Distillation", "Samples", "parameter_groups", "stacked", "train_towards"]
+__all__ = ["ComparedValues", "Distillation", "KeptValues", "Samples", "parameter_groups", "stacked", "train_towards"]
 
 Samples = Sequence[tuple[Any, ...]]
 CHECKS = 16
@@ -35,6 +35,8 @@ HELD_OUT_SHARE, MOST_HELD_OUT = 8, 64
 # Gradients are clipped to this multiple of the mean of earlier norms. Gradients through many steps have rare peaks.
 MOST_GRADIENT, MEMORY = 2.0, 0.9
 CODES = 127
+# Limit in bytes of the values of the float model that training keeps.
+MOST_KEPT = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,34 @@ class ComparedValues:
         with torch.no_grad():
             wanted = self.wanted(chosen)
         return self.found(stacked(self.samples, chosen)), wanted
+
+
+class KeptValues:
+    """Computes values for samples, and keeps those of each sample as long as all of them are within `MOST_KEPT`.
+
+    `compute` returns values for the samples with the given indices, whose first dimension is that of the samples.
+    """
+
+    def __init__(self, compute: Callable[[Sequence[int]], list[Tensor]]) -> None:
+        self._compute = compute
+        self._kept: dict[int, list[Tensor]] = {}
+        self._bytes = 0
+
+    def __call__(self, chosen: Sequence[int]) -> list[Tensor]:
+        """Returns the values for the samples with these indices, as `compute` does."""
+        found = {index: self._kept[index] for index in chosen if index in self._kept}
+        if missing := [index for index in dict.fromkeys(chosen) if index not in found]:
+            computed = self._compute(missing)
+            found.update((index, [value[place] for value in computed]) for place, index in enumerate(missing))
+        for index in missing:
+            self._keep(index, found[index])
+        return [torch.stack(each) for each in zip(*(found[index] for index in chosen), strict=True)]
+
+    def _keep(self, index: int, values: list[Tensor]) -> None:
+        size = sum(value.numel() * value.element_size() for value in values)
+        if self._bytes + size <= MOST_KEPT:
+            self._kept[index] = [value.clone() for value in values]  # not views, which would keep the whole batch
+            self._bytes += size
 
 
 class _Updates:

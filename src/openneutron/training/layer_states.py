@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from openneutron.core.fx import arguments, dtype_of, first_operand, is_dequantize, is_quantize
 from openneutron.passes.add_input_guards import GUARDS
 from openneutron.recovery.shared_layers import layers_by_weight
-from openneutron.training.distillation import ComparedValues, Samples, stacked
+from openneutron.training.distillation import ComparedValues, KeptValues, Samples, stacked
 from openneutron.training.trainable import TrainableModel
 
 __all__ = ["LayerStates", "compare_states", "floats_of", "reading_states", "recurrent_states"]
@@ -75,7 +75,10 @@ def floats_of(outputs: Any) -> list[Tensor]:
 def compare_states(
     trained: TrainableModel, reference: GraphModule, states: Sequence[LayerStates], samples: Samples
 ) -> ComparedValues:
-    """Compares the outputs and the states of each layer of `trained` with those of the float graph `reference`."""
+    """Compares the outputs and the states of each layer of `trained` with those of the float graph `reference`.
+
+    Keeps the values of the float graph for each sample (`KeptValues`).
+    """
     module, teacher = (reading_states(each, states) for each in (trained.graph_module, reference))
     outputs = [value for value in pytree.tree_leaves(reference.graph.output_node().args) if isinstance(value, Node)]
     floats = [value for value in outputs if (dtype_of(value) or torch.int8).is_floating_point]
@@ -86,7 +89,7 @@ def compare_states(
     def wanted(chosen: Sequence[int]) -> list[Tensor]:
         return _values(trained.of_samples(stacked(samples, chosen), teacher))
 
-    return ComparedValues(wanted, found, len(floats), samples)
+    return ComparedValues(KeptValues(wanted), found, len(floats), samples)
 
 
 def _values(outputs_and_states: Any) -> list[Tensor]:
