@@ -90,8 +90,9 @@ def test_parameters_of_operators_in_float_are_trained_and_kept() -> None:
         assert torch.equal(trained.reference.get_parameter(name), parameter)
 
 
-def test_rates_are_in_steps() -> None:
-    _, module = prepared()
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_rates_are_in_steps_of_the_largest_weight(granularity: str) -> None:
+    _, module = prepared(weight_granularity=granularity)
     groups = parameter_groups(module, 0.5)
     parameters = [id(parameter) for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     assert sorted(parameters) == sorted(map(id, module.parameters()))

@@ -55,8 +55,9 @@ class Distillation:
 def parameter_groups(module: nn.Module, rate: float) -> list[dict[str, object]]:
     """Returns groups of all parameters for an optimizer such as Adam, whose updates are about as large as the rate.
 
-    `rate` is in int8 steps. The rate of a weight is `rate` times its scale, a bias has the mean rate of all weights,
-    and the factor of an activation's range moves the highest code by `rate` steps.
+    `rate` is in int8 steps. The rate of a weight is `rate` times its scale, or times the largest scale of its channels,
+    so that weights per channel move as far as weights per tensor. A bias has the mean rate of all weights, and the
+    factor of an activation's range moves the highest code by `rate` steps.
     """
     groups: list[dict[str, object]] = []
     taken: set[int] = set()
@@ -64,7 +65,7 @@ def parameter_groups(module: nn.Module, rate: float) -> list[dict[str, object]]:
     for part in module.modules():
         if isinstance(part, FakeQuantizedWeight):
             assert isinstance(part.scale, Tensor)
-            rates.append(rate * float(part.scale.mean()))
+            rates.append(rate * float(part.scale.max()))
             groups.append({"params": [part.value], "lr": rates[-1]})
             taken.add(id(part.value))
         elif isinstance(part, RangeFactors):
