@@ -29,7 +29,7 @@ __all__ = ["FEWEST_SAMPLES", "train_recurrent_layers"]
 _LOGGER = logging.getLogger(__name__)
 # With fewer samples, the weights would fit them by chance.
 FEWEST_SAMPLES = 16
-STEPS, FEWEST_STEPS, BATCH = 120, 40, 16
+STEPS, FEWEST_STEPS, BATCH = 240, 40, 16
 # The change of a weight in one update, in int8 steps.
 RATE = 0.04
 # Models that are more accurate than ENOUGH_DB are not trained, and a gain below LEAST_GAIN_DB is not used: the few
