@@ -7,22 +7,12 @@ import torch
 from benchmarks.streaming import MOST_LOST, measure
 from benchmarks.zoo.streaming import STREAMING
 
-STEPS = 32
-
 
 @pytest.mark.parametrize("name", STREAMING)
-def test_the_network_has_enough_sqnr(name: str) -> None:
-    row = measure(name, STEPS)
+def test_the_network_has_enough_sqnr_over_two_hundred_steps(name: str) -> None:
+    row = measure(name, 200)
     assert row.delegates == 1
     assert set(row.on_cpu) == {"aten.copy_.default"}
-    assert row.sqnr > row.sqnr_without_state - MOST_LOST
-    assert row.sqnr_at_the_end > row.sqnr_without_state - 2 * MOST_LOST
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STREAMING)
-def test_streaming_networks_have_enough_sqnr_over_two_hundred_steps(name: str) -> None:
-    row = measure(name, 200)
     assert row.sqnr > row.sqnr_without_state - MOST_LOST
     assert row.sqnr_at_the_end > row.sqnr_without_state - MOST_LOST
 
