@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema  # noqa: TID251  as abo
 from tests.kind_graphs import GRAPHS
 from tests.net import NO_ACTIVATION, Net, Q
 from tests.runtime_models import litert
-from tests.structured_mutants import mutated_bytes
+from tests.structured_mutants import mutated_bytes, mutated_tflite
 
 from openneutron.errors import FormatError
 from openneutron.formats import tflite
@@ -278,7 +279,7 @@ def test_each_reference_to_a_table_counts_the_bytes_of_the_table() -> None:
 
     def read(references: int) -> list[Any]:
         tables = tables_at(Source(memoryview(data), "the file"), np.full(references, len(vtable), np.int64))
-        return [tables.scalar(row, 1, "i", 7) for row in range(len(tables))]
+        return [tables.scalars(row, (("i", 7), ("i", 7)))[1] for row in range(len(tables))]
 
     assert read(10) == [0] * 10
     with pytest.raises(FormatError, match="many references to the same parts"):
@@ -309,6 +310,26 @@ def test_damage_of_one_kind(index: int) -> None:
     name, change, message = DAMAGE_OF_ONE_KIND[index]
     with pytest.raises(FormatError, match=rf"byte \d+: expected .*({message})"):
         tflite.check(changed(name, change))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_operators_at_once_and_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of all operators at once accepts no other models than the rules of single operators."""
+    model, chance = tflite.write(GRAPHS[name]), random.Random(name)
+    models = [mutated_tflite(model, chance) for _ in range(60)]
+    at_once = [fault_of(one) for one in models]
+    module = sys.modules["openneutron.formats.tflite.check"]  # the package has the function of this name
+    monkeypatch.setattr(module, "are_usual", lambda _, numbers, *__: np.zeros(len(numbers), bool))
+    assert [fault_of(one) for one in models] == at_once
+    assert {bool(fault) for fault in at_once} == {False, True}
+
+
+def fault_of(model: bytes) -> str:
+    try:
+        tflite.check(model)
+    except FormatError as error:
+        return str(error)
+    return ""
 
 
 def test_an_empty_operand_is_a_constant() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,14 @@ import numpy.typing as npt
 
 from openneutron.formats.flatbuffer import FORMS, Source, Table, read_layout
 
-__all__ = ["Offsets", "Tables", "read_tables", "tables_at"]
+__all__ = ["Offsets", "Scalars", "Tables", "read_tables", "tables_at"]
 
 Offsets = npt.NDArray[np.int64]
 """Offsets in the file."""
 
+
+Scalars = Sequence[tuple[str, int | float | bool]]
+"""The format character of each field, from field 0 on, and its value if it is absent."""
 
 MAX_FIELDS = 64
 """The largest number of fields of a table; the schemas of TFLite and ExecuTorch have fewer."""
@@ -36,6 +40,8 @@ class Tables:
     _layout_of: npt.NDArray[np.intp]
     _places: Offsets
     """Offset of each field in the table, [layout, field]; 0 for an absent field."""
+    _sizes: list[int]
+    """The bytes of a table of each layout."""
 
     @functools.cached_property
     def _rows(self) -> tuple[list[int], list[int], list[list[int]]]:
@@ -88,6 +94,10 @@ class Tables:
 
         The elements have `itemsize` bytes. Raises `FormatError` if a vector is not within the file.
         """
+        at, counts = self._vectors(field, itemsize)
+        return at.tolist(), counts.tolist()
+
+    def _vectors(self, field: int, itemsize: int) -> tuple[Offsets, Offsets]:
         at = self.targets(field)
         counts = np.zeros(len(at), np.int64)
         (present,) = np.nonzero(at)
@@ -100,35 +110,38 @@ class Tables:
                 raise self.source.error(first, "a vector within the file", f"an end at byte {ends[outside[0]]}")
             self.source.count(int(counts.sum()) * itemsize, int(at[present][0]))
             at[present] += 4
-        return at.tolist(), counts.tolist()
+        return at, counts
 
     def values(self, field: int, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], Offsets]:
         """Reads a vector of numbers of each table: all values one after the other, and the length of each vector."""
         element = np.dtype(dtype)
-        starts, counts = (np.array(each, np.int64) for each in self.vectors(field, element.itemsize))
+        starts, counts = self._vectors(field, element.itemsize)
         ends = np.cumsum(counts)
         firsts = np.repeat(starts - element.itemsize * (ends - counts), counts)
         at = firsts + element.itemsize * np.arange(len(firsts))
         return _gather(self.source, self._bytes, at, element), counts
 
-    def lists(self, field: int, dtype: npt.DTypeLike) -> list[list[int]]:
-        """Reads a vector of integers of each table, as a list for each table."""
-        values, counts = self.values(field, dtype)
-        flat, ends = values.tolist(), np.cumsum(counts).tolist()
-        return [flat[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True)]
-
     def check_texts(self, field: int) -> None:
         """Raises `FormatError` if a string of the tables is not UTF-8, or is not followed by a zero byte."""
-        starts, counts = (np.array(each, np.int64) for each in self.vectors(field, 1))
+        starts, counts = self._vectors(field, 1)
         (present,) = np.nonzero(starts)
         starts, counts = starts[present], counts[present]
         ends = starts + counts
         (unended,) = np.nonzero(_gather(self.source, self._bytes, ends, np.dtype(np.uint8)))
         if len(unended):
             raise self.source.error(int(ends[unended[0]]), "the zero byte after a string")
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        view = self.source.view
+        texts = [view[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        try:
+            str(b"\0".join(texts), "utf-8")  # all at once; no text in UTF-8 continues after a zero byte
+        except UnicodeDecodeError:
+            self._refuse_text(starts.tolist(), texts)
+
+    def _refuse_text(self, starts: Sequence[int], texts: Sequence[memoryview]) -> None:
+        """Raises `FormatError` for the first text that is not UTF-8."""
+        for start, text in zip(starts, texts, strict=True):
             try:
-                str(self.source.view[start:end], "utf-8")
+                str(text, "utf-8")
             except UnicodeDecodeError as error:
                 raise self.source.error(start, "a text in UTF-8", error.object[:40]) from error
 
@@ -137,18 +150,24 @@ class Tables:
         present: frozenset[int] = self._present[self._layout_of[row]]
         return present
 
-    def scalar(self, row: int, field: int, code: str, default: int | float | bool = 0) -> Any:
-        """Reads a scalar field of one table. `code` is a format character of the struct module."""
+    def content(self, row: int) -> tuple[int, bytes]:
+        """Returns what two tables with equal scalar fields have in common: the layout, and the bytes of the fields."""
+        offsets, layouts, _ = self._rows
+        at, layout = offsets[row], layouts[row]
+        return layout, self.source.view[at + 4 : at + self._sizes[layout]].tobytes()
+
+    def scalars(self, row: int, fields: Scalars) -> list[Any]:
+        """Reads scalar fields of one table: a value for each of `fields`, which have the numbers from 0 on."""
         offsets, layouts, places = self._rows
-        fields = places[layouts[row]]
-        place = fields[field] if field < len(fields) else 0
-        if not place:
-            return default
-        at, view = offsets[row] + place, self.source.view
+        at, view, own = offsets[row], self.source.view, places[layouts[row]]
+        own = own + [0] * (len(fields) - len(own))
         try:
-            return FORMS[code].unpack_from(view, at)[0]
+            return [
+                FORMS[code].unpack_from(view, at + place)[0] if place else default
+                for (code, default), place in zip(fields, own, strict=False)
+            ]
         except struct.error as error:
-            raise self.source.error(at, f"field {field} of a table", f"the end at byte {len(view)}") from error
+            raise self.source.error(at, "a table within the file", f"the end at byte {len(view)}") from error
 
 
 def read_tables(parent: Table, field: int) -> Tables:
@@ -167,7 +186,7 @@ def tables_at(source: Source, at: Offsets) -> Tables:
     """
     data = np.frombuffer(source.view, np.uint8)
     if not len(at):
-        return Tables(source, at, data, np.zeros(0, np.intp), np.zeros((0, 0), np.int64))
+        return Tables(source, at, data, np.zeros(0, np.intp), np.zeros((0, 0), np.int64), [])
     source.count(16 * len(at), int(at[0]))
     vtables = at - _gather(source, data, at, np.dtype("<i4"))
     layouts, layout_of = np.unique(vtables, return_inverse=True)
@@ -185,7 +204,7 @@ def tables_at(source: Source, at: Offsets) -> Tables:
     places = np.zeros((len(read), most), np.int64)
     for row, (_, fields) in zip(places, read, strict=True):
         row[: len(fields)] = fields
-    return Tables(source, at, data, layout_of, places)
+    return Tables(source, at, data, layout_of, places, [size for size, _ in read])
 
 
 def _gather(source: Source, data: npt.NDArray[np.uint8], at: Offsets, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -194,6 +213,10 @@ def _gather(source: Source, data: npt.NDArray[np.uint8], at: Offsets, dtype: np.
     (outside,) = np.nonzero((at < 0) | (at > len(data) - size))
     if len(outside):
         raise source.error(int(at[outside[0]]), f"a number of {size} bytes", f"the end at byte {len(data)}")
-    raw = data[at[:, None] + np.arange(size)]
-    numbers: npt.NDArray[Any] = raw.view(dtype.newbyteorder("<"))[:, 0]
+    little = dtype.newbyteorder("<")
+    numbers: npt.NDArray[Any]
+    if (at % size).any():
+        numbers = data[at[:, None] + np.arange(size)].view(little)[:, 0]
+    else:
+        numbers = data[: len(data) // size * size].view(little)[at // size]
     return numbers

@@ -6,21 +6,25 @@ the output shape that follows from the inputs. The formulas are those of TFLite'
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
 from openneutron.errors import FormatError
 from openneutron.formats.flatbuffer import Source
-from openneutron.formats.flatbuffer_tables import Tables
+from openneutron.formats.flatbuffer_tables import Scalars
 from openneutron.ir.kinds import KINDS, REJECTED_FACTOR_OF_SUMS
 from openneutron.ir.scales import factor_fault
 
-__all__ = ["ITEM_BYTES", "RULES", "Call", "Operand", "Rule"]
+__all__ = [
+    "ACCUMULATORS", "ACCUMULATORS_OF_TWO", "ITEM_BYTES", "KEEP_SHAPES", "LARGEST_REACH", "RULES", "Call", "Operand",
+    "Rule",
+]  # fmt: skip
 
 ITEM_BYTES = {"INT8": 1, "INT32": 4}
 Shape = tuple[int, ...]
@@ -29,15 +33,16 @@ _REFLECT = schema.MirrorPadMode.REFLECT
 _ACTIVATIONS = 6  # the number of fused activations in the schema
 LARGEST_STEP = 1 << 16
 """The largest stride, dilation and size of a pooling window. Larger ones overflow int32 in TFLite's kernels."""
+LARGEST_REACH = 1 << 30
+"""The sizes of dilated filters are below this number."""
 # Found by trying ranks: LiteRT refuses larger ones, or ends the process.
 MAX_BROADCAST_RANK, MAX_PAD_RANK, MAX_MATRIX_RANK = 8, 6, 6
 
 
-@dataclass(eq=False, slots=True)
-class Operand:
+class Operand(NamedTuple):
     """A tensor of the file. `values_at` is the offset of the data of a constant; None for a computed tensor."""
 
-    index: int
+    number: int
     shape: Shape
     dtype: str
     source: Source
@@ -66,8 +71,8 @@ class Call:
     name: str
     inputs: Sequence[Operand]
     output: Operand
-    _options: Tables
-    _row: int | None
+    options: Sequence[Any]
+    """The values of the fields of the options, by their numbers, for `Rule.fields`."""
 
     def error(self, expected: str, found: object) -> FormatError:
         """Returns the error of this operator."""
@@ -78,23 +83,10 @@ class Call:
         if not condition:
             raise self.error(expected, found)
 
-    def option(self, field: int, code: str, default: int | float | bool = 0) -> Any:
-        """Reads a field of the options."""
-        return default if self._row is None else self._options.scalar(self._row, field, code, default)
-
-    def option_fields(self) -> frozenset[int]:
-        """Returns the numbers of the fields that the options have."""
-        return frozenset() if self._row is None else self._options.fields_of(self._row)
-
     def require_shape(self, shape: Sequence[int]) -> None:
         """Raises `FormatError` if the output has another shape."""
         if self.output.shape != tuple(shape):
             raise self.error(f"an output of shape {tuple(shape)}", self.output.shape)
-
-    def require_activation(self, field: int) -> None:
-        """Raises `FormatError` if the fused activation in a field of the options is unknown."""
-        activation = self.option(field, "b")
-        self.require(0 <= activation < _ACTIVATIONS, "a fused activation", activation)
 
     def operand(self, position: int, shape: Shape) -> list[int]:
         """Returns the values of an input that is an int32 constant of `shape`."""
@@ -106,11 +98,11 @@ class Call:
 
 Check = Callable[[Call], None]
 
-_ACCUMULATORS = {name: kind.accumulator for name, kind in KINDS.items() if kind.accumulator}
+ACCUMULATORS = {name: kind.accumulator for name, kind in KINDS.items() if kind.accumulator}
 # One of the two operands may be a zero, which may have a larger scale than other values.
-_ACCUMULATORS_OF_TWO = {
+ACCUMULATORS_OF_TWO = {
     name: replace(one, largest_factor=REJECTED_FACTOR_OF_SUMS) if one.is_sum else one
-    for name, one in _ACCUMULATORS.items()
+    for name, one in ACCUMULATORS.items()
 }
 
 
@@ -120,10 +112,18 @@ class Rule:
 
     inputs: tuple[int, int]
     """The smallest and largest number of inputs."""
-    options: frozenset[int]
+    fields: Scalars
+    """The fields of its options that the rule reads, from field 0 on."""
+    allowed: frozenset[int]
     """Fields that its options may have, by their numbers in the schema."""
     shapes: Check
-    """Checks the shapes, operands and options."""
+    """Checks the shapes and operands."""
+    activation: int | None = None
+    """The field of the fused activation; None for an operator without one."""
+    steps: Sequence[int] = ()
+    """Fields that are strides, dilations or sizes of windows."""
+    padding: int | None = None
+    """The field of the padding."""
     integers: frozenset[int] = frozenset()
     """Positions of the inputs that are int32; all others are int8."""
     weight: int | None = None
@@ -131,14 +131,56 @@ class Rule:
     accumulated: tuple[int, int] = (0, 1)
     """Positions of the inputs whose scales determine the factor of the accumulator."""
 
-    def check(self, call: Call) -> None:
-        """Raises `FormatError` if the operator does not follow the rule."""
+    @functools.cached_property
+    def defaults(self) -> list[Any]:
+        """The options of an operator that has no table of them."""
+        return [default for _, default in self.fields]
+
+    def fault_of_options(self, values: Sequence[Any], fields: frozenset[int]) -> tuple[str, object] | None:
+        """Returns what is expected of options that have `fields`, and what is found; None if they are valid.
+
+        `values` are those of `self.fields`.
+        """
+        if not fields <= self.allowed:
+            return f"options with no other fields than {sorted(self.allowed)}", sorted(fields)
+        if self.activation is not None and not 0 <= values[self.activation] < _ACTIVATIONS:
+            return "a fused activation", values[self.activation]
+        steps = [values[field] for field in self.steps]
+        if not all(1 <= step <= LARGEST_STEP for step in steps):
+            return "strides, dilations and windows", steps
+        if self.padding is not None and values[self.padding] not in (_SAME, _VALID):
+            return "padding SAME or VALID", values[self.padding]
+        return None
+
+    def check(self, call: Call, *, is_usual: bool) -> None:
+        """Raises `FormatError` if the operands do not follow the rule.
+
+        `is_usual` says that `_check_types` and `_check_scales` accept the operator.
+        """
+        if not is_usual:
+            self._check_types(call)
+        self.shapes(call)
+        if not is_usual:
+            self._check_scales(call)
+
+    def _check_scales(self, call: Call) -> None:
+        """Raises `FormatError` for scales with which the accumulator overflows. The shapes must be right."""
+        accumulators = ACCUMULATORS_OF_TWO if len(call.inputs) == 2 else ACCUMULATORS
+        accumulator = accumulators.get(call.name)
+        if accumulator is not None:
+            scales = [call.inputs[at].largest_scale for at in self.accumulated if at < len(call.inputs)]
+            # BATCH_MATMUL has a shifted accumulator. Its first option says whether the left matrix is transposed.
+            inner = -2 if accumulator.is_shifted and call.options[0] else -1
+            terms = call.inputs[0].shape[inner] if accumulator.is_shifted else 1
+            fault = factor_fault(accumulator, scales, call.output.smallest_scale, terms)
+            if fault:
+                raise call.error("scales", fault)
+
+    def _check_types(self, call: Call) -> None:
+        """Raises `FormatError` for another number of inputs, and for operands of another dtype or with other scales."""
         least, most = self.inputs
         if not least <= len(call.inputs) <= most:
             raise call.error(f"{least} to {most} inputs", len(call.inputs))
-        fields = call.option_fields()
-        if not fields <= self.options:
-            raise call.error(f"options with no other fields than {sorted(self.options)}", sorted(fields))
         if call.output.dtype != "INT8" or call.output.scales != 1:
             raise call.error("an int8 output with one scale", f"{call.output.dtype} with {call.output.scales}")
         for position, operand in enumerate(call.inputs):
@@ -147,16 +189,6 @@ class Rule:
             if operand.dtype != wanted or (wanted == "INT8" and operand.scales != 1 and position != self.weight):
                 found = f"{operand.dtype} with {operand.scales}"
                 raise call.error(f"{wanted}{' with one scale' if wanted == 'INT8' else ''} as input {position}", found)
-        self.shapes(call)
-        accumulators = _ACCUMULATORS_OF_TWO if len(call.inputs) == 2 else _ACCUMULATORS
-        accumulator = accumulators.get(call.name)
-        if accumulator is not None:
-            scales = [call.inputs[at].largest_scale for at in self.accumulated if at < len(call.inputs)]
-            # BATCH_MATMUL has a shifted accumulator. Its first option says whether the left matrix is transposed.
-            inner = -2 if accumulator.is_shifted and call.option(0, "?", False) else -1
-            terms = call.inputs[0].shape[inner] if accumulator.is_shifted else 1
-            fault = factor_fault(accumulator, scales, call.output.smallest_scale, terms)
-            call.require(not fault, "scales", fault)
 
 
 def _same_shape(call: Call) -> None:
@@ -164,14 +196,14 @@ def _same_shape(call: Call) -> None:
 
 
 def _softmax(call: Call) -> None:
-    beta = call.option(0, "f")
+    (beta,) = call.options
     call.require(0 < beta < 2.0**20, "a positive beta", beta)
     call.require(1 <= len(call.output.shape) <= 4, "1 to 4 dimensions", len(call.output.shape))
     _same_shape(call)
 
 
 def _leaky_relu(call: Call) -> None:
-    alpha = call.option(0, "f")
+    (alpha,) = call.options
     factor = alpha * call.inputs[0].largest_scale / max(call.output.smallest_scale, 2.0**-126)
     call.require(abs(factor) < 2.0**30, "a finite slope", alpha)
     _same_shape(call)
@@ -190,11 +222,6 @@ def _broadcast(call: Call) -> None:
     call.require_shape([max(a, b) for a, b in zip(left, right, strict=True)])
 
 
-def _activated_broadcast(call: Call) -> None:
-    call.require_activation(0)
-    _broadcast(call)
-
-
 def _prelu(call: Call) -> None:
     _broadcast(call)
     call.require_shape(call.inputs[0].shape)
@@ -206,64 +233,53 @@ def _image(call: Call, operand: Operand) -> Shape:
     return operand.shape
 
 
-def _steps(call: Call, *fields: int, default: int = 0) -> list[int]:
-    """Returns options that are strides, dilations or sizes of windows."""
-    steps = [call.option(field, "i", default) for field in fields]
-    call.require(min(steps) >= 1 and max(steps) <= LARGEST_STEP, "strides, dilations and windows", steps)
-    return steps
-
-
 def _windows(call: Call, sizes: Sequence[int], filters: Sequence[int], strides: Sequence[int]) -> list[int]:
     """Returns the number of windows in each dimension (TFLite's ComputeOutSize)."""
-    padding = call.option(0, "b")
-    call.require(padding in (_SAME, _VALID), "padding SAME or VALID", padding)
-    if padding == _SAME:
+    if call.options[0] == _SAME:
         return [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
     return [(size - reach) // stride + 1 for size, reach, stride in zip(sizes, filters, strides, strict=True)]
 
 
 def _reaches(call: Call, filters: Sequence[int], dilations: Sequence[int]) -> list[int]:
     reaches = [(size - 1) * dilation + 1 for size, dilation in zip(filters, dilations, strict=True)]
-    call.require(max(reaches) < 1 << 30, "filters that reach less than 2^30 values", reaches)
+    call.require(max(reaches) < LARGEST_REACH, "filters that reach less than 2^30 values", reaches)
     return reaches
 
 
 def _check_layer(call: Call, weight: Operand, outputs: int, axis: int, bias: int) -> None:
     """Checks the weight of a layer, whose scales lie along `axis`, and its bias (the input at position `bias`)."""
-    call.require(weight.values_at is not None, "a constant weight", weight.index)
+    call.require(weight.values_at is not None, "a constant weight", weight.number)
     call.require(weight.scales == 1 or (weight.axis, weight.scales) == (axis, outputs), "scales", weight.scales)
     operand = call.inputs[bias]
-    call.require(operand.values_at is not None, "a constant bias", operand.index)
+    call.require(operand.values_at is not None, "a constant bias", operand.number)
     call.require(operand.shape == (outputs,), "a bias for each output", operand.shape)
 
 
 def _conv_2d(call: Call) -> None:
-    call.require_activation(3)
-    strides, dilations = _steps(call, 2, 1), _steps(call, 5, 4, default=1)
+    _, stride_w, stride_h, _, dilation_w, dilation_h = call.options
     batch, *sizes, channels = _image(call, call.inputs[0])
     outputs, *filters, depth = _image(call, call.inputs[1])
     groups = channels // depth
     call.require(groups * depth == channels and outputs % groups == 0, "groups of channels", (channels, depth, outputs))
     _check_layer(call, call.inputs[1], outputs, 0, 2)
-    windows = _windows(call, sizes, _reaches(call, filters, dilations), strides)
+    reaches = _reaches(call, filters, (dilation_h, dilation_w))
+    windows = _windows(call, sizes, reaches, (stride_h, stride_w))
     call.require_shape([batch, *windows, outputs])
 
 
 def _depthwise_conv_2d(call: Call) -> None:
-    call.require_activation(4)
-    strides, dilations = _steps(call, 2, 1), _steps(call, 6, 5, default=1)
-    (multiplier,) = _steps(call, 3)
+    _, stride_w, stride_h, multiplier, _, dilation_w, dilation_h = call.options
     batch, *sizes, channels = _image(call, call.inputs[0])
     ones, *filters, outputs = _image(call, call.inputs[1])
     call.require(ones == 1 and channels * multiplier == outputs, "filters [1, h, w, c]", call.inputs[1].shape)
     _check_layer(call, call.inputs[1], outputs, 3, 2)
-    windows = _windows(call, sizes, _reaches(call, filters, dilations), strides)
+    reaches = _reaches(call, filters, (dilation_h, dilation_w))
+    windows = _windows(call, sizes, reaches, (stride_h, stride_w))
     call.require_shape([batch, *windows, outputs])
 
 
 def _transpose_conv(call: Call) -> None:
-    call.require_activation(3)
-    strides = _steps(call, 2, 1)
+    strides = call.options[2], call.options[1]
     output = call.operand(0, (4,))
     outputs, *filters, depth = _image(call, call.inputs[1])
     batch, *sizes, channels = _image(call, call.inputs[2])
@@ -276,12 +292,11 @@ def _transpose_conv(call: Call) -> None:
 
 
 def _fully_connected(call: Call) -> None:
-    call.require_activation(0)
     rows, weight = call.inputs[0].shape, call.inputs[1]
     call.require(len(weight.shape) == 2, "a weight of 2 dimensions", weight.shape)
     outputs, features = weight.shape
     _check_layer(call, weight, outputs, 0, 2)
-    if call.option(2, "?", False):
+    if call.options[2]:
         call.require(rows[-1:] == (features,), f"rows of {features} values", rows)
         call.require_shape([*rows[:-1], outputs])
         return
@@ -295,9 +310,9 @@ def _batch_matmul(call: Call) -> None:
     call.require(min(len(left), len(right)) >= 2, "matrices", (left, right))
     rank = max(len(left), len(right))
     call.require(rank <= MAX_MATRIX_RANK, f"at most {MAX_MATRIX_RANK} dimensions", rank)
-    if call.option(0, "?", False):
+    if call.options[0]:
         left[-2:] = left[:-3:-1]
-    if call.option(1, "?", False):
+    if call.options[1]:
         right[-2:] = right[:-3:-1]
     call.require(left[-1] == right[-2], "matrices of equal inner size", (left, right))
     pairs = [(a, b) for a, b in zip(*([1] * (rank - len(m)) + m[:-2] for m in (left, right)), strict=True)]
@@ -306,10 +321,9 @@ def _batch_matmul(call: Call) -> None:
 
 
 def _pool_2d(call: Call) -> None:
-    call.require_activation(5)
-    strides, filters = _steps(call, 2, 1), _steps(call, 4, 3)
+    _, stride_w, stride_h, width, height, _ = call.options
     batch, *sizes, channels = _image(call, call.inputs[0])
-    call.require_shape([batch, *_windows(call, sizes, filters, strides), channels])
+    call.require_shape([batch, *_windows(call, sizes, (height, width), (stride_h, stride_w)), channels])
 
 
 def _resize(call: Call) -> None:
@@ -324,22 +338,21 @@ def _reduce(call: Call) -> None:
     call.require(len(listed) <= 1 and bool(axes or not shape), "a list of dimensions", listed)
     call.require(all(0 <= axis < len(shape) for axis in axes), f"dimensions below {len(shape)}", axes)
     call.require(len(set(axes)) == len(axes), "dimensions listed once", axes)
-    if call.option(0, "?", False):
+    if call.options[0]:
         call.require_shape([1 if axis in axes else size for axis, size in enumerate(shape)])
     else:
         call.require_shape([size for axis, size in enumerate(shape) if axis not in axes])
 
 
 def _concatenation(call: Call) -> None:
-    call.require_activation(1)
-    first, axis = call.inputs[0].shape, call.option(0, "i")
-    call.require(0 <= axis < len(first), f"a dimension below {len(first)}", axis)
-    rest = [first[:axis], first[axis + 1 :]]
-    for operand in call.inputs:
-        shape = operand.shape
-        agrees = len(shape) == len(first) and [shape[:axis], shape[axis + 1 :]] == rest
-        call.require(agrees, "tensors that agree in other dimensions", shape)
-    call.require_shape([*rest[0], sum(operand.shape[axis] for operand in call.inputs), *rest[1]])
+    shapes, axis = [operand.shape for operand in call.inputs], call.options[0]
+    rank = len(shapes[0])
+    call.require(0 <= axis < rank, f"a dimension below {rank}", axis)
+    columns = list(zip(*shapes, strict=False))
+    agree = all(len(shape) == rank for shape in shapes)
+    agree &= all(len(set(column)) == 1 for dim, column in enumerate(columns) if dim != axis)
+    call.require(agree, "tensors that agree in other dimensions", shapes)
+    call.require_shape([sum(column) if dim == axis else column[0] for dim, column in enumerate(columns)])
 
 
 def _paddings(call: Call) -> list[tuple[int, int]]:
@@ -361,7 +374,7 @@ def _pad(call: Call) -> None:
 
 
 def _mirror_pad(call: Call) -> None:
-    mode = call.option(0, "b")
+    (mode,) = call.options
     call.require(mode in (_REFLECT, schema.MirrorPadMode.SYMMETRIC), "a mode of padding", mode)
     for size, pair in zip(call.inputs[0].shape, _paddings(call), strict=True):
         limit = size - 1 if mode == _REFLECT else size
@@ -389,19 +402,31 @@ def _transpose(call: Call) -> None:
     call.require_shape([shape[dim] for dim in perm])
 
 
-def _rule(inputs: int, shapes: Check, *options: int, integers: Sequence[int] = (), most: int = 0) -> Rule:
-    return Rule((inputs, most or inputs), frozenset(options), shapes, frozenset(integers))
+_BYTE, _INT, _ONE, _FLAG, _FLOAT = ("b", 0), ("i", 0), ("i", 1), ("?", False), ("f", 0)
 
 
-def _layer_rule(shapes: Check, *options: int) -> Rule:
-    return Rule((3, 3), frozenset(options), shapes, frozenset({2}), weight=1)
+def _rule(
+    inputs: int,
+    shapes: Check,
+    fields: Scalars = (),
+    *,
+    others: Sequence[int] = (),
+    integers: Sequence[int] = (),
+    most: int = 0,
+    **options: Any,
+) -> Rule:
+    """`others` are fields of the options that may be there, and that the rule does not read."""
+    allowed = frozenset((*range(len(fields)), *others))
+    return Rule((inputs, most or inputs), fields, allowed, shapes, integers=frozenset(integers), **options)
 
 
 _UNARY = _rule(1, _same_shape)
-_REDUCTION = _rule(2, _reduce, 0, integers=[1])
-_POOL = _rule(1, _pool_2d, 0, 1, 2, 3, 4, 5)
+_REDUCTION = _rule(2, _reduce, (_FLAG,), integers=[1])
+_POOL = _rule(
+    1, _pool_2d, (_BYTE, _INT, _INT, _INT, _INT, _BYTE), activation=5, steps=(2, 1, 4, 3), padding=0
+)
 _BINARY = _rule(2, _broadcast)
-_ARITHMETIC = _rule(2, _activated_broadcast, 0)
+_ARITHMETIC = _rule(2, _broadcast, (_BYTE,), activation=0)
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
@@ -415,24 +440,36 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("MAXIMUM", "MINIMUM"), _BINARY),
     **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D"), _POOL),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"), _REDUCTION),
-    "BATCH_MATMUL": _rule(2, _batch_matmul, 0, 1),
-    "CONCATENATION": _rule(1, _concatenation, 0, 1, most=1 << 20),
-    "CONV_2D": _layer_rule(_conv_2d, 0, 1, 2, 3, 4, 5),
-    "DEPTHWISE_CONV_2D": _layer_rule(_depthwise_conv_2d, 0, 1, 2, 3, 4, 5, 6),
-    "FULLY_CONNECTED": _layer_rule(_fully_connected, 0, 2),
-    "LEAKY_RELU": _rule(1, _leaky_relu, 0),
-    "MIRROR_PAD": _rule(2, _mirror_pad, 0, integers=[1]),
+    "BATCH_MATMUL": _rule(2, _batch_matmul, (_FLAG, _FLAG)),
+    "CONCATENATION": _rule(1, _concatenation, (_INT, _BYTE), most=1 << 20, activation=1),
+    "CONV_2D": _rule(
+        3, _conv_2d, (_BYTE, _INT, _INT, _BYTE, _ONE, _ONE), integers=[2], weight=1, activation=3, steps=(2, 1, 5, 4),
+        padding=0,
+    ),
+    "DEPTHWISE_CONV_2D": _rule(
+        3, _depthwise_conv_2d, (_BYTE, _INT, _INT, _INT, _BYTE, _ONE, _ONE), integers=[2], weight=1, activation=4,
+        steps=(2, 1, 6, 5, 3), padding=0,
+    ),
+    "FULLY_CONNECTED": Rule(
+        (3, 3), (_BYTE, _BYTE, _FLAG), frozenset({0, 2}), _fully_connected, integers=frozenset({2}), weight=1,
+        activation=0,
+    ),
+    "LEAKY_RELU": _rule(1, _leaky_relu, (_FLOAT,)),
+    "MIRROR_PAD": _rule(2, _mirror_pad, (_BYTE,), integers=[1]),
     "PAD": _rule(2, _pad, integers=[1]),
     "PADV2": _rule(3, _pad, integers=[1]),
     "PRELU": _rule(2, _prelu),
-    "RESHAPE": _rule(2, _reshape, 0, integers=[1]),
-    "RESIZE_BILINEAR": _rule(2, _resize, 2, 3, integers=[1]),
-    "RESIZE_NEAREST_NEIGHBOR": _rule(2, _resize, 0, 1, integers=[1]),
+    "RESHAPE": _rule(2, _reshape, others=[0], integers=[1]),
+    "RESIZE_BILINEAR": _rule(2, _resize, others=[2, 3], integers=[1]),
+    "RESIZE_NEAREST_NEIGHBOR": _rule(2, _resize, others=[0, 1], integers=[1]),
     "SLICE": _rule(3, _slice, integers=[1, 2]),
-    "SOFTMAX": _rule(1, _softmax, 0),
+    "SOFTMAX": _rule(1, _softmax, (_FLOAT,)),
     "TRANSPOSE": _rule(2, _transpose, integers=[1]),
-    "TRANSPOSE_CONV": Rule(
-        (4, 4), frozenset({0, 1, 2, 3}), _transpose_conv, frozenset({0, 3}), weight=1, accumulated=(1, 2)
+    "TRANSPOSE_CONV": _rule(
+        4, _transpose_conv, (_BYTE, _INT, _INT, _BYTE), integers=[0, 3], weight=1, accumulated=(1, 2), activation=3,
+        steps=(2, 1), padding=0,
     ),
 }  # fmt: skip
 """The rules by the operators' names in the schema: all of `ir/kinds.py`, and no others."""
+KEEP_SHAPES = [name for name, rule in RULES.items() if rule.shapes in (_same_shape, _broadcast)]
+"""Operators of one or two inputs that may have an output of the same shape, whatever their options are."""
