@@ -5,7 +5,7 @@ The other backend runs through upstream_flow.py with a stub of its SDK. OPENNEUT
 runs in a separate process, and the processes of both backends alternate. The table has medians of processor seconds,
 of all threads: set OMP_NUM_THREADS=1 to compare one thread. Models have random weights, so accuracy is not measured.
 `--quick` measures each row once and prints it at once. When the command has run for 280 s, it stops the process of the
-other backend.
+other backend. `--without-chains` leaves out the row about chains of blocks, which takes the other backend minutes.
 """
 
 from __future__ import annotations
@@ -332,6 +332,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="one round of the main rows, each printed when it is measured"
     )
+    parser.add_argument("--without-chains", action="store_true", help="leave out the row about chains of blocks")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     upstream = bench_folder() is not None
@@ -352,7 +353,8 @@ def main() -> int:
         if not options.quick:
             rows += flow_rows(bench, rounds, upstream=upstream)
             rows += inference_rows(bench, rounds, 100, upstream=upstream)
-            rows.append(chain_row(bench, rounds, CHAIN_LENGTHS if upstream else ()))
+            if not options.without_chains:
+                rows.append(chain_row(bench, rounds, CHAIN_LENGTHS if upstream else ()))
             rows += import_rows(bench, rounds)
     title = f"MobileNetV2 of {model['source']}, 224 x 224, {os.cpu_count()} cores, medians of {rounds} rounds"
     console.print(table_of(rows, title))
