@@ -27,7 +27,7 @@ WITHOUT_TORCH: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*BUILD, "--recovery-seconds=-1"), "a number of 0 or more"),
     ((*BUILD, "--layers", "head=flaot"), "Did you mean 'float'"),
     ((*BUILD, "--weight-bits", "9"), "from 2 to 8"),
-    ((*BUILD, "--jobs", "0"), "a number of 1 or more"),
+    ((*BUILD, "--jobs", "0"), "a number from 1 to 1024"),
     ((*BUILD, "--flavor", "SDK_1"), "neither an SDK release"),
     ((*BUILD, "--payload", "devic"), "Did you mean 'device'"),
     ((*BUILD, "--operators-not-to-delegate", "aten::relu,aten::add"), "takes operator or node names"),
@@ -36,6 +36,18 @@ WITHOUT_TORCH: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*BUILD, "--target", "imxrt7"), "Did you mean 'imxrt700'"),
     ((*BUILD, "--date", "1.1.2026"), "YYYY-MM-DD"),
     ((*BUILD, "--calibrate", "random", "--evaluate", "labelled"), "leave out --evaluate"),
+    ((*BUILD, "--jobs", "1000000000"), "a number from 1 to 1024"),
+    ((*BUILD, "--date="), "The value of --date is empty"),
+    ((*BUILD, "--target", ""), "The value of --target is empty"),
+    ((*BUILD, "--weights", "photos"), "'photos' is a folder. Give a file"),
+    ((*BUILD, "--labels", "photos"), "'photos' is a folder. Give a file"),
+    ((*BUILD, "--intermediates-dir", "net.py"), "'net.py' is not a folder. Give a folder"),
+    ((*BUILD, "--config", "dangling"), "'dangling' does not exist. It is a link to 'nowhere'"),
+    ((*BUILD, "--evaluate", "empty"), "no file of a known type"),
+    (("build", "photos:Net", "--calibrate", "photos"), "a folder without __init__.py. Give file.py:name"),
+    (("build", *MODEL, "--calibrate", "empty"), "no file of a known type"),
+    (("build", *MODEL, "--calibrate", "photos", "-o", "photos"), "it is an input of this command. Give another folder"),
+    (("build", *MODEL, "--calibrate", "photos", "-o", ""), "The value of -o is empty"),
     (("quantize", *MODEL, "--calibrate", "random", "-o", "m.pt2"), "only for `openneutron build`"),
     (("analyze", "--model", *MODEL, "--calibrate", "random"), "only for `openneutron build`"),
     (("quantize", *MODEL, "--calibrate", "photos", "-o", "none/m.pt2"), "folder 'none' does not exist"),
@@ -50,6 +62,19 @@ WITHOUT_TORCH: tuple[tuple[tuple[str, ...], str], ...] = (
     (("validate", "out", "--against", "w.pt", "--min-sqnr", "3"), "Leave one out"),
     (("package", "out", "--tolerance=-1"), "a number of 0 or more"),
     (("package", "out", "--vectors", "0"), "not a valid number of test vectors"),
+    (("package", "out", "--vectors", "net.py"), "is not a .npz file"),
+    (("package", "out", "--name", "1x"), "identifier of C"),
+    (("package", "out", "--name", "int"), "keyword of C"),
+    (("package", "out", "--section", 'a"b'), "printable ASCII characters"),
+    (("package", "out", "--samples", "none.npy"), "'none.npy' does not exist"),
+    (("package", "out", "--portable", "net.py"), "is not an ExecuTorch program"),
+    (("package", "net.py"), "is not an ExecuTorch program"),
+    (("validate", "out", "--min-sqnr", "nan"), "takes a finite number of dB"),
+    (("validate", "net.py"), "is not an ExecuTorch program"),
+    (("inspect", "out", "--image-size", "3x3"), "needs --try-changes"),
+    (("inspect", "out", "--try-changes", "--image-size", "3"), "is not a size of images"),
+    (("evaluate", "out", "--jobs", "1000000000"), "1024"),
+    (("run", "", "photos"), "An argument is empty"),
     (("profile", "net.py", "--program", "out", "-o", "none/x.html"), "folder 'none' does not exist"),
     (("report", "out", "--quantized", "out/quantized.pt2"), "Give both"),
     (("compare", "out", "none"), "'none' does not exist"),
@@ -90,6 +115,9 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def refusals(work: Path, built: Path) -> list[tuple[int, str, bool]]:
     """The exit code and the message of each row of `WITHOUT_TORCH`, and whether torch was imported then."""
+    (work / "empty").mkdir(exist_ok=True)
+    if not (work / "dangling").is_symlink():
+        (work / "dangling").symlink_to("nowhere")
     given = json.dumps([arguments for arguments, _ in WITHOUT_TORCH])
     environment = {**os.environ, "COLUMNS": "160"}
     done = subprocess.run(

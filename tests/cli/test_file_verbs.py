@@ -355,5 +355,5 @@ def test_a_damaged_program_is_named(here: Here, tmp_path: Path, content: bytes) 
     ):
         ended = here(verb[0], damaged, *verb[1:])
         assert ended.code == 2
-        assert "damaged.pte: byte" in ended.err
+        assert "damaged.pte' is not an ExecuTorch program" in ended.err
         assert "expected a the" not in ended.err

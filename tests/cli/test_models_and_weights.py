@@ -28,7 +28,7 @@ WRONG_MODELS = [
     (("a.npy", *DATA), "'a.npy' is not a model. Give file.py:name of a class or function"),
     (("net.py:Net", "--args", "width=", *DATA), 'args takes literals of Python, such as "width=16'),
     (("net.py:Net", "--args", "__import__('os')", *DATA), "args takes literals of Python"),
-    (("net.py:Net", *DATA, "--jobs", "0"), "'jobs' is a number of 1 or more, not 0."),
+    (("net.py:Net", *DATA, "--jobs", "0"), "'jobs' is a number from 1 to 1024, not 0."),
     (("net.py:Net", *DATA, "--batch-size", "-2"), "'batch_size' is a number of 1 or more, not -2."),
     (("net.py:Net", *DATA, "--calibration-samples", "0"), "'calibration_samples' is a number of 1 or more, not 0."),
     (("net.py:Net", *DATA, "--evaluation-samples", "0"), "'evaluation_samples' is a number of 1 or more, not 0."),

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from tests.cli.builds import SOURCE, Here, run
 
+BEGINS = {".pt2": b"PK", ".pte": b"\x20\x00\x00\x00ET12"}
+"""The first bytes of files, by which verbs refuse files of other kinds."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     in_folders = ("photos/a.png", "photos/out.npy", "built/model.pte", "built/quantized.pt2")
     (found / "text.pt2").write_text("no archive")
     for name in ("model.pte", "board.log", "openneutron.toml", "q.pt2", "a.npy", *in_folders):
-        (found / name).write_bytes(b"PK" if name.endswith(".pt2") else b"")
+        (found / name).write_bytes(BEGINS.get(Path(name).suffix, b""))
     return found
 
 

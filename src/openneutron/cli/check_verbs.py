@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +14,13 @@ from openneutron.cli.file_verbs import Quantized as QuantizedOfProgram
 from openneutron.cli.paths import existing, existing_file, existing_program, known_target, quantized_file
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
-from openneutron.core.files import check_output
+from openneutron.core.files import check_output, is_folder
+from openneutron.core.options import MOST_JOBS
 from openneutron.data.inputs import check_files
 from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
+from openneutron.settings.build_files import check_program
 from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
@@ -75,7 +78,7 @@ def evaluate(
     program: Program,
     quantized: Quantized = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="The number of processes. [by default, that of the build]")
+        int | None, typer.Option(min=1, max=MOST_JOBS, help="The number of processes. [by default, that of the build]")
     ] = None,
     *,
     in_process: InProcess = False,
@@ -140,6 +143,10 @@ def validate(
     that explains the differences. The inputs are the test vectors of a package, inputs from --calibrate, or random.
     """
     check_settings(settings, uses=(*MODEL_SETTINGS, "calibrate", "transform"))
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise OptionError(f"--min-sqnr takes a finite number of dB, not {min_sqnr:g}. Give one, or leave it out.")
+    if not is_folder(program):
+        check_program(program)
     if against is not None:
         if min_sqnr is not None:
             raise OptionError(

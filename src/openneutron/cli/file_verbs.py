@@ -12,21 +12,23 @@ from rich.text import Text
 
 from openneutron.cli.paths import (
     existing,
-    existing_file,
     existing_program,
     known_flavor,
     known_target,
     known_vectors,
     number_of_vectors,
+    program_file,
     quantized_file,
 )
 from openneutron.cli.terminal import Terminal, command_line
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_new_folder, check_output
 from openneutron.core.messages import as_argument
+from openneutron.data.inputs import check_files
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
+from openneutron.settings.input_shapes import image_size
 
 __all__ = ["PROGRAM_HELP", "InProcess", "Program", "Quantized", "TryChanges", "add_verbs"]
 
@@ -91,19 +93,18 @@ def inspect(
     """Show the contents of a .pte or .tflite file, and the memory and time that it needs on the board."""
     if quantized is not None and not try_changes:
         raise OptionError("--quantized is for --try-changes. Give both, or leave it out.")
+    if image_sizes and not try_changes:
+        raise OptionError("--image-size needs --try-changes. Give both.")
+    sizes = list(map(image_size, image_sizes or ()))
     from openneutron.report.contents import blocks_of_report, json_of_report
     from openneutron.report.inspect import inspect as read
     from openneutron.workflow.folders import BuildFolder
 
     folder = BuildFolder.of(file)
-    if image_sizes and not try_changes:
-        raise OptionError("--image-size needs --try-changes. Give both.")
     if try_changes:
         from openneutron.workflow.from_settings import float_model_of
-        from openneutron.workflow.smaller_images import image_size
         from openneutron.workflow.trying import report_with_changes
 
-        sizes = list(map(image_size, image_sizes or ()))
         with terminal.step("try changes"):
             model_options = {"image_sizes": sizes, **float_model_of(folder)} if sizes else {}
             report, _ = report_with_changes(folder.program, quantized or folder.quantized, target, **model_options)
@@ -172,7 +173,7 @@ def package(
     ] = "3",
     portable: Annotated[
         Path | None,
-        typer.Option(callback=existing_file, help="The portable program that a device program was compiled from."),
+        typer.Option(callback=program_file, help="The portable program that a device program was compiled from."),
     ] = None,
     in_process: InProcess = False,
 ) -> None:
@@ -182,6 +183,7 @@ def package(
     """
     check_settings(settings, uses=("transform",))
     check_new_folder(output)
+    check_files(samples or ())
     from openneutron.workflow.packages import package_files
 
     number = number_of_vectors(vectors)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from openneutron.cli import build_verbs, check_verbs, file_verbs, profile_verbs,
 from openneutron.cli.interrupts import restored_signals
 from openneutron.cli.terminal import print_error
 from openneutron.cli.verbs import WRONG_USE, app
-from openneutron.errors import OpenNeutronError
+from openneutron.errors import OpenNeutronError, OptionError
 
 __all__ = ["main"]
 
@@ -45,6 +46,21 @@ def _options(
     """Quantize PyTorch models for NXP's eIQ Neutron NPU, and build, run and check their programs."""
 
 
+MAY_BE_EMPTY = frozenset({"--args", "--extra-flags", "--input"})
+"""Options whose value may be an empty text: no arguments, no flags, a scalar."""
+
+
+def check_values(arguments: Sequence[str]) -> None:
+    """Raises `OptionError` for an empty argument or value, as a variable of the shell without a value leaves it."""
+    for before, argument in pairwise(["", *arguments]):
+        option, equals, value = argument.partition("=")
+        if argument == "" and before not in MAY_BE_EMPTY:
+            what = f"The value of {before}" if before.startswith("-") else "An argument"
+            raise OptionError(f"{what} is empty. Give a value; if it is a variable of the shell, set it.")
+        if option.startswith("--") and equals and not value and option not in MAY_BE_EMPTY:
+            raise OptionError(f"The value of {option} is empty. Give a value.")
+
+
 def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) -> None:
     """Runs the command line, and exits. Errors of OpenNeutron are printed without a traceback.
 
@@ -58,7 +74,9 @@ def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) 
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with nullcontext() if ends_process else restored_signals():
-            app(args=None if arguments is None else list(arguments))
+            given = sys.argv[1:] if arguments is None else list(arguments)
+            check_values(given)
+            app(args=given)
     except OpenNeutronError as error:
         print_error(str(error))
         sys.exit(WRONG_USE)

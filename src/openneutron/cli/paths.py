@@ -13,13 +13,20 @@ import typer
 from openneutron.core.files import exists, is_file, is_folder, similar_path
 from openneutron.errors import InputError, OptionError, OutputError
 from openneutron.settings import Settings
-from openneutron.settings.build_files import PROGRAM, QUANTIZED, check_quantized, program_in, quantized_in
+from openneutron.settings.build_files import (
+    PROGRAM,
+    QUANTIZED,
+    check_program,
+    check_quantized,
+    program_in,
+    quantized_in,
+)
 from openneutron.targets import NeutronTargetSpec, check_board_name, generation_of_flavor
 
 __all__ = [
     "board_file_name", "check_converter", "check_no_input", "existing", "existing_file", "existing_program",
     "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors", "number_of_vectors",
-    "quantized_file",
+    "program_file", "quantized_file",
 ]  # fmt: skip
 
 Paths = TypeVar("Paths", Path, "Sequence[Path]", None)
@@ -43,9 +50,16 @@ def existing_file(parameter: typer.CallbackParam, value: Paths) -> Paths:
 
 
 def existing_program(parameter: typer.CallbackParam, value: Paths) -> Paths:
-    """Raises `InputError` if a path does not exist, or is a folder without a program. A callback of typer."""
+    """Raises `InputError` if a path is neither a program nor a folder with one. A callback of typer."""
     for path in _paths(existing(parameter, value)):
-        program_in(path)
+        check_program(program_in(path))
+    return value
+
+
+def program_file(parameter: typer.CallbackParam, value: Paths) -> Paths:
+    """Raises `InputError` if a path is not the file of a program. A callback of typer."""
+    for path in _paths(existing_file(parameter, value)):
+        check_program(path)
     return value
 
 
@@ -71,6 +85,8 @@ def known_vectors(parameter: typer.CallbackParam, value: str) -> str:
     number = number_of_vectors(value)
     if number is None:
         existing_file(parameter, Path(value))
+        if not value.endswith(".npz"):
+            raise OptionError(f"{_name(parameter)}: '{value}' is not a .npz file. Save the vectors with numpy.savez.")
     elif number < 1:
         raise OptionError(
             f"{_name(parameter)}: {value} is not a valid number of test vectors. Give 1 or more, or a .npz file."
@@ -119,17 +135,27 @@ def file_reader(parameter: inspect.Parameter) -> Callable[[Path], Path] | None:
 
 
 def check_no_input(output: Path | None, inputs: Iterable[Path]) -> None:
-    """Raises `OutputError` if the file that a verb writes is one of its inputs, or lies in a folder of inputs.
+    """Raises `OutputError` if the file that a verb writes is one of its inputs or lies in a folder of inputs.
 
-    The input would be lost. The folder of a build does not count as inputs.
+    It is raised, too, if the folder that a verb writes is a folder of inputs.
+
+    The input would be lost, or the next command would read the output as data. The folder of a build does not count as
+    inputs.
     """
-    if output is None or not is_file(output):
+    if output is None or not exists(output):
         return
     for path in inputs:
-        is_build = is_file(path / PROGRAM) or is_file(path / QUANTIZED)
-        inside = is_folder(path) and not is_build and path.resolve() in output.resolve().parents
+        if is_folder(output) and is_folder(path) and output.samefile(path) and not _is_build(path):
+            raise OutputError(f"Cannot write into '{output}': it is an input of this command. Give another folder.")
+        if not is_file(output):
+            continue
+        inside = is_folder(path) and not _is_build(path) and path.resolve() in output.resolve().parents
         if inside or (is_file(path) and output.samefile(path)):
             raise OutputError(f"Cannot write '{output}': it is an input of this command. Give another path.")
+
+
+def _is_build(folder: Path) -> bool:
+    return is_file(folder / PROGRAM) or is_file(folder / QUANTIZED)
 
 
 def _name(parameter: typer.CallbackParam) -> str:

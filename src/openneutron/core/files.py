@@ -109,13 +109,16 @@ def names_in(folder: str | os.PathLike[str]) -> list[str]:
 def similar_path(path: str | os.PathLike[str], suffix: str = "") -> str:
     """Returns a hint such as " Did you mean 'photos'?" for a path that does not exist.
 
-    The hint lists similar names in the folder of `path` that end in `suffix`. If the folder does not exist, the hint
-    says so. On systems that separate folders by slashes, a path with backslashes is looked up with slashes, too.
+    The hint lists similar names in the folder of `path` that end in `suffix`. It says if the folder does not exist, and
+    if `path` is a link to a missing file. On systems that separate folders by slashes, a path with backslashes is
+    looked up with slashes, too.
     """
     text = os.fspath(path)
     slashes = text.replace("\\", "/")
     if slashes != text and os.sep == "/" and exists(slashes):
         return f" Did you mean {slashes!r}?"
+    if os.path.islink(text):
+        return f" It is a link to '{os.readlink(text)}'."
     folder = Path(text).parent
     where = "" if is_folder(folder) else f" The folder '{folder}' does not exist."
     return where + did_you_mean(Path(text).name, [name for name in names_in(folder) if name.endswith(suffix)])

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from openneutron.core.messages import did_you_mean
 from openneutron.errors import OptionError
 
-__all__ = ["check_option_names", "check_size_of_random"]
+__all__ = ["MOST_JOBS", "check_option_names", "check_size_of_random"]
 
+MOST_JOBS = 1024
+"""The largest number of processes that share work."""
 LARGEST_RANDOM_BYTES = 1 << 30
 """The largest size of all random inputs of a call."""
 

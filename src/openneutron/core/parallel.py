@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from openneutron.core.options import MOST_JOBS
 from openneutron.errors import OpenNeutronError, OptionError
 
 __all__ = ["WorkerWarning", "check_jobs", "map_in_order", "split"]
@@ -26,9 +27,9 @@ class WorkerWarning(UserWarning):
 
 
 def check_jobs(jobs: int) -> None:
-    """Raises `OptionError` unless `jobs` is an integer of at least 1."""
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise OptionError(f"jobs must be a number of processes, 1 or more, not {jobs!r}.")
+    """Raises `OptionError` unless `jobs` is an integer from 1 to `MOST_JOBS`."""
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MOST_JOBS:
+        raise OptionError(f"jobs must be a number of processes, from 1 to {MOST_JOBS}, not {jobs!r}.")
 
 
 def split(items: Sequence[Part], count: int, multiple: int = 1) -> list[Sequence[Part]]:

@@ -227,12 +227,16 @@ def read_data(
 
 
 def check_data(source: str | os.PathLike[str]) -> None:
-    """Raises the error of `read_data` for a path or a reference that does not exist, without reading the data."""
+    """Raises the error of `read_data` for a path or a reference that does not exist, and for a folder without samples.
+    Reads no sample.
+    """
     text = os.fspath(source)
     if is_reference(text) and not exists(text):
         check_object(text, "The data")
     elif not exists(text):
         raise InputError(_not_found(text))
+    elif is_folder(text):
+        data_files(Path(text))
 
 
 def _not_found(text: str) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Final, TypedDict, cast
 
 from openneutron.core.options import check_option_names
 from openneutron.errors import OptionError
-from openneutron.firmware.names import check_name
 from openneutron.settings.declaration import PackageSettings
+from openneutron.settings.package_names import check_name, check_section
 
 __all__ = ["PackageOptions", "with_defaults"]
 
@@ -34,7 +33,6 @@ class PackageOptions(TypedDict, total=False):
     """"c", "incbin" (assembler source that includes the file), or "auto", the default: "incbin" for large arrays."""
 
 
-_SECTION = re.compile(r"[ !#-\[\]-~]+")
 _DEFAULTS: Final = cast(PackageOptions, {**asdict(PackageSettings()), "samples": None, "vectors": 3})
 """The options that `openneutron package` has, too, have the defaults of its settings."""
 
@@ -47,22 +45,18 @@ def with_defaults(options: PackageOptions) -> PackageOptions:
     check_option_names("package", options, _DEFAULTS)
     complete: PackageOptions = {**_DEFAULTS, **options}
     check_name(complete["name"])
-    _check_values(complete["vectors"], complete["tolerance"], complete["section"])
+    _check_values(complete["vectors"], complete["tolerance"])
+    check_section(complete["section"])
     if not isinstance(complete["samples"], Iterable | None):
         found = type(complete["samples"]).__name__
         raise OptionError(f"'samples' is a list of inputs of the program, not {found}. Give a list, or leave it out.")
     return complete
 
 
-def _check_values(vectors: object, tolerance: object, section: object) -> None:
+def _check_values(vectors: object, tolerance: object) -> None:
     is_count = isinstance(vectors, int) and not isinstance(vectors, bool) and vectors > 0
     if not is_count and not isinstance(vectors, (str, os.PathLike)):
         raise OptionError(f"'vectors' is a positive number of test vectors, or a .npz file, not {vectors!r}.")
     is_number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
     if not is_number or not 0 <= tolerance < float("inf"):  # type: ignore[operator]
         raise OptionError(f"'tolerance' is a number of LSBs from 0, not {tolerance!r}.")
-    if section is not None and (not isinstance(section, str) or not _SECTION.fullmatch(section)):
-        raise OptionError(
-            f"'section' is the name of a section of the linker script, not {section!r}. Give printable ASCII "
-            "characters without quotes and backslashes."
-        )

@@ -8,10 +8,13 @@ from openneutron.core.files import check_is_file, is_file, is_folder, reason_of
 from openneutron.errors import InputError
 from openneutron.settings.package_files import is_package, program_of_package
 
-__all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_quantized", "program_in", "quantized_in"]
+__all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_program", "check_quantized", "program_in", "quantized_in"]
 
 PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
 """The names of the files of a build."""
+_IDENTIFIERS = (b"ET", b"BP", b"TFL3")
+"""Identifiers of programs, bundled programs and TFLite models, which lie behind the offset of a flatbuffer's root."""
+_IDENTIFIERS_AT, _IDENTIFIED_BYTES = 4, 8
 _ARCHIVE = b"PK"
 """The first bytes of a .pt2, which is a zip archive."""
 
@@ -43,6 +46,20 @@ def check_quantized(path: Path) -> None:
         raise InputError(
             f"'{path}' is not a quantized model (.pt2). Give the file that `openneutron quantize` writes, or "
             f"{QUANTIZED} in the folder of a build."
+        )
+
+
+def check_program(path: Path) -> None:
+    """Raises `InputError` for a file that does not begin as a program (.pte), a bundled program or a TFLite model."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(_IDENTIFIED_BYTES)
+    except OSError as error:
+        raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
+    if not begin[_IDENTIFIERS_AT:].startswith(_IDENTIFIERS):
+        raise InputError(
+            f"'{path}' is not an ExecuTorch program (.pte): bytes 4 and 5 are not b'ET'. Give the folder of a build, "
+            "or a file that `openneutron lower` writes."
         )
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from openneutron.compile_spec import CompileOptions, converter_fields
 from openneutron.core.messages import did_you_mean
-from openneutron.data import ImageTransform
+from openneutron.data import ImageTransform, check_data
 from openneutron.errors import OptionError
 from openneutron.settings.declaration import RANDOM, Settings
 from openneutron.settings.input_shapes import parse_input
 from openneutron.settings.model_texts import arguments_in, check_model
+from openneutron.settings.package_names import check_name, check_section
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["check_settings", "image_transform", "layers_of", "required_message"]
@@ -37,7 +38,7 @@ def check_settings(
     random.
 
     Raises `OptionError` for a setting that is missing or wrong, `TargetError` for an unknown target or a wrong board
-    file, and `InputError` for a missing file.
+    file, and `InputError` for a missing file and for a folder without data.
     """
     for name in required:
         if _REQUIRED[name][1](settings) is None:
@@ -51,9 +52,14 @@ def check_settings(
     )
     converter_fields(settings.lower.extra_flags)
     settings.check_paths(uses)
+    for name, data in (("calibrate", settings.data.calibrate), ("evaluate", settings.data.evaluate)):
+        if data is not None and data != RANDOM and (uses is None or name in uses):
+            check_data(data)
     image_transform(settings)
     layers_of(settings)
     _check_date(settings.build.date)
+    check_name(settings.package.name)
+    check_section(settings.package.section)
     if settings.model.model is not None and (uses is None or "model" in uses):
         check_model(settings.model.model)
     arguments_in(settings.model.args or "")
@@ -72,8 +78,10 @@ def _check_random(settings: Settings, *, allows_random: bool) -> None:
 
 
 def _check_date(text: str | None) -> None:
+    if text is None:
+        return
     try:
-        date.fromisoformat(text or "2000-01-01")
+        date.fromisoformat(text)
     except ValueError as error:
         raise OptionError(f"'date' has the form YYYY-MM-DD, not {text!r}.") from error
 

@@ -7,9 +7,10 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from openneutron.core.files import exists, similar_path
+from openneutron.core.files import exists, is_folder, similar_path
 from openneutron.core.messages import did_you_mean
 from openneutron.core.objects import check_object, is_reference
+from openneutron.core.options import MOST_JOBS
 from openneutron.errors import InputError, OptionError
 from openneutron.settings.model_texts import LIBRARIES
 from openneutron.settings.values import checked_value
@@ -42,10 +43,10 @@ def setting(
 ) -> Any:
     """Declares a setting. `least` and `most` are the limits of a number, both included.
 
-    `path` is "file" for a path that must exist, "object" for a path that must exist, file.py:name or a name in a
-    package, "name" for an object without the path, "target" for a target, which may be the path of a board file, and
-    None if the setting is none of these. `words` are values that are not paths; a word that ends with a colon stands
-    for all values that begin with it.
+    `path` is "file" or "folder" for a path that must exist and be one, "object" for a path that must exist,
+    file.py:name or a name in a package, "name" for an object without the path, "target" for a target, which may be the
+    path of a board file, and None if the setting is none of these. `words` are values that are not paths; a word that
+    ends with a colon stands for all values that begin with it.
     """
     metadata = {
         "help": help, "choices": choices, "metavar": metavar, "path": path, "words": words,
@@ -72,7 +73,7 @@ class ModelSettings:
         "A state dict or a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors). For timm and torchvision: 'none' keeps "
         "random weights; otherwise the package's pretrained weights are loaded.",
         metavar="FILE",
-        path="object",
+        path="file",
         words=("none",),
     )
     input: tuple[str, ...] = setting(
@@ -168,7 +169,7 @@ class QuantizeSettings:
     )
     strict: bool = setting("The option of torch.export.export.", False)
     batch_size: int | None = setting("The number of samples that calibration runs at once.", least=1)
-    jobs: int = setting("The number of processes for calibration and evaluation.", 1, least=1)
+    jobs: int = setting("The number of processes for calibration and evaluation.", 1, least=1, most=MOST_JOBS)
     stop_when_converged: bool = setting("End calibration when ranges no longer change.", False)
 
 
@@ -188,7 +189,7 @@ class LowerSettings:
     intermediates_dir: str | None = setting(
         "A folder that exists, for the TFLite model of each partition and the dumps of passes.",
         metavar="FOLDER",
-        path="file",
+        path="folder",
     )
     use_neutron_for_format_conversion: bool = setting("The NPU converts between NCHW and NHWC.", True)
     fetch_constants_to_sram: bool = setting("Weights stay in flash and are fetched to SRAM layer by layer.", False)
@@ -265,7 +266,7 @@ class Field:
             return None
         if self.path == "target":
             return value if is_board_file(value) else None
-        if self.path != "file" and is_reference(value):
+        if self.path not in ("file", "folder") and is_reference(value):
             return value.rpartition(":")[0] if is_file_reference(value) else None
         return value
 
@@ -390,3 +391,7 @@ def _check_path(declared: Field, value: str) -> None:
         )
     if not exists(value):
         raise InputError(f"{declared.name}: '{value}' does not exist.{similar_path(value)}")
+    if declared.path == "file" and is_folder(value):
+        raise InputError(f"{declared.name}: '{value}' is a folder. Give a file.")
+    if declared.path == "folder" and not is_folder(value):
+        raise InputError(f"{declared.name}: '{value}' is not a folder. Give a folder that exists.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from openneutron.core.messages import did_you_mean
 from openneutron.errors import OptionError
 
-__all__ = ["DTYPES", "InputShape", "parse_input"]
+__all__ = ["DTYPES", "InputShape", "image_size", "parse_input"]
 
 DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 _SIZE = r"\d{1,4000}"  # `int` takes at most 4,300 digits
@@ -43,3 +43,11 @@ def parse_input(text: str) -> InputShape:
     if 0 in sizes:
         raise OptionError(f"The sizes of an input are at least 1, but {text!r} has a 0. Give 1 for the batch size.")
     return InputShape(match["name"], dtype, sizes)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Returns height and width from a text such as "96x128". Raises `OptionError` for another text."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text, re.ASCII)
+    if found is None:
+        raise OptionError(f"'{text}' is not a size of images. Give height and width in pixels, such as 96x128.")
+    return int(found[1]), int(found[2])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openneutron.core.files import exists, is_folder
+from openneutron.core.files import exists, is_file, is_folder
 from openneutron.core.objects import parse_reference
 from openneutron.errors import InputError, ModelError, OptionError
 
@@ -50,7 +50,9 @@ def check_model(model: str) -> None:
         check_library(library, name)
         return
     if not is_model_file(model) or model.endswith(".py"):
-        parse_reference(model, "The model")
+        module = parse_reference(model, "The model").module
+        if module is not None and is_folder(module) and not is_file(Path(module, "__init__.py")):
+            raise ModelError(f"The model '{model}' is in '{module}', a folder without __init__.py. {_OTHER_FILE}")
         return
     path = Path(model)
     if is_folder(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from openneutron.quantized_model import QuantizedModel
 from openneutron.targets import Target
 
 __all__ = [
-    "NOT_MEASURED", "ImageSize", "SmallerImages", "image_size", "quantized_for_smaller_images", "smaller_examples",
+    "NOT_MEASURED", "ImageSize", "SmallerImages", "quantized_for_smaller_images", "smaller_examples",
 ]  # fmt: skip
 
 ImageSize = tuple[int, int]
@@ -46,14 +45,6 @@ class SmallerImages:
     change: str
     """The shapes of the images, as the name of a change."""
     quantized: QuantizedModel
-
-
-def image_size(text: str) -> ImageSize:
-    """Returns height and width from a text such as "96x128". Raises `OptionError` for another text."""
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text, re.ASCII)
-    if found is None:
-        raise OptionError(f"'{text}' is not a size of images. Give height and width in pixels, such as 96x128.")
-    return int(found[1]), int(found[2])
 
 
 def quantized_for_smaller_images(

@@ -1,4 +1,4 @@
-"""Checks the name of a package, which becomes a prefix of identifiers in C and C++."""
+"""Checks the name of a package, which becomes a prefix of identifiers in C and C++, and that of a section."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 
 from openneutron.errors import OptionError
 
-__all__ = ["check_name"]
+__all__ = ["check_name", "check_section"]
 
+_SECTION = re.compile(r"[ !#-\[\]-~]+")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LONGEST = 63  # characters of an identifier that a C11 compiler distinguishes (5.2.4.1)
 _OWN_FILES = frozenset({
@@ -71,3 +72,12 @@ def check_name(name: object) -> str:
             f"package has this name. Give another name, such as '{name[:20]}_model'."
         )
     return name
+
+
+def check_section(section: object) -> None:
+    """Raises `OptionError` if a value is neither None nor the name of a section that C sources can hold in quotes."""
+    if section is not None and (not isinstance(section, str) or not _SECTION.fullmatch(section)):
+        raise OptionError(
+            f"'section' is the name of a section of the linker script, not {section!r}. Give printable ASCII "
+            "characters without quotes and backslashes."
+        )
