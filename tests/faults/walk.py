@@ -123,8 +123,8 @@ class Case:
         complete = not self.writer.numbered  # its second run makes other folders
         yield from (f"second run: {wrong}" for wrong in self.wrong_files(after_success=complete, killed=True))
 
-    def fail_at(self, number: int, error: int) -> tuple[bool, list[str]]:
-        """Returns whether the writer survived the fault, and the findings."""
+    def fail_at(self, number: int, error: int, *, again: bool) -> tuple[bool, list[str]]:
+        """Returns whether the writer survived the fault, and the findings, also of a second run if `again`."""
         from openneutron.errors import OpenNeutronError
 
         self.begin()
@@ -146,7 +146,8 @@ class Case:
         operation = self.faults.failed.replace(str(self.folder), "")
         is_cleanup = operation.startswith(("unlink", "rmdir"))
         findings += self.wrong_files(survived, killed=is_cleanup)
-        findings += self.second_run()
+        if again:
+            findings += self.second_run()
         where = f"operation {number} ({operation}), {errno.errorcode[error]}"
         return survived, [f"{where}: {finding}" for finding in findings]
 
@@ -169,8 +170,13 @@ class Case:
         return [f"killed at operation {number}: {finding}" for finding in findings]
 
 
-def walk(name: str, faults: Faults, *, kills: bool, errors: int, limit: int | None, seed: object) -> Walk:
-    """Walks over the operations of a writer: all of them, or `limit` of them at random."""
+def walk(
+    name: str, faults: Faults, *, kills: bool, errors: int, limit: int | None, seed: object, second_runs: int = 1
+) -> Walk:
+    """Walks over the operations of a writer: all of them, or `limit` of them at random.
+
+    The writer runs a second time after a fault at each operation whose number is a multiple of `second_runs`.
+    """
     begin = time.monotonic()
     case = Case(name, faults)
     result = Walk(name, case.operations)
@@ -179,7 +185,9 @@ def walk(name: str, faults: Faults, *, kills: bool, errors: int, limit: int | No
         numbers = sorted(random.Random(f"{name} {seed}").sample(numbers, limit))
     for number in numbers:
         for turn in range(errors):
-            survived, findings = case.fail_at(number, ERRORS[(number + turn) % len(ERRORS)])
+            survived, findings = case.fail_at(
+                number, ERRORS[(number + turn) % len(ERRORS)], again=number % second_runs == 0
+            )
             result.faults += 1
             result.survived += survived
             result.findings += findings
@@ -198,6 +206,7 @@ def main() -> int:
     parser.add_argument("--kill", action="store_true", help="end the process at each operation, too")
     parser.add_argument("--errors", type=int, default=len(ERRORS), help="the number of errnos for each operation")
     parser.add_argument("--limit", type=int, help="the number of operations of a writer, at random")
+    parser.add_argument("--second-runs", type=int, default=1, help="run again after each N-th operation only")
     parser.add_argument("--quick", action="store_true", help="only the writers that take less than a tenth of a second")
     parser.add_argument("--minutes", type=float, help="walk over operations at random until the time is over")
     options = parser.parse_args()
@@ -214,7 +223,10 @@ def main() -> int:
     end, turn, failed = time.monotonic() + 60 * (options.minutes or 0), 0, False
     while turn == 0 or time.monotonic() < end:
         for name in names:
-            done = walk(name, faults, kills=options.kill, errors=options.errors, limit=limit, seed=turn)
+            done = walk(
+                name, faults, kills=options.kill, errors=options.errors, limit=limit, seed=turn,
+                second_runs=options.second_runs,
+            )  # fmt: skip
             failed |= bool(done.findings)
             print(json.dumps(asdict(done)), flush=True)
             if turn and time.monotonic() > end:
