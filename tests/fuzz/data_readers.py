@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from tests.fuzz.mutations import mutated
 from tests.fuzz.reader import Reader, in_file, in_folder, program, quantized
+from tests.mutants import mutants_of
 from tests.profiling.test_join_and_fit import Net
 from tests.profiling.test_reading import records
 from torch import nn
@@ -30,6 +31,7 @@ from openneutron import load, lower, quantize
 from openneutron.accuracy.board_dump import BoardTensor, read_dump
 from openneutron.accuracy.board_package import read_package
 from openneutron.accuracy.board_tensors import board_outputs
+from openneutron.accuracy.compare_programs import compare_outputs
 from openneutron.data.labels import read_labels
 from openneutron.data.samples import read_data
 from openneutron.data.sources import read_value
@@ -46,6 +48,7 @@ from openneutron.profiling import fit_costs, read_profile, with_profile
 from openneutron.settings.package_files import MANIFEST, VECTORS
 from openneutron.targets import Costs
 from openneutron.vendor.sdk import _read_cache
+from openneutron.workflow.profiles import profiled_summary
 
 __all__ = ["DATA_READERS"]
 
@@ -218,6 +221,29 @@ def _fit(path: Path) -> None:
     fit_costs([with_profile(_fitted(), read_profile(path))], Costs())
 
 
+def _damaged_program(data: bytes, chance: random.Random) -> bytes:
+    """Changes numbers that the readers of a program read, or its payloads, with right checksums."""
+    return next(mutants_of(data, True, chance)).data()
+
+
+def _read_packaged_program(data: bytes) -> None:
+    (name,) = (name for name in _packaged() if name.endswith(".pte"))
+    in_folder(read_package, name, _with_package)(data)
+
+
+def _compare(data: bytes) -> None:
+    compare_outputs(program(), data, samples=1)
+
+
+def _with_profile_of_board(folder: Path) -> None:
+    (folder / "board.log").write_bytes(_profiles()[1])
+    (folder / "model.pte").write_bytes(program())
+
+
+def _profile(folder: Path) -> None:
+    profiled_summary(folder / "board.log", folder)
+
+
 def _cached() -> Iterator[bytes]:
     digest = hashlib.sha256(b"model").hexdigest()
     yield json.dumps({"log": "a log", "kernel_selection": None, "sha256": digest}).encode()
@@ -303,4 +329,12 @@ DATA_READERS: dict[str, Reader] = {
         in_folder(_read_cache, "answer.json", _with_cached_model), lambda: list(_cached()), _JSON
     ),
     "fit": Reader(in_file(_fit, ".log"), _profiles, (b"PROFILE 0 0 ", b"\xff" * 8, b"\0" * 8)),
+    "compare": Reader(_compare, lambda: [program()], damage=_damaged_program, mutants=50),
+    "packaged_program": Reader(_read_packaged_program, lambda: [program()], damage=_damaged_program, mutants=50),
+    "summarized_program": Reader(
+        lambda data: summarize("Net", data), lambda: [program()], damage=_damaged_program, mutants=50
+    ),
+    "profiled_build": Reader(
+        in_folder(_profile, "summary.json", _with_profile_of_board), lambda: [_fitted().as_json().encode()], _JSON
+    ),
 }
