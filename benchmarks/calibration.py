@@ -31,7 +31,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.bare_graph import Batches, bare_graph, batched_graph
-from openneutron.quantizer import NeutronQuantizer
+from openneutron.documented_flow import NeutronQuantizer
 
 # Number of samples of a timed calibration.
 SAMPLES = 200

@@ -277,6 +277,7 @@ def _encoder_rows(name: str, task: Callable[[], Task]) -> dict[str, Row]:
         f"{name}-wide-auto": Row(task, {"wide": "auto"}),
         f"{name}-wide-auto-per-channel": Row(task, {"wide": "auto", **rows}),
         f"{name}-steps-documented": Row(lambda: in_steps(task()), documented=True),
+        f"{name}-steps-none": Row(lambda: in_steps(task()), {"recover": None}),
         f"{name}-steps-auto": Row(lambda: in_steps(task())),
     }
 

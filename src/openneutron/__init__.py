@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from openneutron.accuracy.validate import validate as validate
     from openneutron.compile_spec import CompileOptions as CompileOptions
     from openneutron.compile_spec import generate_neutron_compile_spec as generate_neutron_compile_spec
+    from openneutron.documented_flow import NeutronQuantizer as NeutronQuantizer
     from openneutron.flow import lower as lower
     from openneutron.flow import quantize as quantize
     from openneutron.model.state import Stream as Stream
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from openneutron.partition.placing import placement as placement
     from openneutron.partition.quantized_io import int8_io as int8_io
     from openneutron.quantized_model import QuantizedModel as QuantizedModel
-    from openneutron.quantizer import NeutronQuantizer as NeutronQuantizer
     from openneutron.report.inspect import inspect as inspect
     from openneutron.runtime import load as load
     from openneutron.settings import Settings as Settings
@@ -53,7 +53,7 @@ _HOMES = {
     "NeutronBackend": "partition.backend",
     "NeutronPartitioner": "partition.partitioner",
     "NeutronProgram": "neutron_program",
-    "NeutronQuantizer": "quantizer",
+    "NeutronQuantizer": "documented_flow",
     "NeutronTargetSpec": "targets",
     "Placement": "partition.placing",
     "QuantizedModel": "quantized_model",

@@ -25,6 +25,7 @@ from openneutron.core.garbage import rare_full_collections
 from openneutron.core.locks import traces_alone
 from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
+from openneutron.documented_flow import NeutronQuantizer
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.model.arguments import text_of_leaves
 from openneutron.model.data import Data, calibration_inputs, forms_of
@@ -46,7 +47,6 @@ from openneutron.neutron_program import NeutronProgram
 from openneutron.partition import quantized_io
 from openneutron.partition.placing import Placed
 from openneutron.quantized_model import QuantizedModel
-from openneutron.quantizer import NeutronQuantizer
 from openneutron.recovery.large_cell_states import modules_with_large_cell_states
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of

@@ -24,9 +24,9 @@ from torch import nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from openneutron import NeutronQuantizer, lower, quantize
+from openneutron import lower, quantize
 from openneutron.accuracy.analyze import analyze
-from openneutron.quantizer import cell_errors
+from openneutron.quantizer import Int8Quantizer, cell_errors
 from openneutron.quantizer.cell_ranges import CellObserver
 from openneutron.recovery import correct_biases, recover_exported
 
@@ -41,9 +41,9 @@ GAINS = {
 }
 
 
-def prepared_by(model: nn.Module, samples: list[Sample], quantizer: NeutronQuantizer | None = None) -> GraphModule:
+def prepared_by(model: nn.Module, samples: list[Sample], quantizer: Int8Quantizer | None = None) -> GraphModule:
     exported = torch.export.export(model, samples[0]).module()
-    prepared: GraphModule = prepare_pt2e(exported, quantizer or NeutronQuantizer())
+    prepared: GraphModule = prepare_pt2e(exported, quantizer or Int8Quantizer())
     for sample in samples:
         prepared(*sample)
     return prepared
@@ -88,15 +88,15 @@ def test_conversion_changes_no_other_layer(build: Callable[[], nn.Module]) -> No
 
 def test_a_recipe_selects_before_calibration() -> None:
     model, samples = seeded(ONE_LAYER).eval(), samples_of(ONE_LAYER)
-    graph = NeutronQuantizer().transform_for_annotation(torch.export.export(model, samples[0]).module())
+    graph = Int8Quantizer().transform_for_annotation(torch.export.export(model, samples[0]).module())
     recover_exported(graph, samples)
-    prepared = prepare_pt2e(graph, NeutronQuantizer())
+    prepared = prepare_pt2e(graph, Int8Quantizer())
     assert not any(isinstance(module, CellObserver) for module in prepared.modules())
 
 
 def test_wide_states_get_no_ranges_of_units() -> None:
     model, samples = seeded(ONE_LAYER).eval(), samples_of(ONE_LAYER)
-    prepared = prepared_by(model, samples, NeutronQuantizer(wide=[nn.LSTM]))
+    prepared = prepared_by(model, samples, Int8Quantizer(wide=[nn.LSTM]))
     assert scaled_steps(convert_pt2e(prepared)) == 0
 
 
@@ -126,7 +126,7 @@ def test_analysis_and_bias_correction_of_a_converted_module() -> None:
     cells = [layer for layer in analysis.layers if layer.node.endswith("_times_range")]
     assert len(cells) == STEPS - 1
     assert min(layer.sqnr_db for layer in cells) > 10
-    reference = NeutronQuantizer().transform_for_annotation(torch.export.export(model, samples[0]).module())
+    reference = Int8Quantizer().transform_for_annotation(torch.export.export(model, samples[0]).module())
     wanted, before = joined(model, samples), joined(converted, samples)
     after = joined(correct_biases(converted, reference, samples), samples)
     assert sqnr(wanted, after) > sqnr(wanted, before) - 1
@@ -135,7 +135,7 @@ def test_analysis_and_bias_correction_of_a_converted_module() -> None:
 def test_state_of_an_observer_is_kept() -> None:
     model, samples = seeded(ONE_LAYER).eval(), samples_of(ONE_LAYER, 4)
     prepared = prepared_by(model, samples)
-    fresh = prepare_pt2e(torch.export.export(model, samples[0]).module(), NeutronQuantizer())
+    fresh = prepare_pt2e(torch.export.export(model, samples[0]).module(), Int8Quantizer())
     fresh.load_state_dict(prepared.state_dict())
     (first,), (second,) = (
         [module for module in each.modules() if isinstance(module, CellObserver)] for each in (prepared, fresh)

@@ -27,7 +27,7 @@ from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_dequantize, is_quantize, op_name
 from openneutron.quantizer import DistributionObserver, UnquantizedWarning
-from openneutron.quantizer.neutron_quantizer import annotated
+from openneutron.quantizer.int8_quantizer import annotated
 from openneutron.quantizer.torchao_folding import is_folded_wrongly, protect_from_wrong_folding
 
 ANNOTATION = "quantization_annotation"

@@ -12,8 +12,8 @@ import pytest
 
 from openneutron import quantize
 from openneutron.compile_spec import PAYLOADS, CompileOptions
+from openneutron.documented_flow import NeutronQuantizer
 from openneutron.errors import InputError, OptionError
-from openneutron.quantizer import NeutronQuantizer
 from openneutron.quantizer.layer_options import GRANULARITIES
 from openneutron.recovery.recipes import RECIPES
 from openneutron.settings import SECTIONS, Settings, fields_of, read_settings, template, write_settings

@@ -34,8 +34,9 @@ from openneutron.neutron_program import NeutronProgram
 from openneutron.ops import OPERATORS
 from openneutron.passes.equalize import was_equalized
 from openneutron.quantized_model import QuantizedModel
-from openneutron.quantizer import NeutronQuantizer
+from openneutron.quantizer import Int8Quantizer
 from openneutron.quantizer.cell_scales import scale_as_converted
+from openneutron.recovery.recipes import give_biases_as_converted
 from openneutron.recovery.wide_inputs import layers_of_inputs, widen_as_converted
 from openneutron.results.comparison import Comparison
 from openneutron.results.layerwise_accuracy import Advice, Bins, LayerAccuracy
@@ -60,7 +61,7 @@ def analyze(
     samples: int = 16,
     candidates: int = 32,
     share_samples: int = 16,
-    quantizer: NeutronQuantizer | None = None,
+    quantizer: Int8Quantizer | None = None,
     program: NeutronProgram | bytes | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
@@ -168,7 +169,7 @@ def _compare_with_program(
 def _reference_graph(
     model: torch.nn.Module | None,
     quantized: QuantizedModel | GraphModule,
-    quantizer: NeutronQuantizer | None,
+    quantizer: Int8Quantizer | None,
     inputs: Sequence[Any],
 ) -> GraphModule:
     """Returns the float graph that was annotated, from `quantize()`'s result or from a new export of `model`."""
@@ -182,10 +183,11 @@ def _reference_graph(
     check_eval(module, "analyze")
     converted = quantized.module if isinstance(quantized, QuantizedModel) else quantized
     exported = export(module, arguments_of(converted, inputs)).module()
-    annotating = quantizer or NeutronQuantizer(_target(quantized, quantizer))
+    annotating = quantizer or Int8Quantizer(_target(quantized, quantizer))
     equalized = was_equalized(quantized.module if isinstance(quantized, QuantizedModel) else quantized)
     graph = annotating.prepare_graph(exported, equalizes=annotating.equalize if equalized is None else equalized)
     widen_as_converted(graph, converted)
+    give_biases_as_converted(graph, converted)
     scale_as_converted(graph, converted)
     return graph
 
@@ -204,10 +206,10 @@ def _check_is_the_same(model: torch.nn.Module, quantized: frozenset[str]) -> Non
         )
 
 
-def _target(quantized: QuantizedModel | GraphModule, quantizer: NeutronQuantizer | None) -> str:
+def _target(quantized: QuantizedModel | GraphModule, quantizer: Int8Quantizer | None) -> str:
     if isinstance(quantized, QuantizedModel):
         return quantized.target
-    return (quantizer or NeutronQuantizer()).target.name
+    return (quantizer or Int8Quantizer()).target.name
 
 
 class _Steps:

@@ -45,7 +45,7 @@ _PROVIDED: dict[str, dict[str, str]] = {
     },
     ".quantizer": {},
     ".quantizer.neutron_quantizer": {
-        "NeutronQuantizer": "openneutron.quantizer",
+        "NeutronQuantizer": "openneutron.documented_flow",
         "NeutronTargetSpec": "openneutron.targets",
     },
     ".quantizer.utils": {"calibrate_and_quantize": "openneutron.dropin.quantization"},

@@ -1,6 +1,6 @@
 """The quantizer of the documented flow, and its observers."""
 
-from openneutron.quantizer.neutron_quantizer import CoarseSoftmaxWarning, NeutronQuantizer, UnquantizedWarning
+from openneutron.quantizer.int8_quantizer import CoarseSoftmaxWarning, Int8Quantizer, UnquantizedWarning
 from openneutron.quantizer.observers import (
     DistributionObserver,
     RangeObserver,
@@ -9,6 +9,6 @@ from openneutron.quantizer.observers import (
 )
 
 __all__ = [
-    "CoarseSoftmaxWarning", "DistributionObserver", "NeutronQuantizer", "RangeObserver", "RecentRangeObserver",
+    "CoarseSoftmaxWarning", "DistributionObserver", "Int8Quantizer", "RangeObserver", "RecentRangeObserver",
     "UnquantizedWarning", "VanishingValuesWarning",
 ]  # fmt: skip

@@ -18,17 +18,17 @@ from torch.fx import GraphModule, Node
 from openneutron.core.fx import is_dequantize
 
 if TYPE_CHECKING:
-    from openneutron.quantizer.neutron_quantizer import NeutronQuantizer
+    from openneutron.quantizer.int8_quantizer import Int8Quantizer
 
 __all__ = ["convert", "insert_observers"]
 
 _PREFIX = "activation_post_process_"
 
 
-def insert_observers(model: GraphModule, quantizer: NeutronQuantizer) -> GraphModule:
+def insert_observers(model: GraphModule, quantizer: Int8Quantizer) -> GraphModule:
     """Annotates a graph of `quantizer.prepare_graph` and inserts observers in place, as `prepare_pt2e` does.
 
-    Returns `model`. Linear in nodes. Raises the errors of `NeutronQuantizer.annotate`.
+    Returns `model`. Linear in nodes. Raises the errors of `Int8Quantizer.annotate`.
     """
     from torchao.quantization.pt2e import prepare as torchao
     from torchao.quantization.pt2e.utils import _disallow_eval_train

@@ -115,7 +115,7 @@ def _rounded(values: Tensor) -> Tensor:
 def select_candidate_limits(module: GraphModule, samples: Samples) -> None:
     """Limits the ranges of the candidates of the LSTMs in `module`, in place, by the least error on samples.
 
-    `module` is a float graph from `NeutronQuantizer.prepare_graph`, before `select_cell_limits`. Does nothing for a
+    `module` is a float graph from `Int8Quantizer.prepare_graph`, before `select_cell_limits`. Does nothing for a
     graph without LSTMs of several steps. Linear in nodes and samples, of which it uses at most `MOST_SAMPLES`.
     """
     candidates = [one for layer in cell_layers(module).values() for step in layer.steps if (one := _candidate(step))]

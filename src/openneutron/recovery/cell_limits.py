@@ -58,7 +58,7 @@ def select_cell_limits(module: GraphModule, samples: Samples) -> None:
 
     Sets their limits to one of `cell_errors.LIMITS`, or gives each unit a range of its own, if that is worthwhile. A
     cell state without a limit, because the model reads the last one, gets no limit. `module` is a float graph from
-    `NeutronQuantizer.prepare_graph`. Does nothing for a graph without LSTMs. Linear in nodes and samples, of which it
+    `Int8Quantizer.prepare_graph`. Does nothing for a graph without LSTMs. Linear in nodes and samples, of which it
     uses at most `MOST_SAMPLES`.
     """
     layers = cell_layers(module)

@@ -57,7 +57,7 @@ def modules_with_large_cell_states(module: GraphModule, samples: Samples) -> lis
 
     An LSTM needs them if more than 0.2 % of the cell states of a layer exceed `CELL_LIMIT`, unless ranges of units
     reduce the error of this layer: these are usually more accurate than wide cell states, and need fewer operators.
-    `module` is a float graph from `NeutronQuantizer.prepare_graph`, without wide cell states. It runs on at most
+    `module` is a float graph from `Int8Quantizer.prepare_graph`, without wide cell states. It runs on at most
     `MOST_SAMPLES` of `samples`.
     """
     counts: dict[str, _CellStateCount] = {}

@@ -12,9 +12,10 @@ from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.core.fx import arguments, set_argument
 from openneutron.errors import OptionError
 from openneutron.model.state import states_of, store_of
+from openneutron.ops.declared import layer_kind
 from openneutron.ops.layers import constant_layer
 from openneutron.passes.equalize import equalize
-from openneutron.quantizer import DistributionObserver, NeutronQuantizer
+from openneutron.quantizer import DistributionObserver, Int8Quantizer
 from openneutron.quantizer.cell_scales import scale_as_converted
 from openneutron.quantizer.conversion import convert, insert_observers
 from openneutron.quantizer.ranges import RULES, rule_named
@@ -28,8 +29,8 @@ from openneutron.recovery.layerwise import Samples, evenly_spaced
 from openneutron.recovery.zero_inactive_channels import zero_inactive_channels
 
 __all__ = [
-    "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "give_biases", "quantize_by_recipe", "recipe_of",
-    "recover_converted", "recover_exported",
+    "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "give_biases", "give_biases_as_converted",
+    "quantize_by_recipe", "recipe_of", "recover_converted", "recover_exported", "was_recovered",
 ]  # fmt: skip
 
 # With fewer samples, it may be by chance that a channel is never active or that a clamp never clips.
@@ -39,6 +40,7 @@ CORRECTIONS = ("weights", "biases", None)
 # output channel of a layer that GPTQ rounds.
 FEW_SAMPLES = 50
 FEW_INPUTS = 2304
+_RECOVERED = "openneutron.recovered"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def recipe_of(recover: str | Recipe | None, *, observes: bool = False) -> Recipe
 def quantize_by_recipe(
     recipe: Recipe | None,
     exported: GraphModule,
-    quantizer: NeutronQuantizer,
+    quantizer: Int8Quantizer,
     samples: Samples,
     running: CalibrationOptions,
 ) -> tuple[GraphModule, GraphModule]:
@@ -150,8 +152,9 @@ def recover_exported(
 
     The outputs on `samples` do not change, except for float rounding. Without `trusts_samples`, or with fewer samples
     than `ENOUGH_SAMPLES`, the outputs on all inputs do not change: step 2 is skipped, and step 3 does not scale
-    channels before a clamp.
+    channels before a clamp. Notes in `module.meta` that it was applied (`was_recovered`).
     """
+    module.meta[_RECOVERED] = True
     give_biases(module)
     ranges = None
     if trusts_samples and len(samples) >= ENOUGH_SAMPLES:
@@ -165,6 +168,11 @@ def recover_exported(
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def was_recovered(module: GraphModule) -> bool:
+    """Returns whether `recover_exported` was applied to a float graph."""
+    return bool(module.meta.get(_RECOVERED))
 
 
 def recover_converted(
@@ -201,3 +209,15 @@ def give_biases(module: GraphModule) -> None:
             layer.replace(bias=torch.zeros(layer.outputs))
             given[weight] = arguments(node)["bias"]
     module.recompile()
+
+
+def give_biases_as_converted(reference: GraphModule, converted: GraphModule) -> None:
+    """Gives each layer of the float graph `reference` a bias, if layers of `converted` have biases that it lacks.
+
+    Linear in nodes.
+    """
+    layers = [node for node in converted.graph.nodes if layer_kind(node) is not None]
+    biased = {node.name for node in layers if arguments(node)["bias"] is not None}
+    own = (node for node in reference.graph.nodes if layer_kind(node) is not None and node.name in biased)
+    if any(arguments(node)["bias"] is None for node in own):
+        give_biases(reference)

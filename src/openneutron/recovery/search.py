@@ -23,7 +23,7 @@ from openneutron.calibration import CalibrationOptions
 from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.model.state import run_sample
-from openneutron.quantizer import NeutronQuantizer
+from openneutron.quantizer import Int8Quantizer
 from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import AUTO, ENOUGH_SAMPLES, Recipe, quantize_by_recipe
 
@@ -93,7 +93,7 @@ class SearchSpace:
 
 def try_recipes(
     exported: GraphModule,
-    quantizer: NeutronQuantizer,
+    quantizer: Int8Quantizer,
     samples: Samples,
     running: CalibrationOptions,
     *,

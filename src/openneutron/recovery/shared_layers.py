@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
-from openneutron.core.fx import first_operand
+from openneutron.core.fx import arguments, first_operand
 from openneutron.ops.declared import layer_kind
 from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 
-__all__ = ["SharedLayer", "layers_by_weight", "look_aheads"]
+__all__ = ["SharedLayer", "is_recurrent", "layers_by_weight", "look_aheads"]
 
 # Limit of the nodes that all look-aheads run, as a multiple of the nodes of the graph.
 LOOK_AHEADS = 4
@@ -60,7 +60,8 @@ def layers_by_weight(module: GraphModule) -> tuple[list[WeightedLayer], list[Sha
     uses: dict[str, list[WeightedLayer]] = {}
     for layer in layers_of(module):
         uses.setdefault(_constant_name(layer.weight), []).append(layer)
-    recurrent = _recurrent_weights(module, uses)
+    nodes_of_weights = {weight: [layer.node for layer in layers] for weight, layers in uses.items()}
+    recurrent = _recurrent_weights(module.graph, nodes_of_weights)
     alone, shared = [], []
     for weight, layers in uses.items():
         nodes = {layer.node for layer in layers}
@@ -88,18 +89,28 @@ def _readers_of_constants(module: GraphModule) -> dict[str, set[Node]]:
     return found
 
 
-def _recurrent_weights(module: GraphModule, uses: Mapping[str, Sequence[WeightedLayer]]) -> set[str]:
-    """Returns the weights for which a layer depends on another layer with the same weight.
+def is_recurrent(graph: Graph) -> bool:
+    """Returns whether layers of a float graph read one weight, and one of them depends on another. Linear in nodes."""
+    uses: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        weight = arguments(node)["weight"] if layer_kind(node) is not None else None
+        if isinstance(weight, Node) and weight.op == "get_attr":
+            uses.setdefault(str(weight.target), []).append(node)
+    return bool(_recurrent_weights(graph, uses))
+
+
+def _recurrent_weights(graph: Graph, uses: Mapping[str, Sequence[Node]]) -> set[str]:
+    """Returns the weights for which one of its layers, `uses`, depends on another one.
 
     The set of shared weights on which a node depends is an integer with a bit for each weight. One pass over the graph
     takes n * k / 64 steps for n nodes and k shared weights. k is the number of modules that the model calls several
     times, usually below 64, so an integer is one machine word and the pass is linear.
     """
     weights = [weight for weight, layers in uses.items() if len(layers) > 1]
-    weight_bits = {layer.node: 1 << index for index, weight in enumerate(weights) for layer in uses[weight]}
+    weight_bits = {layer: 1 << index for index, weight in enumerate(weights) for layer in uses[weight]}
     ancestors: dict[Node, int] = {}
     recurrent = 0
-    for node in module.graph.nodes if weight_bits else ():
+    for node in graph.nodes if weight_bits else ():
         above, own = 0, weight_bits.get(node, 0)
         for source in node.all_input_nodes:
             above |= ancestors[source]

@@ -95,7 +95,7 @@ def inputs_to_widen(module: GraphModule, samples: Samples, *, most_price: float 
     """Returns the names of the inputs whose rounding to one int8 tensor is too coarse.
 
     An input is too coarse if its rounding alone reduces the SQNR of an output below `ENOUGH_DB`. `module` is a float
-    graph from `NeutronQuantizer.prepare_graph`. It runs on at most `MOST_SAMPLES` of `samples`, if values of an input
+    graph from `Int8Quantizer.prepare_graph`. It runs on at most `MOST_SAMPLES` of `samples`, if values of an input
     would vanish. Leaves out inputs whose layers have more than `most_price` of the multiplications of the model.
     """
     layers, chosen, nodes = layers_of_inputs(module), evenly_spaced(samples, MOST_SAMPLES), _inputs(module)
@@ -120,7 +120,7 @@ def inputs_to_widen(module: GraphModule, samples: Samples, *, most_price: float 
 def widen_inputs(module: GraphModule, samples: Samples, names: Iterable[str]) -> None:
     """Writes the inputs `names` of `module` as two tensors each, in place. The outputs do not change.
 
-    Their ranges are those of `samples`. `module` is a float graph from `NeutronQuantizer.prepare_graph`. Linear in
+    Their ranges are those of `samples`. `module` is a float graph from `Int8Quantizer.prepare_graph`. Linear in
     nodes and weights. Raises `OptionError` for an input that no layer of `layers_of_inputs` reads.
     """
     nodes = _inputs(module)

@@ -18,6 +18,7 @@ from openneutron.compile_spec import CompileOptions, converter_fields, list_of_n
 from openneutron.core.files import created_folder, write_files
 from openneutron.core.messages import did_you_mean
 from openneutron.core.progress import counting_bar, phase_bar
+from openneutron.documented_flow import NeutronQuantizer
 from openneutron.errors import OptionError
 from openneutron.flow import lower, quantize
 from openneutron.model.data import Data
@@ -26,7 +27,6 @@ from openneutron.page import Summary, page_of, summarize
 from openneutron.page.html import check_page_packages
 from openneutron.partition.blocked_names import check_forms
 from openneutron.quantized_model import QuantizedModel
-from openneutron.quantizer import NeutronQuantizer
 from openneutron.results.side_by_side import SideBySide
 from openneutron.results.validation import Validation
 from openneutron.runtime.native import is_installed

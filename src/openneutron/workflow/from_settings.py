@@ -24,6 +24,7 @@ from openneutron.accuracy.validate import validate
 from openneutron.core.objects import is_reference
 from openneutron.core.progress import counting_bar
 from openneutron.data import Samples, read_data, transform_of
+from openneutron.documented_flow import NeutronQuantizer
 from openneutron.errors import OptionError
 from openneutron.flow import lower, quantize
 from openneutron.model.exporting import loaded_program
@@ -31,7 +32,6 @@ from openneutron.model.loading import load_model
 from openneutron.model.shapes import example_inputs_of
 from openneutron.neutron_program import NeutronProgram
 from openneutron.quantized_model import QuantizedModel
-from openneutron.quantizer import NeutronQuantizer
 from openneutron.results.side_by_side import SideBySide
 from openneutron.results.validation import Validation
 from openneutron.runtime import load

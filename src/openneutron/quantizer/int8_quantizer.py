@@ -43,7 +43,7 @@ from openneutron.quantizer.torchao_folding import protect_from_wrong_folding
 from openneutron.quantizer.trained_modules import batch_norm_after
 from openneutron.targets import NeutronTargetSpec, Target
 
-__all__ = ["CoarseSoftmaxWarning", "NeutronQuantizer", "UnquantizedWarning", "annotated"]
+__all__ = ["CoarseSoftmaxWarning", "Int8Quantizer", "UnquantizedWarning", "annotated"]
 
 
 class UnquantizedWarning(UserWarning):
@@ -54,7 +54,7 @@ class CoarseSoftmaxWarning(UserWarning):
     """Names a softmax over many values, most of whose probabilities int8 rounds to zero."""
 
 
-class NeutronQuantizer(Quantizer):
+class Int8Quantizer(Quantizer):
     """Static int8 quantizer for the eIQ Neutron NPU, for `prepare_pt2e`. One instance can quantize several models.
 
     With `is_qat`, it is for `prepare_qat_pt2e` and for models exported in train mode.
@@ -135,7 +135,7 @@ class NeutronQuantizer(Quantizer):
 
     def replace(
         self, *, takes_prepared_graphs: bool = False, observer: Any = None, wide: Iterable[Key] | None = None
-    ) -> NeutronQuantizer:
+    ) -> Int8Quantizer:
         """Returns a copy of this quantizer with the given changes.
 
         With `takes_prepared_graphs`, the copy is for graphs from `prepare_graph`, and `prepare_pt2e` runs no passes.
@@ -238,17 +238,25 @@ class NeutronQuantizer(Quantizer):
         """Does nothing, because `annotate` has checked the model. Called by `prepare_pt2e`."""
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
-        """Adds bias correction, ranges of cell states, limits of addends, resets of states, and checks of inputs.
+        """Adds corrections at conversion, limits of addends, resets of states, and checks of inputs.
 
         Called by `prepare_pt2e`.
         """
-        if self.correct_bias and not self.is_qat:
-            correct_biases_at_conversion(model, edge_or_node_to_obs_or_fq)
         if not self.is_qat:
-            select_cell_ranges_at_conversion(model, edge_or_node_to_obs_or_fq)
+            self.insert_corrections(model, edge_or_node_to_obs_or_fq)
         link_addends(edge_or_node_to_obs_or_fq.values())
         reset_states_at_conversion(model)
         check_inputs_before_observers(edge_or_node_to_obs_or_fq)
+
+    def insert_corrections(self, model: GraphModule, observers: dict[Any, Any]) -> None:
+        """Inserts the observers by which conversion corrects biases and selects ranges of cell states.
+
+        `model` is an annotated graph. `observers` maps nodes and edges (producer, consumer) to the observers that
+        `prepare_pt2e` will insert. Linear in nodes.
+        """
+        if self.correct_bias:
+            correct_biases_at_conversion(model, observers)
+        select_cell_ranges_at_conversion(model, observers)
 
     def _fused_operator(self, node: Node) -> FusedOperator:
         spec = OPERATORS[op_name(node)]

@@ -1,0 +1,114 @@
+"""The quantizer of the documented flow, whose conversion recovers the accuracy of recurrent networks."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from openneutron.calibration import CalibrationOptions
+from openneutron.core.boundary import typed_errors
+from openneutron.core.constants import attribute, free_name
+from openneutron.core.fx import output_node, placeholders
+from openneutron.core.garbage import rare_full_collections
+from openneutron.model.state import states_of
+from openneutron.quantizer import Int8Quantizer
+from openneutron.quantizer.recorded_inputs import InputRecorder
+from openneutron.recovery.recipes import FAST, quantize_by_recipe, was_recovered
+from openneutron.recovery.shared_layers import is_recurrent
+from openneutron.recovery.wide_inputs import inputs_to_widen, widen_inputs
+
+__all__ = ["NeutronQuantizer", "RecurrentRecovery"]
+
+
+class NeutronQuantizer(Int8Quantizer):
+    """Static int8 quantizer for the eIQ Neutron NPU, for `prepare_pt2e`. Its options are those of `Int8Quantizer`.
+
+    `convert_pt2e` recovers the accuracy of recurrent networks (`RecurrentRecovery`), unless `correct_bias` is False.
+    """
+
+    def insert_corrections(self, model: GraphModule, observers: dict[Any, Any]) -> None:
+        """Inserts the recovery of a recurrent network, or the corrections of `Int8Quantizer` for other networks.
+
+        Networks with states count as other networks, and so do graphs that a recipe recovers.
+        """
+        by_recipe = self.takes_prepared_graphs or was_recovered(model)
+        is_left = by_recipe or not self.correct_bias or bool(states_of(model.graph))
+        if is_left or not is_recurrent(model.graph):
+            super().insert_corrections(model, observers)
+        else:
+            _insert_last(model, RecurrentRecovery(_float_copy(model), self))
+
+
+class RecurrentRecovery(InputRecorder):
+    """Records calibration inputs. Conversion quantizes the network again, by the recipe "fast" on these inputs.
+
+    A rounding error in a recurrent layer changes all later steps, so ranges and biases that are selected for each value
+    alone are not enough. The recipe rounds weights by the inputs of all steps, and by the errors of earlier layers. It
+    selects limits of candidates and of cell states, and the inputs that need two int8 tensors. The observer of the
+    quantizer selects all other ranges, from the recorded inputs. Weights and biases of the float graph do not change,
+    so that `analyze` can compare the result with the model.
+    """
+
+    def __init__(self, reference: GraphModule, quantizer: Int8Quantizer) -> None:
+        """Takes the float graph `reference` before annotation, which it will change, and the quantizer."""
+        values = [node.meta.get("val") for node in placeholders(reference.graph)]
+        super().__init__([len(value) if isinstance(value, torch.Tensor) and value.dim() else None for value in values])
+        self._reference = (reference,)  # in a tuple, so that it is not registered as a submodule
+        self._quantizer = quantizer.replace()
+
+    @torch.no_grad()
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """Replaces the graph of `model` by that of the recovered network.
+
+        `node` calls this module, after all other observers. Raises `CalibrationError` for values that are not finite.
+        """
+        model.graph.erase_node(node)
+        (reference,), samples, quantizer = self._reference, self.samples, self._quantizer
+        recipe = replace(FAST, range_by=None, equalizes=False, trusts_samples=False)
+        with typed_errors("Recovering the recurrent network"), rare_full_collections(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # prepare_pt2e has given the warnings of annotation
+            widen_inputs(reference, samples, inputs_to_widen(reference, samples))
+            converted, _ = quantize_by_recipe(recipe, reference, quantizer, samples, CalibrationOptions())
+        _replace_graph(model, converted)
+
+
+def _float_copy(model: GraphModule) -> GraphModule:
+    """Returns a copy of an annotated graph without its annotations, which shares the constants of `model`."""
+    tensors = [*model.parameters(), *model.buffers()]
+    reference = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for node in reference.graph.nodes:
+        node.meta.pop(Q_ANNOTATION_KEY, None)
+    return reference
+
+
+def _insert_last(model: GraphModule, recorder: InputRecorder) -> None:
+    """Inserts a call of `recorder` on the inputs of `model` before its output, so that it is converted last."""
+    name = free_name(model, "recurrent_recovery")
+    model.add_submodule(name, recorder)
+    with model.graph.inserting_before(output_node(model.graph)):
+        model.graph.call_module(name, tuple(placeholders(model.graph)))
+
+
+def _replace_graph(model: GraphModule, other: GraphModule) -> None:
+    """Gives `model` the graph of `other`, with the constants and modules that it reads."""
+    for path in {str(node.target): None for node in other.graph.nodes if node.op in ("get_attr", "call_module")}:
+        *owners, name = path.split(".")
+        parent: torch.nn.Module = model
+        for owner in owners:
+            if not isinstance(getattr(parent, owner, None), torch.nn.Module):
+                parent.add_module(owner, torch.nn.Module())
+            parent = parent.get_submodule(owner)
+        if hasattr(parent, name):
+            delattr(parent, name)
+        value = attribute(other, path)
+        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+            parent.register_buffer(name, value)
+        else:
+            setattr(parent, name, value)
+    model.graph = other.graph
