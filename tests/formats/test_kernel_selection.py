@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,12 @@ def test_right_sources_come_back(text: str) -> None:
         (b'#inc\\\nlude "../secret.h"\n', "line 1"),
         (b'const int x[] = {\n#embed "/etc/passwd"\n};\n', "line 2"),
         (b"#include MACRO\n", "line 1"),
-        (b'#include "open.h\n', "line 1"),
+        (b'#include "open.h\n', "line 1: a character constant, or a quote without end"),
+        (b"int a;\nchar q = '\"', *s = \"/*\";\n#include \"../secret.h\"\nchar *t = \"*/\";\n", "line 2: a character"),
+        (b'#inc??/\nlude "../secret.h"\n', "line 1: a trigraph"),
+        (b'??=include "../secret.h"\n', "line 1: a trigraph"),
+        (b"/* a\n b */ int a;\n#include MACRO\n", "line 3"),
+        (b"/*/ open\n", "line 1: a comment that does not end"),
         (b'char *a = "/*";\n#include "../secret.h"\nchar *b = "*/";\n', "line 2"),
         ("int \ud800;\n", "expected UTF-8"),
     ],
@@ -61,3 +68,12 @@ def test_files(tmp_path: Path) -> None:
     link.symlink_to(path)
     with pytest.raises(FormatError, match="symbolic link"):
         kernel_selection_in(link)
+
+
+@pytest.mark.parametrize("piece", ["/* ", '"\\"', '"', "/*", "// ", "#include ", "\\\n", "'", "??", "# "])
+def test_time_is_linear(piece: str) -> None:
+    """Quadratic time would take minutes."""
+    begin = time.process_time()
+    with suppress(FormatError):
+        kernel_selection_text("x" + piece * (LARGEST_BYTES // len(piece) - 1))
+    assert time.process_time() - begin < 20

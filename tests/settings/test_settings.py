@@ -155,6 +155,7 @@ def test_the_template_is_valid_and_has_all_settings() -> None:
         (f"[model]\nweights = [0x{'f' * 5000}]\n", "'weights' takes a text, not an integer of thousands"),
         (f"[quantize]\njobs = {'9' * 5000}\n", "is not valid TOML"),
         (f"[model]\ninput = {'[' * 9999}\n", "is not valid TOML"),
+        (f"{'a.' * 40_000}b = 1\n", "is not valid TOML: it has 80,006 bytes. Give a file of at most 65,536"),
         ("[model\n", "is not valid TOML"),
         ("model = 3\n", "must be a table"),
     ],

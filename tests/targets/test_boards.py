@@ -208,6 +208,7 @@ class TestFile:
             ("convolution = 1.5", "convolution = '1'", r"\[costs\.compute\]: 'convolution' takes a number above 0"),
             ("[costs.compute]\nconvolution = 1.5", "compute = 1.5", r"unknown key|'compute' takes a table"),
             ("[clocks]", "[clocks", r"board\.toml' is not valid TOML"),
+            ("[clocks]", f"{'a.' * 40_000}b = 1\n[clocks]", r"board\.toml' is not valid TOML: it has 80,\d+ bytes"),
             ('title = "My board"', 'name = "imx95"', r"'name' is 'imx95', the name of a chip"),
             ('title = "My board"', 'name = "a b"', r"'name' takes letters"),
             ("[clocks]\nnpu_hz = 200_000_000", "", r"^$"),

@@ -12,8 +12,10 @@ __all__ = ["kernel_selection_in", "kernel_selection_text"]
 LARGEST_BYTES = 4 << 20
 """The largest size of a kernel selection. A real one has a few lines for each kernel of the NPU's library."""
 
-_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
-_COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+# A string without end takes the rest of its line, and a comment without end the rest of the text. Otherwise, each quote
+# and each "/*" would be searched for its end again, which takes quadratic time.
+_COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
+_TRIGRAPH = re.compile(r"\?\?[=/'()!<>-]")
 _FILE_DIRECTIVE = re.compile(r"^[ \t]*(?:#|%:)[ \t]*(?:include|include_next|import|embed)\b(.*)$", re.MULTILINE)
 _FILE_NAME = re.compile(r'\s*(?:"([^"\n]+)"|<([^>\n]+)>)\s*')
 
@@ -54,9 +56,15 @@ def kernel_selection_text(data: bytes | str, what: str = "the kernel selection")
             "program again."
         )
     joined = re.sub(r"\\\r?\n", "", text)
-    code = _COMMENT_OR_STRING.sub(lambda found: found[0] if found[0][0] == '"' else " ", joined)
-    if (at := _STRING.sub(lambda found: "x" * len(found[0]), code).find("/*")) >= 0:
-        raise FormatError(f"{what}, line {_line(code, at)}: a comment that does not end. Compile the program again.")
+    code, literals = _without_comments(joined)
+    for pattern, found in (
+        (r"/\*", "a comment that does not end"),
+        (r"'", "a character constant, or a quote without end"),  # compilers may take the text after it for a comment
+        (_TRIGRAPH, "a trigraph"),
+    ):
+        if wrong := re.search(pattern, code if pattern is _TRIGRAPH else literals):
+            line = _line(code, wrong.start())
+            raise FormatError(f"{what}, line {line}: {found} in C source. Compile the program again.")
     for directive in _FILE_DIRECTIVE.finditer(code):
         name = _FILE_NAME.fullmatch(directive[1])
         if name is None or not _stays_in_folder(name[1] or name[2]):
@@ -65,6 +73,27 @@ def kernel_selection_text(data: bytes | str, what: str = "the kernel selection")
                 f"folders, found {directive[1].strip()!r}."
             )
     return text
+
+
+def _without_comments(text: str) -> tuple[str, str]:
+    """Returns C source without comments, and this source with strings of "x". Lines keep their numbers.
+
+    A comment without end stays, and so does a string without end, as a quote.
+    """
+
+    def code(found: re.Match[str]) -> str:
+        token = found[0]
+        is_comment = token.startswith("//") or (token.startswith("/*") and token.endswith("*/") and len(token) >= 4)
+        return " " + "\n" * token.count("\n") if is_comment else token
+
+    def literal(found: re.Match[str]) -> str:
+        token = found[0]
+        if token.startswith("/*"):
+            return token
+        return "x" * len(token) if len(token) > 1 and token.endswith('"') else "'" * len(token)
+
+    without = _COMMENT_OR_STRING.sub(code, text)
+    return without, _COMMENT_OR_STRING.sub(literal, without)
 
 
 def _line(text: str, at: int) -> int:

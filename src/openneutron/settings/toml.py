@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from openneutron.core.files import read_file, write_file
 from openneutron.core.messages import did_you_mean, is_unicode, printable
+from openneutron.core.toml_values import parsed_toml
 from openneutron.errors import OptionError
 from openneutron.settings.declaration import SECTIONS, Field, Settings, fields_of
 
@@ -32,8 +32,8 @@ def read_settings(file: str | os.PathLike[str], given: Mapping[str, Any] | None 
     path = Path(file)
     content = read_file(path)
     try:
-        tables = tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and deeply nested lists
+        tables = parsed_toml(content)
+    except ValueError as error:
         raise OptionError(f"'{path}' is not valid TOML: {error}.") from error
     values: dict[str, Any] = {}
     for section, table in tables.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from itertools import combinations
@@ -18,6 +17,7 @@ from typing import Any
 
 from openneutron.core.files import read_file
 from openneutron.core.messages import did_you_mean
+from openneutron.core.toml_values import parsed_toml
 from openneutron.errors import OptionError, TargetError
 from openneutron.targets.board import KINDS, ROLES, Board, Clocks, Placement, Region
 from openneutron.targets.chips import TARGETS
@@ -64,8 +64,8 @@ def _read(path: Path, readers: tuple[Path, ...]) -> Board:
     """Reads a board file. `readers` are the files whose `based_on` led to it."""
     content = read_file(path)
     try:
-        table = TomlTable(str(path), "", tomllib.loads(content.decode()))
-    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, and deeply nested lists
+        table = TomlTable(str(path), "", parsed_toml(content))
+    except ValueError as error:
         raise TargetError(f"'{path}' is not valid TOML: {error}.") from error
     if path.resolve() in readers:
         raise table.file_error("the file is based on itself, by its key 'based_on'.")
