@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from types import FrameType
+
+from openneutron.core.ctrl_c import end_process
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
-
 
 def main() -> None:
-    """Imports and runs the command line. Ctrl-C ends the process without a traceback during the import, too."""
-    handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if handles:
-        signal.signal(signal.SIGINT, _end)
+    """Imports and runs the command line. Ctrl-C ends the process without a traceback until a verb handles it, too."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_process)
     from openneutron.cli import main as run
 
-    if handles:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     run(ends_process=True)
-
-
-def _end(_number: int, _frame: FrameType | None) -> None:
-    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -75,9 +75,7 @@ def test_a_process_that_ignores_ctrl_c_still_ignores_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["swallowed", "other_error", "plain"])
-def test_a_verb_ends_with_130_even_if_the_interrupt_is_lost(
-    here: Here, work: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_verb_ends_with_130_even_if_the_interrupt_is_lost(here: Here, work: Path, tmp_path: Path, name: str) -> None:
     (work / "interrupted.py").write_text(TRANSFORM)
     model = ("net.py:Net", "--weights", "w.pt", "--input", "1,1,8,8", "--recover", "none")
     data = ("--calibrate", "photos", "--transform", f"interrupted.py:{name}")
@@ -116,24 +114,30 @@ def test_an_interrupt_waits_for_the_end_of_an_import(
     sys.modules.pop(name, None)
 
 
-IMPORT = """
+INTERRUPTED_EARLY = """
 import signal, sys
 import openneutron.__main__
 
-class Finder:
-    @staticmethod
-    def find_spec(name, *_):
-        if name == "typer":
-            signal.raise_signal(signal.SIGINT)
+def interrupt(frame, event, _):
+    if event == "call" and frame.f_code.co_name == {function!r} and {module!r} in frame.f_globals["__name__"]:
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
 
-sys.meta_path.insert(0, Finder)
+sys.setprofile(interrupt)
+sys.argv[1:] = ["targets", "--json"]
 openneutron.__main__.main()
 """
 
 
-def test_ctrl_c_during_the_import_shows_no_traceback() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (INTERRUPTED, "")
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("typer", "<module>"), ("typer", "get_command"), ("openneutron.cli.main", "check_values"), ("typer", "invoke")],
+)
+def test_ctrl_c_before_a_verb_shows_no_traceback(module: str, function: str) -> None:
+    """During the imports, while typer makes the commands, and while it parses the arguments."""
+    code = INTERRUPTED_EARLY.format(module=module, function=function)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
 
 
 SLOW = """
@@ -186,9 +190,7 @@ def in_its_transform(built: Path, folder: Path, *arguments: str) -> Iterator[sub
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_ctrl_c_in_a_terminal_ends_all_processes(
-    built: Path, tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
+def test_ctrl_c_in_a_terminal_ends_all_processes(built: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """A terminal sends the signal to all processes of a command."""
     with in_its_transform(built, tmp_path, *arguments) as process:
         os.killpg(process.pid, signal.SIGINT)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from openneutron.core.ctrl_c import end_process
+
 __all__ = ["LONGEST_WAIT", "Interrupts", "restored_signals"]
 
 LONGEST_WAIT = 3.0
@@ -70,7 +72,7 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         for number, handler in _handlers().items():
-            if handler is (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL):
+            if handler in ((signal.default_int_handler, end_process) if number == signal.SIGINT else (signal.SIG_DFL,)):
                 self._before[number] = signal.signal(number, self._remember)
         return self
 
