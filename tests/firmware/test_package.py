@@ -50,6 +50,8 @@ def test_a_package_contains_and_describes_the_program(tmp_path: Path) -> None:
     data = program("int8").buffer
     assert (folder / "net.pte").read_bytes() == data
     source = (folder / "net.c").read_text()
+    assert '#include "net.h"' in source
+    assert "extern" not in source
     numbers = source[source.rindex("{") + 1 : source.rindex("}")].replace("\n", "").rstrip(",").split(",")
     assert bytes(map(int, numbers)) == data
     assert '#define NET_SECTION ".flash"' in source

@@ -21,12 +21,15 @@ def uses_assembler(form: str, size: int) -> bool:
     return form == "incbin" or (form == "auto" and size > LARGEST_C_ARRAY)
 
 
-def array_source(data: bytes, symbol: str, section: str, title: str, *, default: str | None, file: str | None) -> str:
+def array_source(
+    data: bytes, symbol: str, section: str, title: str, *, default: str | None, file: str | None, header: str | None
+) -> str:
     """Returns the source of the array `symbol`, aligned to 16 bytes.
 
     `section` is the name of the macro for the section of the array. `default` is the value of this macro if no compiler
     option defines it; with None, constants go to their usual section.
-    The assembler source includes `file`. If `file` is None, the array is C.
+    The assembler source includes `file`. If `file` is None, the array is C. `header` declares the array; with
+    None, the source declares it.
     """
     values = {
         "title": title,
@@ -38,4 +41,6 @@ def array_source(data: bytes, symbol: str, section: str, title: str, *, default:
     if file is not None:
         return filled("array.S", file=file, **values)
     rows = [data[at : at + _BYTES_IN_A_ROW] for at in range(0, len(data), _BYTES_IN_A_ROW)] or [b"\0"]
+    extern = f"#include <stdint.h>\n\nextern const uint8_t {symbol}[{values['bytes']}];"
+    values["declared"] = extern if header is None else f'#include "{header}"'
     return filled("array.c", rows="\n".join("".join(f"{byte}," for byte in row) for row in rows), **values)

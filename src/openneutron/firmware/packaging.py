@@ -205,8 +205,9 @@ class _Files:
         is_assembler = uses_assembler(self.array, len(data))
         file = "test_vectors.bin" if stem == "test_vectors" else f"{stem}.pte"
         source = f"{stem}.S" if is_assembler else f"{stem}.c"
+        header = f"{stem}.h" if stem in (self.name, "test_vectors") else None
         return source, array_source(
-            data, symbol, macro, self._title(), default=default, file=file if is_assembler else None
+            data, symbol, macro, self._title(), default=default, file=file if is_assembler else None, header=header
         )
 
     def _model_header(self, source: str) -> str:

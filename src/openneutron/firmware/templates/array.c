@@ -1,5 +1,5 @@
 /* @title@ */
-#include <stdint.h>
+@declared@
 
 /* Compile with, for example, -D@section@='".flash_model"' to place the array in a section of the linker script. */
 @default_section@#ifdef @section@
@@ -7,8 +7,6 @@
 #else
 #define PLACEMENT
 #endif
-
-extern const uint8_t @symbol@[@bytes@];
 
 _Alignas(16) PLACEMENT const uint8_t @symbol@[@bytes@] = {
 @rows@
