@@ -337,6 +337,14 @@ class TestEveryVerb:
         assert [row["name"] for row in json.loads(text)["targets"]] == list(TARGETS)
 
 
+def test_inspect_does_not_import_the_page(built: Path) -> None:
+    code = f"import sys; sys.argv[1:] = ['inspect', {str(built)!r}]\nfrom openneutron.cli import main\n"
+    names = ("torch", "jinja2", "openneutron.page.html")
+    code += f"try: main()\nfinally: print([name for name in {names} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip().endswith("[]")
+
+
 def test_json_has_no_infinite_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(json=True).show("text", {"a": [float("inf"), 1.5], "b": {"c": (float("nan"),)}})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": {"c": [None]}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -194,7 +193,7 @@ def _linked(path: Path) -> Path:
 def _temporary_name(target: Path) -> Path:
     """Returns a random path beside `target`. A killed process may leave a file of such a name."""
     prefix = os.fsencode(target.name)[:LONGEST_PREFIX].decode(errors="ignore")
-    return target.with_name(f".{prefix}.{secrets.token_hex(8)}.tmp")
+    return target.with_name(f".{prefix}.{os.urandom(8).hex()}.tmp")
 
 
 def _write_new_file(path: Path, data: bytes, permissions: int | None = None) -> None:

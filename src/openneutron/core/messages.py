@@ -6,7 +6,6 @@ import difflib
 import os
 import reprlib
 import shlex
-import subprocess
 from collections.abc import Iterable
 
 __all__ = ["as_argument", "did_you_mean", "first_line", "is_unicode", "listed", "near_matches", "printable", "shown"]
@@ -21,7 +20,11 @@ def first_line(error: BaseException) -> str:
 def as_argument(path: str | os.PathLike[str]) -> str:
     """Returns a path as an argument of a command in a shell: in quotes if it has spaces or other special characters."""
     text = os.fspath(path)
-    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+    if os.name != "nt":
+        return shlex.quote(text)
+    from subprocess import list2cmdline  # not needed, and slow to import, on other systems
+
+    return list2cmdline([text])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

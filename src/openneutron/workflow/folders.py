@@ -1,16 +1,19 @@
-"""The folder of a build, or a bare program."""
+"""The folder of a build, or a bare program. Verbs that show no summary do not import the page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openneutron.core.files import is_file, is_folder, read_file
-from openneutron.page import Summary, summarize, with_board_fit
-from openneutron.report.contents import Report
 from openneutron.settings.build_files import QUANTIZED, SUMMARY, program_in
 from openneutron.settings.toml import FILE_NAME, read_settings
 from openneutron.targets import NeutronTargetSpec, Target
+
+if TYPE_CHECKING:
+    from openneutron.page import Summary
+    from openneutron.report.contents import Report
 
 __all__ = ["BuildFolder", "comparable_summaries"]
 
@@ -48,6 +51,8 @@ class BuildFolder:
         """
         if self.summary_file is None or target is not None:
             return self.bare_summary(target)
+        from openneutron.page import Summary
+
         return Summary.from_json(read_file(self.summary_file), str(self.summary_file))
 
     def summary_with_changes(self, report: Report, board: NeutronTargetSpec) -> Summary:
@@ -55,6 +60,8 @@ class BuildFolder:
 
         The summary in the folder is used if it is about the same board.
         """
+        from openneutron.page import with_board_fit
+
         summary = self.summary()
         if board.board is None or summary.target.board != board.board.name:
             summary = self.bare_summary(board)
@@ -62,6 +69,8 @@ class BuildFolder:
 
     def bare_summary(self, target: Target | None = None) -> Summary:
         """Returns what the program alone tells, as if the folder had no summary."""
+        from openneutron.page import summarize
+
         return summarize(self.program.stem, self.program, target=target)
 
 
