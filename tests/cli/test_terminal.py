@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, Group
 from rich.text import Text
+from tests.cli.builds import Here
 from tests.page.summaries import small_summary
 
 from openneutron.accuracy import compare_programs
@@ -32,6 +33,18 @@ def printed(width: int) -> str:
     console = Console(file=io.StringIO(), width=width, soft_wrap=True)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("verb", ["lower", "quantize", "package"])
+def test_the_help_cuts_off_no_name_of_an_option(
+    here: Here, monkeypatch: pytest.MonkeyPatch, verb: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", width)
+    text = here(verb, "-h").text
+    assert "--" in text
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("width", [20, 35, 40, 60, 160])

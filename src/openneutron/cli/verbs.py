@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from openneutron.cli.help import Command
 from openneutron.cli.interrupts import Interrupts
 from openneutron.cli.paths import check_no_input, existing_file, file_reader
 from openneutron.cli.terminal import Terminal, print_error
@@ -79,7 +80,7 @@ def add_verb(
     parameters = [*first, *own, *config, *rest, *common]
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {one.name: one.annotation for one in parameters}
-    app.command(function.__name__.replace("_", "-"))(verb)
+    app.command(function.__name__.replace("_", "-"), cls=Command)(verb)
 
 
 def _runner(
