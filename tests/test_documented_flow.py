@@ -140,12 +140,15 @@ def test_conversion_applies_the_recipe(name: str) -> None:
     assert sqnr(joined(converted, tests), joined(program.run, tests)) > 30
 
 
-def test_conversion_writes_a_heavy_tailed_input_as_two_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wide", "inputs"), [(None, ["input"]), ([], [])])
+def test_conversion_writes_a_heavy_tailed_input_as_two_tensors(
+    wide: list[Any] | None, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wide_inputs, "ENOUGH_DB", 100.0)
     model = seeded(lambda: nn.Sequential(LogLinear(nn.Linear(BANDS, WIDE)), nn.Linear(4, BANDS), lstm())).eval()
     samples = [(heavy_tailed(1, FRAMES, BANDS, seed=seed),) for seed in range(8)]
-    converted = convert_pt2e(prepared_by(model, samples))
-    assert [coarse_input(node) for node in converted.graph.nodes if coarse_input(node)] == ["input"]
+    converted = convert_pt2e(prepared_by(model, samples, NeutronQuantizer(wide=wide)))
+    assert [coarse_input(node) for node in converted.graph.nodes if coarse_input(node)] == inputs
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ class RecurrentRecovery(InputRecorder):
         recipe = replace(FAST, range_by=None, equalizes=False, trusts_samples=False)
         with typed_errors("Recovering the recurrent network"), rare_full_collections(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # prepare_pt2e has given the warnings of annotation
-            widen_inputs(reference, samples, inputs_to_widen(reference, samples))
+            if not quantizer.wide.is_empty_list:
+                widen_inputs(reference, samples, inputs_to_widen(reference, samples))
             converted, _ = quantize_by_recipe(recipe, reference, quantizer, samples, CalibrationOptions())
         _replace_graph(model, converted)
 

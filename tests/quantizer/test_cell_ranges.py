@@ -1,4 +1,4 @@
-"""Ranges of units of cell states that conversion selects in the documented flow."""
+"""Ranges of units of cell states that conversion selects without a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of units of cell states in the documented flow: calibration measures errors, and conversion selects ranges.
+"""Ranges of units of cell states without a recipe: calibration measures errors, and conversion selects ranges.
 
 The prepared module calls a `CellObserver` after each step of an LSTM. Where ranges of units are worthwhile (see
 `cell_errors`), conversion inserts the products of `cell_scales` with their quantize and dequantize operators. Where

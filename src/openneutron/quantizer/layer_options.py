@@ -83,9 +83,11 @@ class WideStates:
         if isinstance(keys, str) or not isinstance(keys, Iterable | None):
             hint = " Only quantize() takes 'auto', because it has calibration inputs." if keys == "auto" else ""
             raise OptionError(f"wide is a list of names and types of modules, or of operators, not {keys!r}.{hint}")
-        keys = list(keys or ())
+        given, keys = keys is not None, list(keys or ())
         if wrong := [key for key in keys if not isinstance(key, Hashable)]:
             raise OptionError(f"wide is a list of names and types of modules, or of operators, not of {wrong[0]!r}.")
+        self.is_empty_list = given and not keys
+        """Whether the option is an empty list, so that no input consists of two int8 tensors either."""
         self._keys = NodeKeys("wide", dict.fromkeys(keys, _WIDE))
 
     def selects(self, node: Node) -> bool:
