@@ -178,6 +178,19 @@ def test_top5() -> None:
     assert evaluate(nn.Identity(), [(outputs[:1], 4), (outputs[:1], 5)], "top5") == 50
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (1, 0)])
+@pytest.mark.parametrize("label", [0, torch.tensor([0, 1]), torch.zeros(0, dtype=torch.int64)])
+def test_outputs_without_classes(shape: tuple[int, ...], label: Any) -> None:
+    with pytest.raises(InputError, match="top1 needs an output with values for classes"):
+        top1(torch.zeros(shape), label)
+
+
+def test_an_output_without_dimensions_is_one_row_of_one_class() -> None:
+    assert top1(torch.tensor(0.5), 0) == 100
+    with pytest.raises(InputError, match="a class index for each of 1 rows"):
+        top1(torch.tensor(0.5), torch.tensor([0, 1]))
+
+
 @pytest.mark.parametrize("label", [-1, 6, torch.tensor([7])])
 @pytest.mark.parametrize("metric", [top1, top5])
 def test_labels_that_are_not_indices(label: Any, metric: Callable[[Any, Any], float]) -> None:

@@ -62,11 +62,16 @@ def class_scores(outputs: Any, label: Any, rank: int = 1) -> ClassScores:
     if not tensors:
         raise InputError(f"{name} needs a tensor among the outputs, but there is none. Give a function as metric.")
     first = tensors[0]
+    if not first.numel():
+        raise InputError(
+            f"{name} needs an output with values for classes, but the first output has shape {tuple(first.shape)}. "
+            "Give a function as metric."
+        )
     try:
         labels = torch.as_tensor(label)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} takes class indices as labels, not {label!r}.") from error
-    rows = first.reshape(1 if labels.numel() == 1 else len(first), -1)
+    rows = first.reshape(1 if labels.numel() == 1 or not first.dim() else len(first), -1)
     if labels.numel() != len(rows) or labels.is_floating_point():
         raise InputError(f"{name} takes a class index for each of {len(rows)} rows, not {describe([labels])}.")
     indices = labels.flatten().long()
