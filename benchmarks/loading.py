@@ -1,9 +1,9 @@
-"""Measures the time of `load` and of its checks: `python -m benchmarks.loading model.pte other.pte`.
+"""Measures the time of `load` and of its checks: `python -m benchmarks.loading model.pte densenet121`.
 
-Without files, it lowers two small networks. Each row shows the size of the file in bytes, and the times in milliseconds
-of: `load`; the check of the program for ExecuTorch's runtime, with the parse of the file, which `load` does once for
-all checks; the check of all TFLite models for LiteRT; a run in this process; and a run in a separate process. Each time
-is the least of `REPEATS` measurements.
+An argument is a file, or the name of a network of `benchmarks.zoo`. Without arguments, it lowers two small networks.
+Each row shows the size of the file in bytes, and the times in milliseconds of: `load`; the check of the program for
+ExecuTorch's runtime, with the parse of the file, which `load` does once for all checks; the check of all TFLite models
+for LiteRT; a run in this process; and a run in a separate process. Each time is the least of `REPEATS` measurements.
 """
 
 from __future__ import annotations
@@ -22,18 +22,28 @@ from openneutron import load, lower, quantize
 from openneutron.cpu.signatures import signature_of
 from openneutron.formats import payload, pte, pte_check, tflite
 
+from .zoo import ZOO, smooth
+
 REPEATS = 50
 
 
 def main() -> None:
     """Prints the table of the files on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path)
-    programs = {path.name: path.read_bytes() for path in parser.parse_args().files} or _programs()
+    parser.add_argument("programs", nargs="*", metavar="FILE_OR_NETWORK")
+    programs = {name: _bytes_of(name) for name in parser.parse_args().programs} or _programs()
     table = Table("program", "bytes", "load", "check .pte", "check TFLite", "run", "isolated run")
     for name, data in programs.items():
         table.add_row(name, f"{len(data):,}", *(f"{1000 * value:.2f}" for value in _seconds(data)))
     Console().print(table)
+
+
+def _bytes_of(name: str) -> bytes:
+    if name not in ZOO:
+        return Path(name).read_bytes()
+    member = ZOO[name]
+    images = smooth(member.small, 4, seed=1)
+    return lower(quantize(member.build(member.small), (images[0],), images, recover=None)).buffer
 
 
 def _seconds(data: bytes) -> tuple[float, ...]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 from ai_edge_litert import schema_py_generated as schema  # noqa: TID251
 
 from openneutron.errors import FormatError
@@ -57,9 +57,7 @@ class Operand(NamedTuple):
     def integers(self) -> list[int]:
         """Returns the values of an int32 constant, in row-major order."""
         assert self.values_at is not None
-        count = math.prod(self.shape)
-        values: list[int] = np.frombuffer(self.source.view, "<i4", count, self.values_at).tolist()
-        return values
+        return list(struct.unpack_from(f"<{math.prod(self.shape)}i", self.source.view, self.values_at))
 
 
 @dataclass(eq=False, slots=True)
