@@ -89,7 +89,7 @@ SCHEMAS: dict[str, Schema] = {
     "evaluate": an_object({"accuracy": a_list(schema_of(AccuracyRow))}),
     "validate": _validation(),
     "validate --against": an_object({**schema_of(BoardValidation)["properties"], "passed": TRUTH}),
-    "report": an_object({"file": TEXT, "verdict": TEXT}),
+    "report": {**an_object({"file": TEXT, "verdict": TEXT, "csv": TEXT}), "required": ["file", "verdict"]},
     "compare": an_object({
         "differences": a_list(schema_of(Difference)),
         "moves": a_list(schema_of(Move)),

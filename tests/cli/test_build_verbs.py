@@ -5,6 +5,7 @@ Tests that compare bytes or read all output of a process start processes; the ot
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 import torch
 from tests.cli.builds import MODEL, SOURCE, Here, run
 from torch import nn
+
+from openneutron.page import Summary
+from openneutron.page.layer_table import COLUMNS
 
 
 class TestBuild:
@@ -260,6 +264,28 @@ class TestChecks:
     def test_evaluate_needs_labelled_data(self, here: Here, built: Path) -> None:
         result = here("evaluate", built / "model.pte")
         assert (result.code, "--evaluate DATA" in result.err) == (2, True)
+
+    def test_report_writes_a_table_of_operators(self, here: Here, built: Path, tmp_path: Path) -> None:
+        result = here("report", built, "-o", tmp_path / "page.html", "--csv", tmp_path / "layers.csv", "--json")
+        assert result.json["csv"] == str(tmp_path / "layers.csv")
+        summary = Summary.from_json((built / "summary.json").read_bytes(), "summary.json")
+        with (tmp_path / "layers.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [tuple(row) for row in rows] == [COLUMNS] * len(summary.layers)
+        for position, (row, layer) in enumerate(zip(rows, summary.layers, strict=True)):
+            assert row["position"] == str(position)
+            assert (row["node"], row["module"]) == (layer.node or "", layer.module or "")
+            assert (int(row["cycles"]), int(row["weight_bytes"])) == (layer.cycles, layer.weight_bytes)
+        assert summary.analysis is not None
+        shown = {row["node"]: row["sqnr_db"] for row in rows if row["sqnr_db"]}
+        assert shown
+        assert {one.node: str(one.sqnr_db) for one in summary.analysis.layers if one.node in shown} == shown
+
+    def test_the_page_and_the_table_of_a_report_have_different_names(self, here: Here, built: Path) -> None:
+        result = here("report", built, "-o", "same.html", "--csv", "./same.html")
+        assert (result.code, "Give two names" in result.err) == (2, True)
+        result = here("report", built, "--csv", built / "model.pte")
+        assert (result.code, "it is an input of this command" in result.err) == (2, True)
 
     def test_report(self, here: Here, built: Path, tmp_path: Path) -> None:
         assert here("report", built, "-o", tmp_path / "page.html").code == 0

@@ -218,7 +218,9 @@ WRITERS: dict[str, Writer] = {
     "quantize, jobs": Writer(_calibrate_with_jobs, is_slow=True, forks=False),
     "openneutron init": Writer(_verb("init", "openneutron.toml", "--force")),
     "openneutron targets": Writer(_verb("targets", "show", "mimxrt700_evk", "-o", "board.toml")),
-    "openneutron report": Writer(_verb("report", "built", "-o", "page.html"), _with_build, is_slow=True, forks=False),
+    "openneutron report": Writer(
+        _verb("report", "built", "-o", "page.html", "--csv", "layers.csv"), _with_build, is_slow=True, forks=False
+    ),
     "openneutron extract": Writer(
         _verb("extract", "built", "-o", "out", "--model-explorer"), _with_build, is_slow=True
     ),

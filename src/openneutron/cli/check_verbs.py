@@ -11,16 +11,23 @@ import typer
 
 from openneutron.cli.file_verbs import PROGRAM_HELP, InProcess, Program, TryChanges
 from openneutron.cli.file_verbs import Quantized as QuantizedOfProgram
-from openneutron.cli.paths import existing, existing_file, existing_program, known_target, quantized_file
+from openneutron.cli.paths import (
+    check_no_input,
+    existing,
+    existing_file,
+    existing_program,
+    known_target,
+    quantized_file,
+)
 from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
-from openneutron.core.files import check_output, is_folder
+from openneutron.core.files import check_output, is_folder, write_files
 from openneutron.core.options import MOST_JOBS
 from openneutron.data.inputs import check_files
 from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
-from openneutron.settings.build_files import check_program
+from openneutron.settings.build_files import check_program, program_in
 from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
@@ -210,12 +217,24 @@ def report(
     ] = None,
     try_changes: TryChanges = False,
     quantized: QuantizedOfProgram = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv", help="Write a .csv file with the cycles, bytes and accuracy of each operator of the NPU, too."
+        ),
+    ] = None,
 ) -> None:
     """Write the report page of a program, of a build, or of two builds beside each other."""
     check_output(output)
+    if table is not None:
+        check_output(table)
+        check_no_input(table, [program_in(program)])
+        if table.resolve() == output.resolve():
+            raise OptionError("--csv and --output name the same file. Give two names.")
     if quantized is not None and not try_changes:
         raise OptionError("--quantized is for --try-changes. Give both, or leave it out.")
-    from openneutron.page import write_page
+    from openneutron.page import page_of
+    from openneutron.page.layer_table import layers_as_csv
     from openneutron.workflow.folders import BuildFolder, comparable_summaries
 
     with terminal.step("report"):
@@ -229,11 +248,14 @@ def report(
         summary = folder.summary_with_changes(read, board)
     with terminal.step("write"):
         if other is None:
-            write_page(output, summary)
+            page = page_of(summary)
         else:
             second = BuildFolder.of(other)
-            write_page(output, summary, second.summary(target), comparable_summaries(folder, second, target))
-    terminal.show(str(output), {"file": str(output), "verdict": summary.verdict.sentence})
+            page = page_of(summary, second.summary(target), comparable_summaries(folder, second, target))
+        texts = {output: page} if table is None else {output: page, table: layers_as_csv(summary)}
+        write_files({path: text.encode(errors="backslashreplace") for path, text in texts.items()})
+    data = {"file": str(output), "verdict": summary.verdict.sentence}
+    terminal.show("\n".join(map(str, texts)), data if table is None else data | {"csv": str(table)})
 
 
 def compare(
