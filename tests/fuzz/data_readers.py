@@ -315,10 +315,15 @@ DATA_READERS: dict[str, Reader] = {
     ),
     "page": Reader(_draw_page, lambda: [_summary()], _JSON, mutants=20),
     "manifest": Reader(
-        in_folder(read_package, MANIFEST, _with_package), lambda: [_packaged()[MANIFEST]], (*_JSON, b"../", b'"name": ')
+        in_folder(read_package, MANIFEST, _with_package),
+        lambda: [_packaged()[MANIFEST]],
+        (*_JSON, b"../", b'"name": '),
+        mutants=100,
     ),
-    "package_vectors": Reader(in_folder(read_package, VECTORS, _with_package), lambda: [_packaged()[VECTORS]]),
-    "vectors": Reader(in_file(_read_vectors, ".npz"), _vectors, _NUMPY, _damaged_archive),
+    "package_vectors": Reader(
+        in_folder(read_package, VECTORS, _with_package), lambda: [_packaged()[VECTORS]], mutants=100
+    ),
+    "vectors": Reader(in_file(_read_vectors, ".npz"), _vectors, _NUMPY, _damaged_archive, mutants=100),
     "dump": Reader(lambda data: read_dump(data, _outputs()), _dumps, (b"OUTPUT 0 0 ", b"999999999", *_NUMPY), None),
     "kernel_selection": Reader(
         in_file(kernel_selection_in, ".c"),
