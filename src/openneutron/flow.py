@@ -418,6 +418,7 @@ def _portable_program(
     """
     from executorch.exir import to_edge_transform_and_lower
 
+    from openneutron.partition.dependency_caches import forget_lowered_programs
     from openneutron.partition.partitioner import NeutronPartitioner, check_cpu_operators, compile_placed
 
     with warnings.catch_warnings():
@@ -431,6 +432,7 @@ def _portable_program(
         )
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner keeps initial values
         lowered = edge.to_executorch()
+        forget_lowered_programs()
         return bytes(lowered.buffer), _etrecord_of(lowered) if records else None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from tests.flow_support import convert, lower_documented
 from torch import nn
+from torch.fx import GraphModule
 
 from openneutron import lower, quantize
 from openneutron.core.garbage import FULL_COLLECTION_THRESHOLD, rare_full_collections
@@ -53,3 +55,30 @@ def test_quantize_and_lower_collect_rarely(given: Thresholds, monkeypatch: pytes
     lower(torch.export.export(quantized.module, (inputs,)))
     assert found[0] == FULL_COLLECTION_THRESHOLD
     assert gc.get_threshold() == given
+
+
+def short_flow() -> None:
+    inputs = torch.zeros(1, 3)
+    lower(quantize(nn.Linear(3, 2).eval(), inputs, [inputs, inputs + 1], recover=None))
+
+
+def lowering_of_the_documented_flow() -> None:
+    lower_documented(CONVERTED, (torch.zeros(1, 3),))
+
+
+CONVERTED = convert(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))
+
+
+def graphs() -> int:
+    """Returns the number of graph modules in memory."""
+    gc.collect()
+    return sum(issubclass(type(value), GraphModule) for value in gc.get_objects())
+
+
+@pytest.mark.parametrize("run", [short_flow, lowering_of_the_documented_flow])
+def test_models_and_programs_are_freed(run: Callable[[], None]) -> None:
+    run()  # torch keeps the last graph of some kinds
+    before = graphs()
+    run()
+    run()
+    assert graphs() <= before

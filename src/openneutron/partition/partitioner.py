@@ -23,6 +23,7 @@ from openneutron.formats.payload import Payload
 from openneutron.partition.backend import NeutronBackend
 from openneutron.partition.compile import compile_partition
 from openneutron.partition.delegate_call import Trace, is_delegate_call, is_partitioned, is_trace, replace_partitions
+from openneutron.partition.dependency_caches import forget_lowered_programs
 from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.placing import Placed, Placement, place
 from openneutron.partition.scheduling import Partition
@@ -112,6 +113,7 @@ class NeutronPartitioner(Partitioner):
                 "that. Call to_edge_transform_and_lower(exported_program, partitioner=[NeutronPartitioner(...)]) "
                 "instead of to_edge(exported_program).to_backend(...)."
             )
+        forget_lowered_programs()  # those of earlier calls
         _keep_initial_states(exported_program)
         tags: dict[str, DelegationSpec] = {}
         for node in exported_program.graph.nodes:

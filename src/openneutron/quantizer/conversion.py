@@ -8,6 +8,7 @@ metadata and numbers (`tests/quantizer/test_conversion.py`). They do not take gr
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -54,11 +55,9 @@ class _Insertion:
     """
 
     def __init__(self, model: GraphModule, observers: Mapping[Any, Any]) -> None:
-        from torchao.utils import _assert_and_get_unique_device
-
         self.model = model
         self.observers = observers
-        self.device = _assert_and_get_unique_device(model)
+        self.device = _device_of(model)
         self.buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
         self.names: Iterator[str] = (f"{_PREFIX}{number}" for number in itertools.count())
         self.called = {
@@ -123,10 +122,9 @@ def convert(prepared: GraphModule) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import _quant_node_constraint
     from torchao.quantization.pt2e.quantizer.port_metadata_pass import PortNodeMetaForQDQ
     from torchao.quantization.pt2e.utils import _disallow_eval_train
-    from torchao.utils import _assert_and_get_unique_device
 
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    device = _assert_and_get_unique_device(prepared)
+    device = _device_of(prepared)
     for node in list(prepared.graph.nodes):
         if node.op == "call_module" and torchao._is_activation_post_process(modules[node.target]):
             torchao._replace_observer_with_quantize_dequantize_node_decomposed(prepared, node, modules, {}, {}, device)
@@ -138,6 +136,17 @@ def convert(prepared: GraphModule) -> GraphModule:
     PortNodeMetaForQDQ().call(converted)
     constant_fold(converted, _quant_node_constraint)  # generates the module's code
     return _disallow_eval_train(converted)  # type: ignore[no-any-return]
+
+
+def _device_of(model: GraphModule) -> Any:
+    """Returns the device of the constants of `model`; None if it has none.
+
+    torchao caches the result for each module, without a limit. The cache would keep each model that was quantized in
+    memory, so this calls the function below the cache.
+    """
+    from torchao.utils import _assert_and_get_unique_device
+
+    return inspect.unwrap(_assert_and_get_unique_device)(model)
 
 
 def _give_each_reader_a_dequantize(converted: GraphModule) -> None:
