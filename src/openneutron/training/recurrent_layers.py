@@ -80,10 +80,11 @@ def train_recurrent_layers(
             raise
         _LOGGER.info("Recovery does not train the recurrent layers, because an operator has no gradient: %s", error)
         return quantized
-    _LOGGER.info(
-        "Training of recurrent layers: %.1f dB before, %.1f dB after, on held-out samples.",
-        result.sqnr_before_db, result.sqnr_after_db,
-    )  # fmt: skip
+    if result.steps:
+        _LOGGER.info(
+            "Training of recurrent layers: %.1f dB before, %.1f dB after, on held-out samples.",
+            result.sqnr_before_db, result.sqnr_after_db,
+        )  # fmt: skip
     if result.sqnr_after_db < result.sqnr_before_db + LEAST_GAIN_DB:
         return quantized
     return replace(quantized, module=module.converted())
