@@ -17,12 +17,10 @@ from openneutron.cli import build_verbs, check_verbs, file_verbs, profile_verbs,
 from openneutron.cli.interrupts import restored_signals
 from openneutron.cli.terminal import print_error
 from openneutron.cli.verbs import WRONG_USE, app
+from openneutron.core.waiting import WAIT_POLICY
 from openneutron.errors import OpenNeutronError, OptionError
 
 __all__ = ["main"]
-
-WAIT_POLICY = "OMP_WAIT_POLICY"
-"""The environment variable of OpenMP that tells threads how to wait. OpenMP reads it when torch is imported."""
 
 build_verbs.add_verbs()
 check_verbs.add_verbs()
@@ -67,8 +65,6 @@ def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) 
     `arguments` are those after the name of the program, by default those of the process. With `ends_process`, a process
     that ends because of a signal ignores further ones, so that they do not interrupt its end.
     """
-    # torch's threads wait actively by default. If other processes use the cores, or a container has fewer cores than
-    # threads, active waiting makes small networks slower by a factor of a hundred and more.
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and boxes of tables may have other characters
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import IO, Any
 
+from openneutron.core.waiting import waiting_passively
 from openneutron.errors import HostError, HostProcessError, NativeModuleError
 from openneutron.formats.method_memory import MeasuredPools
 from openneutron.runtime import values
@@ -87,7 +88,7 @@ class ChildSession:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=waiting_passively({**os.environ, "PYTHONPATH": paths}),
             start_new_session=True,  # Ctrl-C reaches only the parent, which ends the child
         )
 
