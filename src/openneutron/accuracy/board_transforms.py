@@ -18,6 +18,9 @@ WORDS = (2, 4, 8)
 _LARGEST_RANK = 6
 
 
+_ROWS_AND_COLUMNS = "rows and columns exchanged"
+
+
 @dataclass(frozen=True)
 class MemoryOrder:
     """A mistaken order of elements in memory. `dims` has the dimensions of the correct memory in the mistaken order."""
@@ -36,11 +39,18 @@ class MemoryOrder:
 
 
 def orders_of(tensor: BoardTensor) -> list[MemoryOrder]:
-    """Returns the mistaken orders of a tensor: channels last for first, first for last, rows for columns."""
+    """Returns the mistaken orders of a tensor: channels last for first, first for last, rows for columns.
+
+    Orders that differ only in dimensions of size 1 are equal in memory, and returned once. With one channel, this is
+    the exchange of rows and columns.
+    """
+    has_one_channel = len(tensor.shape) > 2 and tensor.shape[1] == 1
     found: dict[tuple[int, ...], MemoryOrder] = {}
     for order in _all_orders(tensor):
-        found.setdefault(order.dims, order)
-    return list(found.values())
+        moved = tuple(dim for dim in order.dims if tensor.memory_shape[dim] > 1)
+        if moved not in found or (has_one_channel and order.name == _ROWS_AND_COLUMNS):
+            found[moved] = order
+    return [order for moved, order in found.items() if list(moved) != sorted(moved)]
 
 
 def _all_orders(tensor: BoardTensor) -> Iterator[MemoryOrder]:
@@ -58,7 +68,7 @@ def _all_orders(tensor: BoardTensor) -> Iterator[MemoryOrder]:
     if rows >= 1 or (rank == 2 and tensor.shape[0] > 1):
         dims = list(range(rank))
         dims[rows], dims[columns] = dims[columns], dims[rows]
-        yield MemoryOrder("rows and columns exchanged", tuple(dims))
+        yield MemoryOrder(_ROWS_AND_COLUMNS, tuple(dims))
 
 
 def as_type(data: bytes, dtype: np.dtype[np.generic]) -> Array:
