@@ -22,8 +22,9 @@ from tests.board_models import (
     words_reversed,
 )
 
-from openneutron.accuracy.board_dump import Array
+from openneutron.accuracy.board_dump import Array, BoardTensor
 from openneutron.accuracy.board_input_mistakes import Normalization
+from openneutron.accuracy.board_transforms import orders_of
 from openneutron.errors import HostProcessError
 from openneutron.runtime import HostProgram
 
@@ -333,3 +334,30 @@ def test_a_mistake_with_states_that_ends_the_process_is_named(monkeypatch: pytes
     found = one.check(reset_each)
     assert named(found) == ["stale state"]
     assert any("assumption: The states are not reset before the first run" in note for note in found.notes)
+
+
+ROWS, LAST, FIRST = "rows and columns exchanged", "NHWC for NCHW", "NCHW for NHWC"
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((1, 3, 8, 9), {LAST, FIRST, ROWS}),
+        ((1, 1, 8, 9), {ROWS}),
+        ((1, 3, 1, 9), {LAST}),
+        ((1, 3, 8, 1), {LAST}),
+        ((1, 1, 1, 9), set()),
+        ((1, 3, 9), {"channels-last for channels-first"}),
+        ((1, 1, 9), set()),
+        ((1, 9), set()),
+        ((4, 9), {ROWS}),
+    ],
+)
+def test_orders_that_are_equal_in_memory_are_one_mistake(shape: tuple[int, ...], names: set[str]) -> None:
+    tensor = BoardTensor(shape, np.dtype(np.int8), tuple(range(len(shape))))
+    values = np.arange(tensor.size, dtype=np.int16)
+    orders = orders_of(tensor)
+    assert {order.name for order in orders} == names
+    mistaken = [order.apply(values, tensor).tolist() for order in orders]
+    assert values.tolist() not in mistaken
+    assert len({tuple(one) for one in mistaken}) == len(orders)
