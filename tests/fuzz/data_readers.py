@@ -296,7 +296,11 @@ DATA_READERS: dict[str, Reader] = {
         _JSON,
     ),
     "image": Reader(
-        in_file(_read_samples, ".png"), _images, (b"IDAT", b"IEND", b"acTL", b"\xff\xd8", b"II*\0"), _damaged_image
+        in_file(_read_samples, ".png"),
+        _images,
+        (b"IDAT", b"IEND", b"acTL", b"\xff\xd8", b"II*\0"),
+        _damaged_image,
+        memory=4 * 179_000_000,  # Pillow refuses larger images
     ),
     "checkpoint": Reader(
         in_file(_load_weights, ".pt"), _checkpoints, (b"cos\nsystem\n", b"ctorch\n", b"Q\0"), _damaged_archive

@@ -30,6 +30,8 @@ class Reader:
     """Changes the contents of a file and makes its checksums right again; None for a format without checksums."""
     mutants: int = 500
     """The number of mutants in the tests."""
+    memory: int = 64 << 20
+    """Bytes that it may use in addition to four times the file."""
 
     def mutant(self, files: Sequence[bytes], chance: random.Random) -> bytes:
         """Returns a damaged copy of one of `files`."""
