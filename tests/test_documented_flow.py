@@ -109,7 +109,7 @@ def samples_of(count: int, seed: int = 0) -> list[Sample]:
 
 
 def prepared_by(model: nn.Module, samples: Sequence[Sample], quantizer: Int8Quantizer | None = None) -> GraphModule:
-    exported = torch.export.export(model, samples[0]).module()
+    exported = torch.export.export(model, samples_of(1)[0]).module()
     prepared: GraphModule = prepare_pt2e(exported, quantizer or NeutronQuantizer())
     for sample in samples:
         prepared(*sample)
@@ -119,6 +119,10 @@ def prepared_by(model: nn.Module, samples: Sequence[Sample], quantizer: Int8Quan
 @torch.no_grad()
 def joined(model: Callable[..., Any], samples: Sequence[Sample]) -> Tensor:
     return torch.cat([model(*sample) for sample in samples])
+
+
+def is_near(wanted: Tensor, found: Tensor) -> bool:
+    return torch.equal(wanted, found) or sqnr(wanted, found) > 40
 
 
 def recorders(prepared: GraphModule) -> list[InputRecorder]:
@@ -132,7 +136,7 @@ def test_conversion_applies_the_recipe(name: str) -> None:
     expected = quantize(
         model, samples[0], samples, recover=BY_THE_SAME_METHODS, equalize=False, batch_size=1, progress=False
     )
-    assert torch.equal(joined(converted, tests), joined(expected.module, tests))
+    assert is_near(joined(expected.module, tests), joined(converted, tests))
     assert not any("recurrent_recovery" in str(node.target) for node in converted.graph.nodes)
     assert sqnr(joined(model, tests), joined(converted, tests)) > 10
     program = lower(converted, samples[0])
@@ -202,6 +206,32 @@ def test_the_state_of_a_prepared_module_has_the_inputs() -> None:
     assert [value.tolist() for (value,) in recorder.samples] == [value.tolist() for (value,) in samples]
 
 
+@pytest.mark.parametrize("calibrates", [False, True])
+@pytest.mark.parametrize("converts", [False, True])
+def test_inference_mode_changes_nothing(calibrates: bool, converts: bool) -> None:
+    model, samples = seeded(lstm).eval(), samples_of(8)
+    expected = joined(convert_pt2e(prepared_by(model, samples)), samples)
+    prepared = prepared_by(model, [])
+    with torch.inference_mode(calibrates):
+        for sample in samples_of(8):
+            prepared(*sample)
+    with torch.inference_mode(converts):
+        converted = convert_pt2e(prepared)
+    assert is_near(expected, joined(converted, samples))
+
+
+def test_constants_that_were_replaced_after_preparation_are_used() -> None:
+    model, samples = seeded(lstm).eval(), samples_of(8)
+    prepared = prepared_by(model, samples[:1])
+    halved = {name: value / 2 if name == "head.weight" else value for name, value in prepared.state_dict().items()}
+    prepared.load_state_dict(halved, assign=True)
+    for sample in samples[1:]:
+        prepared(*sample)
+    with torch.no_grad():
+        model.head.weight.div_(2)
+    assert sqnr(joined(model, samples), joined(convert_pt2e(prepared), samples)) > 20
+
+
 def test_analysis_compares_a_recovered_module_with_its_model() -> None:
     model, samples = seeded(lambda: lstm(2)).eval(), samples_of(32)
     converted = convert_pt2e(prepared_by(model, samples))
@@ -233,7 +263,7 @@ def test_recorders_of_parts_merge_to_that_of_the_stream(monkeypatch: pytest.Monk
 def test_a_recorder_splits_batches_and_copies_samples() -> None:
     recorder = InputRecorder([2, None])
     batch = torch.arange(18.0).reshape(6, 3)
-    assert recorder(batch, torch.tensor(1.0)) is batch
+    recorder(batch, torch.tensor(1.0))
     batch.zero_()
     assert [value.shape for value, _ in recorder.samples] == [(2, 3)] * 3
     assert torch.equal(torch.cat([value for value, _ in recorder.samples]), torch.arange(18.0).reshape(6, 3))

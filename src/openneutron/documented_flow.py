@@ -62,6 +62,7 @@ class RecurrentRecovery(InputRecorder):
         self._reference = (reference,)  # in a tuple, so that it is not registered as a submodule
         self._quantizer = quantizer.replace()
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def convert(self, model: GraphModule, node: Node) -> None:
         """Replaces the graph of `model` by that of the recovered network.
@@ -69,7 +70,9 @@ class RecurrentRecovery(InputRecorder):
         `node` calls this module, after all other observers. Raises `CalibrationError` for values that are not finite.
         """
         model.graph.erase_node(node)
-        (reference,), samples, quantizer = self._reference, self.samples, self._quantizer
+        (reference,), quantizer = self._reference, self._quantizer
+        _copy_constants(model, reference)
+        samples = [tuple(map(_with_gradients, sample)) for sample in self.samples]
         recipe = replace(FAST, range_by=None, equalizes=False, trusts_samples=False)
         with typed_errors("Recovering the recurrent network"), rare_full_collections(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # prepare_pt2e has given the warnings of annotation
@@ -77,6 +80,11 @@ class RecurrentRecovery(InputRecorder):
                 widen_inputs(reference, samples, inputs_to_widen(reference, samples))
             converted, _ = quantize_by_recipe(recipe, reference, quantizer, samples, CalibrationOptions())
         _replace_graph(model, converted)
+
+
+def _with_gradients(value: Any) -> Any:
+    """Returns a tensor that operators with gradients take: a copy of a tensor that was made in inference mode."""
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
 
 
 def _float_copy(model: GraphModule) -> GraphModule:
@@ -96,20 +104,30 @@ def _insert_last(model: GraphModule, recorder: InputRecorder) -> None:
         model.graph.call_module(name, tuple(placeholders(model.graph)))
 
 
+def _copy_constants(model: GraphModule, reference: GraphModule) -> None:
+    """Gives the constants of `reference` the values in `model`, whose user may have replaced them after preparation."""
+    for node in reference.graph.nodes:
+        if node.op == "get_attr":
+            _set_attribute(reference, str(node.target), _with_gradients(attribute(model, str(node.target))))
+
+
 def _replace_graph(model: GraphModule, other: GraphModule) -> None:
     """Gives `model` the graph of `other`, with the constants and modules that it reads."""
     for path in {str(node.target): None for node in other.graph.nodes if node.op in ("get_attr", "call_module")}:
-        *owners, name = path.split(".")
-        parent: torch.nn.Module = model
-        for owner in owners:
-            if not isinstance(getattr(parent, owner, None), torch.nn.Module):
-                parent.add_module(owner, torch.nn.Module())
-            parent = parent.get_submodule(owner)
-        if hasattr(parent, name):
-            delattr(parent, name)
-        value = attribute(other, path)
-        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-            parent.register_buffer(name, value)
-        else:
-            setattr(parent, name, value)
+        _set_attribute(model, path, attribute(other, path))
     model.graph = other.graph
+
+
+def _set_attribute(module: torch.nn.Module, path: str, value: Any) -> None:
+    """Sets the attribute at a dotted path of `module` to a tensor or a module."""
+    *owners, name = path.split(".")
+    for owner in owners:
+        if not isinstance(getattr(module, owner, None), torch.nn.Module):
+            module.add_module(owner, torch.nn.Module())
+        module = module.get_submodule(owner)
+    if hasattr(module, name):
+        delattr(module, name)
+    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)

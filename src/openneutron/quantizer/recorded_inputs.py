@@ -32,13 +32,12 @@ class InputRecorder(ObserverBase):
         self.samples: list[Sample] = []
         self._bytes = 0
 
-    def forward(self, *inputs: Any) -> Any:
-        """Records the inputs of the prepared module, in their order, and returns the first one."""
+    def forward(self, *inputs: Any) -> None:
+        """Records the inputs of the prepared module, in their order."""
         count = self._count(inputs)
         for index in range(count):
             if not self._record(tuple(map(self._part, inputs, self._sizes, [index] * len(inputs)))):
                 break
-        return inputs[0]
 
     def _count(self, inputs: Sample) -> int:
         """Returns the number of samples in `inputs`."""
