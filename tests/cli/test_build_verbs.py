@@ -284,8 +284,13 @@ class TestChecks:
     def test_the_page_and_the_table_of_a_report_have_different_names(self, here: Here, built: Path) -> None:
         result = here("report", built, "-o", "same.html", "--csv", "./same.html")
         assert (result.code, "Give two names" in result.err) == (2, True)
-        result = here("report", built, "--csv", built / "model.pte")
+        result = here("report", built, "--csv", built / "quantized.pt2")
         assert (result.code, "it is an input of this command" in result.err) == (2, True)
+
+    def test_report_replaces_the_page_of_the_build(self, here: Here, built: Path) -> None:
+        page = (built / "report.html").read_bytes()
+        assert here("report", built, "-o", built / "report.html").code == 0
+        assert (built / "report.html").read_bytes() == page
 
     def test_report(self, here: Here, built: Path, tmp_path: Path) -> None:
         assert here("report", built, "-o", tmp_path / "page.html").code == 0

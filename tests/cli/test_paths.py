@@ -27,7 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (found / "built").mkdir()
     (found / "sub dir" / "net.py").write_text(SOURCE)
     (found / "net.py").write_text(SOURCE)
-    in_folders = ("photos/a.png", "photos/out.npy", "built/model.pte", "built/quantized.pt2")
+    (found / "packed").mkdir()
+    (found / "packed" / "manifest.json").write_text('{"name": "net"}')
+    builds = ("built/model.pte", "built/quantized.pt2", "built/summary.json", "built/openneutron.toml")
+    in_folders = ("photos/a.png", "photos/out.npy", "packed/net.pte", "packed/test_vectors.bin", *builds)
     (found / "text.pt2").write_text("no archive")
     for name in ("model.pte", "board.log", "openneutron.toml", "q.pt2", "a.npy", *in_folders):
         (found / name).write_bytes(BEGINS.get(Path(name).suffix, b""))
@@ -95,6 +98,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("run", "model.pte", "photos", "-o", "x.txt"), "'x.txt' must be a .npy or a .npz file."),
         (("inspect", "photos"), "The folder 'photos' has no model.pte."),
         (("report", "model.pte", "-o", "model.pte"), "Cannot write 'model.pte': it is an input of this command."),
+        (("report", "built", "-o", "built/quantized.pt2"), "it is an input of this command. Give another path."),
+        (("report", "built", "-o", "built/summary.json"), "it is an input of this command. Give another path."),
+        (("report", "built", "--csv", "built/quantized.pt2"), "it is an input of this command. Give another path."),
+        (("report", "built", "--csv", "built/summary.json"), "it is an input of this command. Give another path."),
+        (("report", "built", "--csv", "built/openneutron.toml"), "it is an input of this command."),
+        (("report", "model.pte", "--other", "built", "--csv", "built/model.pte"), "it is an input of this command."),
+        (("report", "model.pte", "--other", "built", "-o", "built/summary.json"), "it is an input of this command."),
+        (
+            ("report", "model.pte", "--try-changes", "--quantized", "q.pt2", "--csv", "q.pt2"),
+            "it is an input of this command. Give another path.",
+        ),
+        (("report", "packed", "--csv", "packed/net.pte"), "it is an input of this command. Give another path."),
+        (("compile", "built", "-o", "built/quantized.pt2"), "it is an input of this command. Give another path."),
+        (("compile", "packed", "-o", "packed/manifest.json"), "it is an input of this command. Give another path."),
+        (("profile", "board.log", "--program", "built", "-o", "built/model.pte"), "it is an input of this command."),
+        (("profile", "board.log", "--program", "packed", "-o", "packed/net.pte"), "it is an input of this command."),
+        (
+            ("fit-costs", "board.log", "--program", "built", "-o", "built/openneutron.toml"),
+            "it is an input of this command. Give another path.",
+        ),
         (("compile", "model.pte", "-o", "photos/../model.pte"), "it is an input of this command. Give another path."),
         (("lower", "q.pt2", "-o", "q.pt2"), "it is an input of this command. Give another path."),
         (("quantize", "q.pt2", "--calibrate", "photos", "-o", "q.pt2"), "it is an input of this command."),

@@ -12,7 +12,6 @@ import typer
 from openneutron.cli.file_verbs import PROGRAM_HELP, InProcess, Program, TryChanges
 from openneutron.cli.file_verbs import Quantized as QuantizedOfProgram
 from openneutron.cli.paths import (
-    check_no_input,
     existing,
     existing_file,
     existing_program,
@@ -27,7 +26,7 @@ from openneutron.data.inputs import check_files
 from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
-from openneutron.settings.build_files import check_program, program_in
+from openneutron.settings.build_files import check_program
 from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
@@ -228,7 +227,6 @@ def report(
     check_output(output)
     if table is not None:
         check_output(table)
-        check_no_input(table, [program_in(program)])
         if table.resolve() == output.resolve():
             raise OptionError("--csv and --output name the same file. Give two names.")
     if quantized is not None and not try_changes:

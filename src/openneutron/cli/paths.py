@@ -14,10 +14,9 @@ from openneutron.core.files import exists, is_file, is_folder, similar_path
 from openneutron.errors import InputError, OptionError, OutputError
 from openneutron.settings import Settings
 from openneutron.settings.build_files import (
-    PROGRAM,
-    QUANTIZED,
     check_program,
     check_quantized,
+    files_read_in,
     program_in,
     quantized_in,
 )
@@ -128,10 +127,9 @@ def known_flavor(value: str | None) -> str | None:
 
 
 def file_reader(parameter: inspect.Parameter) -> Callable[[Path], Path] | None:
-    """Returns the function that maps the folder of a build to the file that a verb reads; None for other parameters."""
+    """Returns the function from the folder of a build to the only file that a verb reads in it; None for others."""
     callbacks = [one.callback for one in getattr(parameter.annotation, "__metadata__", ())]
-    readers = {existing_program: program_in, existing_quantized: quantized_in}
-    return next((readers[one] for one in callbacks if one in readers), None)
+    return quantized_in if existing_quantized in callbacks else None
 
 
 def check_no_input(output: Path | None, inputs: Iterable[Path]) -> None:
@@ -139,23 +137,27 @@ def check_no_input(output: Path | None, inputs: Iterable[Path]) -> None:
 
     It is raised, too, if the folder that a verb writes is a folder of inputs.
 
-    The input would be lost, or the next command would read the output as data. The folder of a build does not count as
-    inputs.
+    The input would be lost, or the next command would read the output as data. In the folder of a build or of a
+    package, the files of `files_read_in` are the inputs.
     """
     if output is None or not exists(output):
         return
     for path in inputs:
-        if is_folder(output) and is_folder(path) and output.samefile(path) and not _is_build(path):
-            raise OutputError(f"Cannot write into '{output}': it is an input of this command. Give another folder.")
-        if not is_file(output):
-            continue
-        inside = is_folder(path) and not _is_build(path) and path.resolve() in output.resolve().parents
-        if inside or (is_file(path) and output.samefile(path)):
+        if is_folder(output):
+            if is_folder(path) and output.samefile(path) and not files_read_in(path):
+                raise OutputError(f"Cannot write into '{output}': it is an input of this command. Give another folder.")
+        elif is_file(output) and _is_read(output, path):
             raise OutputError(f"Cannot write '{output}': it is an input of this command. Give another path.")
 
 
-def _is_build(folder: Path) -> bool:
-    return is_file(folder / PROGRAM) or is_file(folder / QUANTIZED)
+def _is_read(file: Path, path: Path) -> bool:
+    """Whether `file` is `path`, or one of the files that are read in the folder `path`."""
+    if not is_folder(path):
+        return is_file(path) and file.samefile(path)
+    known = files_read_in(path)
+    if known:
+        return any(is_file(one) and file.samefile(one) for one in known)
+    return path.resolve() in file.resolve().parents
 
 
 def _name(parameter: typer.CallbackParam) -> str:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +41,8 @@ _BEFORE_SIGNALS = 128  # the exit code for a signal is this plus its number
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+_OUTPUTS = ("output", "table")
+"""The names of the parameters that are files or folders to write."""
 _SHORT = {"neutron_converter_flavor": ("--flavor",)}
 
 Config = Annotated[
@@ -98,7 +100,7 @@ def _runner(
         terminal = Terminal(json, quiet, verbose, interrupts)
         with terminal.messages(), _typed_exits(interrupts, verbose=verbose):
             if names is None:
-                check_no_input(values.get("output"), _paths_in(values, readers))
+                _check_outputs(values, _paths_in(values, readers))
                 function(terminal, **values)
                 return
             given = {name: value for name, value in values.items() if name in names and value not in (None, [])}
@@ -106,7 +108,7 @@ def _runner(
             config = values["config"] or _config_in(others.get("program") or others.get("file"))
             settings = _settings(config, given)
             named = [*map(Path, settings.paths()), *([config] if config is not None else [])]
-            check_no_input(others.get("output"), [*_paths_in(others, readers), *named])
+            _check_outputs(others, [*_paths_in(others, readers), *named])
             function(terminal, settings, **others)
 
     del verb.__wrapped__
@@ -193,6 +195,11 @@ def _config_in(program: Path | None) -> Path | None:
     return file if file is not None and is_file(file) else None
 
 
+def _check_outputs(values: Mapping[str, Any], inputs: Sequence[Path]) -> None:
+    for name in _OUTPUTS:
+        check_no_input(values.get(name), inputs)
+
+
 def _paths_in(values: Mapping[str, Any], readers: Mapping[str, Callable[[Path], Path]]) -> list[Path]:
     """Returns the paths that a verb reads, among the values of its own parameters.
 
@@ -202,7 +209,7 @@ def _paths_in(values: Mapping[str, Any], readers: Mapping[str, Callable[[Path], 
         name: readers[name](value) if name in readers and isinstance(value, Path) else value
         for name, value in values.items()
     }
-    lists = (value if isinstance(value, list) else [value] for name, value in values.items() if name != "output")
+    lists = (value if isinstance(value, list) else [value] for name, value in values.items() if name not in _OUTPUTS)
     found = [one for values in lists for one in values if isinstance(one, (str, Path))]
     return [*map(Path, found), *(Path(one.rpartition("=")[2]) for one in found if isinstance(one, str))]  # name=file
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 from openneutron.core.files import check_is_file, is_file, is_folder, reason_of
 from openneutron.errors import InputError
-from openneutron.settings.package_files import is_package, program_of_package
+from openneutron.settings.package_files import MANIFEST, VECTORS, is_package, program_of_package
+from openneutron.settings.toml import FILE_NAME
 
-__all__ = ["PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_program", "check_quantized", "program_in", "quantized_in"]
+__all__ = [
+    "PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_program", "check_quantized", "files_read_in", "program_in",
+    "quantized_in",
+]  # fmt: skip
 
 PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
 """The names of the files of a build."""
@@ -32,6 +36,18 @@ def program_in(path: Path) -> Path:
 def quantized_in(path: Path) -> Path:
     """Returns the quantized model of a folder, or `path` itself. Raises `InputError` for a folder without one."""
     return _file_in(path, QUANTIZED, "or a quantized model (.pt2)")
+
+
+def files_read_in(folder: Path) -> list[Path]:
+    """Returns the files that verbs read in the folder of a build or of a package; none for any other path.
+
+    The report page is not among them, because no verb reads it. Raises `FormatError` for a damaged manifest.
+    """
+    if is_file(folder / PROGRAM) or is_file(folder / QUANTIZED):
+        return [folder / name for name in (PROGRAM, QUANTIZED, SUMMARY, FILE_NAME)]
+    if is_package(folder):
+        return [program_of_package(folder), folder / MANIFEST, folder / VECTORS]
+    return []
 
 
 def check_quantized(path: Path) -> None:
