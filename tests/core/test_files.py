@@ -29,10 +29,12 @@ from openneutron.core.files import (
     write_files,
     write_folder,
 )  # fmt: skip
+from openneutron.data import check_data, read_data, read_value
+from openneutron.data.inputs import check_files
 from openneutron.errors import HostError, InputError, OpenNeutronError, OutputError
 from openneutron.firmware.vectors import read_vectors
 from openneutron.model.weights import read_checkpoint
-from openneutron.settings.build_files import check_quantized
+from openneutron.settings.build_files import check_program, check_quantized, is_archive
 from openneutron.settings.package_files import is_package
 from openneutron.workflow.profiles import profiled_summary
 
@@ -55,7 +57,20 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
 @pytest.mark.parametrize(
-    "read", [read_file, load, read_checkpoint, check_quantized, lambda path: read_vectors(path, (), ())]
+    "read",
+    [
+        read_file,
+        load,
+        read_checkpoint,
+        check_quantized,
+        check_program,
+        is_archive,
+        read_value,
+        read_data,
+        check_data,
+        lambda path: check_files([path]),
+        lambda path: read_vectors(path, (), ()),
+    ],
 )
 @pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
 def test_a_pipe_and_a_device_are_not_read(name: str, read: Callable[[Path], object], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openneutron.core.files import exists, is_folder, similar_path
+from openneutron.core.files import check_is_file, exists, is_folder, similar_path
 from openneutron.core.messages import did_you_mean, listed
 from openneutron.core.user_code import code_of_user
 from openneutron.data.files import data_files, warn_of_skipped
@@ -95,11 +95,12 @@ def inputs_of_files(
 
 
 def check_files(files: Sequence[str | os.PathLike[str]]) -> None:
-    """Raises `InputError` for a file of `inputs_of_files` that does not exist. Reads no file."""
+    """Raises `InputError` for a file of `inputs_of_files` that does not exist, a device and a pipe. Reads no file."""
     for file in files:
         text = os.fspath(file)
         name, equals, rest = text.partition("=")
         path = rest if equals and name.isidentifier() and not exists(text) else text
+        check_is_file(path)
         if not exists(path):
             raise InputError(f"The file '{path}' does not exist.{similar_path(path)}")
 

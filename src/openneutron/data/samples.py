@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from openneutron.core.files import exists, is_file, is_folder, names_in, similar_path
+from openneutron.core.files import check_is_file, exists, is_file, is_folder, names_in, similar_path
 from openneutron.core.objects import check_object, is_reference, load_object, parse_reference
 from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import read_array, read_arrays, split_labels
@@ -227,15 +227,17 @@ def read_data(
 
 
 def check_data(source: str | os.PathLike[str]) -> None:
-    """Raises the error of `read_data` for a path or a reference that does not exist, and for a folder without samples.
-    Reads no sample.
+    """Raises the error of `read_data` for a path or a reference that does not exist, for a device and a pipe, and for a
+    folder without samples. Reads no sample.
     """
     text = os.fspath(source)
     if is_reference(text) and not exists(text):
         check_object(text, "The data")
-    elif not exists(text):
+        return
+    check_is_file(text)
+    if not exists(text):
         raise InputError(_not_found(text))
-    elif is_folder(text):
+    if is_folder(text):
         data_files(Path(text))
 
 
@@ -250,6 +252,7 @@ def _of_text(text: str, names: ClassNames | None, *, labelled: bool) -> Samples:
     path = Path(text)
     if not text or path.suffix == ".py":
         parse_reference(text, "The data")
+    check_is_file(path)
     if is_folder(path):
         return _of_folder(path, names, labelled=labelled)
     if is_file(path):

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from openneutron.core.files import is_file, similar_path
+from openneutron.core.files import check_is_file, is_file, similar_path
 from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import read_array, read_arrays, split_labels
 from openneutron.data.audio import Waveform, read_waveform
@@ -51,9 +51,10 @@ def read_value(path: Path) -> Any:
     """Reads a file that holds one sample: an image of Pillow, a `Waveform`, an array, or a mapping of arrays.
 
     A table of numbers is a float32 array [rows, columns], or [columns] if it has one row. Raises `InputError`, which
-    names the file, for a damaged file and an unknown type.
+    names the file, for a damaged file, an unknown type, a device and a pipe.
     """
     suffix = path.suffix.lower()
+    check_is_file(path)
     if not is_file(path):
         raise InputError(f"The file '{path}' does not exist.{similar_path(path)}")
     if suffix in IMAGES:

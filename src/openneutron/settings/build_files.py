@@ -10,8 +10,8 @@ from openneutron.settings.package_files import MANIFEST, VECTORS, is_package, pr
 from openneutron.settings.toml import FILE_NAME
 
 __all__ = [
-    "PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_program", "check_quantized", "files_read_in", "program_in",
-    "quantized_in",
+    "PAGE", "PROGRAM", "QUANTIZED", "SUMMARY", "check_program", "check_quantized", "files_read_in", "is_archive",
+    "program_in", "quantized_in",
 ]  # fmt: skip
 
 PROGRAM, QUANTIZED, PAGE, SUMMARY = "model.pte", "quantized.pt2", "report.html", "summary.json"
@@ -20,7 +20,7 @@ _IDENTIFIERS = (b"ET", b"BP", b"TFL3")
 """Identifiers of programs, bundled programs and TFLite models, which lie behind the offset of a flatbuffer's root."""
 _IDENTIFIERS_AT, _IDENTIFIED_BYTES = 4, 8
 _ARCHIVE = b"PK"
-"""The first bytes of a .pt2, which is a zip archive."""
+"""The first bytes of a zip archive."""
 
 
 def program_in(path: Path) -> Path:
@@ -52,13 +52,7 @@ def files_read_in(folder: Path) -> list[Path]:
 
 def check_quantized(path: Path) -> None:
     """Raises `InputError` for a file whose name or first bytes are not those of a quantized model (.pt2)."""
-    check_is_file(path)
-    try:
-        with path.open("rb") as file:
-            begin = file.read(len(_ARCHIVE))
-    except OSError as error:
-        raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
-    if path.suffix != ".pt2" or begin != _ARCHIVE:
+    if not is_archive(path) or path.suffix != ".pt2":
         raise InputError(
             f"'{path}' is not a quantized model (.pt2). Give the file that `openneutron quantize` writes, or "
             f"{QUANTIZED} in the folder of a build."
@@ -67,16 +61,26 @@ def check_quantized(path: Path) -> None:
 
 def check_program(path: Path) -> None:
     """Raises `InputError` for a file that does not begin as a program (.pte), a bundled program or a TFLite model."""
-    try:
-        with path.open("rb") as file:
-            begin = file.read(_IDENTIFIED_BYTES)
-    except OSError as error:
-        raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
-    if not begin[_IDENTIFIERS_AT:].startswith(_IDENTIFIERS):
+    if not _beginning(path, _IDENTIFIED_BYTES)[_IDENTIFIERS_AT:].startswith(_IDENTIFIERS):
         raise InputError(
             f"'{path}' is not an ExecuTorch program (.pte): bytes 4 and 5 are not b'ET'. Give the folder of a build, "
             "or a file that `openneutron lower` writes."
         )
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as a zip archive, such as a .pt2 or a .npz. Raises `InputError` if it cannot be read."""
+    return _beginning(path, len(_ARCHIVE)) == _ARCHIVE
+
+
+def _beginning(path: Path, count: int) -> bytes:
+    """Returns the first `count` bytes of a file. Raises `InputError` for a device, a pipe and a file without rights."""
+    check_is_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise InputError(f"Cannot read '{path}': {reason_of(error)}.") from error
 
 
 def _file_in(path: Path, name: str, kind: str) -> Path:
