@@ -32,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     builds = ("built/model.pte", "built/quantized.pt2", "built/summary.json", "built/openneutron.toml")
     in_folders = ("photos/a.png", "photos/out.npy", "packed/net.pte", "packed/test_vectors.bin", *builds)
     (found / "text.pt2").write_text("no archive")
+    (found / "no.npz").write_text("no archive")
+    (found / "zipped").write_bytes(b"PK")
     for name in ("model.pte", "board.log", "openneutron.toml", "q.pt2", "a.npy", *in_folders):
         (found / name).write_bytes(BEGINS.get(Path(name).suffix, b""))
     return found
@@ -79,6 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("package", "model.pte", "--vectors=²"), "vectors: '²' does not exist."),
         (("package", "model.pte", "--vectors", "9" * 5000), "Cannot read '999"),
         (("package", "model.pte", "--vectors", "b.npy"), "vectors: 'b.npy' does not exist. Did you mean 'a.npy'?"),
+        (("package", "model.pte", "--vectors", "no.npz"), "'no.npz' is not a .npz file. Save the vectors with numpy.s"),
+        (("package", "model.pte", "--vectors", "zipped", "-o", "photos"), "Cannot write the folder 'photos': it is"),
         (("package", "model.pte", "--vectors", "photos"), "vectors: 'photos' is a folder. Give a file."),
         (
             ("fit-costs", "board.log", "--program", "model.pte", "-o", "b.txt"),

@@ -17,6 +17,7 @@ from openneutron.settings.build_files import (
     check_program,
     check_quantized,
     files_read_in,
+    is_archive,
     program_in,
     quantized_in,
 )
@@ -77,14 +78,14 @@ def quantized_file(parameter: typer.CallbackParam, value: Paths) -> Paths:
 
 
 def known_vectors(parameter: typer.CallbackParam, value: str) -> str:
-    """Raises `OptionError` for a number of test vectors below 1, and `InputError` for a file that does not exist.
+    """Raises `OptionError` for a number of test vectors below 1 and for a file that is not a .npz archive.
 
-    A callback of typer.
+    The name of the file does not matter. Raises `InputError` for a file that does not exist. A callback of typer.
     """
     number = number_of_vectors(value)
     if number is None:
         existing_file(parameter, Path(value))
-        if not value.endswith(".npz"):
+        if not is_archive(Path(value)):
             raise OptionError(f"{_name(parameter)}: '{value}' is not a .npz file. Save the vectors with numpy.savez.")
     elif number < 1:
         raise OptionError(
