@@ -96,6 +96,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (("analyze", "--quantized", "photos"), "quantized: 'photos' is a folder. Give a file."),
         (("analyze", "--quantized", "modl.pte"), "quantized: 'modl.pte' does not exist. Did you mean 'model.pte'?"),
+        (("run", "model.pte", "--", ""), "An argument is empty. Give a value"),
+        (("run", "model.pte", "--", "--date="), "The file '--date=' does not exist."),
         (("run", "photos", "photos/a.png"), "has no model.pte. Give the folder of a build, of a package, or a"),
         (("run", "model.pte", "photos/b.png"), "The file 'photos/b.png' does not exist. Did you mean 'a.png'?"),
         (("run", "model.pte", "x=photos/b.png"), "The file 'photos/b.png' does not exist. Did you mean 'a.png'?"),

@@ -46,15 +46,22 @@ def _options(
 
 MAY_BE_EMPTY = frozenset({"--args", "--extra-flags", "--input"})
 """Options whose value may be an empty text: no arguments, no flags, a scalar."""
+_IS_EMPTY = "is empty. Give a value; if it is a variable of the shell, set it."
 
 
 def check_values(arguments: Sequence[str]) -> None:
-    """Raises `OptionError` for an empty argument or value, as a variable of the shell without a value leaves it."""
-    for before, argument in pairwise(["", *arguments]):
+    """Raises `OptionError` for an empty argument or value, as a variable of the shell without a value leaves it.
+
+    Every text after "--" is an argument.
+    """
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    if "" in arguments[end:]:
+        raise OptionError(f"An argument {_IS_EMPTY}")
+    for before, argument in pairwise(["", *arguments[:end]]):
         option, equals, value = argument.partition("=")
         if argument == "" and before not in MAY_BE_EMPTY:
             what = f"The value of {before}" if before.startswith("-") else "An argument"
-            raise OptionError(f"{what} is empty. Give a value; if it is a variable of the shell, set it.")
+            raise OptionError(f"{what} {_IS_EMPTY}")
         if option.startswith("--") and equals and not value and option not in MAY_BE_EMPTY:
             raise OptionError(f"The value of {option} is empty. Give a value.")
 
