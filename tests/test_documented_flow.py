@@ -62,6 +62,24 @@ class Loop(nn.Module):
         return hidden
 
 
+class CellLoop(nn.Module):
+    """Calls a cell in a loop of Python."""
+
+    def __init__(self, cell: nn.LSTMCell | nn.GRUCell) -> None:
+        super().__init__()
+        self.cell, self.head = cell, nn.Linear(UNITS, 4)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        hidden = state = torch.zeros(len(frames), UNITS)
+        for frame in frames.unbind(1):
+            if isinstance(self.cell, nn.LSTMCell):
+                hidden, state = self.cell(frame, (hidden, state))
+            else:
+                hidden = self.cell(frame, hidden)
+        result: Tensor = self.head(hidden)
+        return result
+
+
 class Siamese(nn.Module):
     """Applies one layer to two parts of the input, which do not depend on each other."""
 
@@ -99,6 +117,8 @@ RECURRENT: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: Encoder(nn.GRU(BANDS, UNITS, batch_first=True)),
     "rnn": lambda: Encoder(nn.RNN(BANDS, UNITS, batch_first=True)),
     "loop": Loop,
+    "loop of LSTM cells": lambda: CellLoop(nn.LSTMCell(BANDS, UNITS)),
+    "loop of GRU cells": lambda: CellLoop(nn.GRUCell(BANDS, UNITS)),
 }
 
 
@@ -142,6 +162,19 @@ def test_conversion_applies_the_recipe(name: str) -> None:
     program = lower(converted, samples[0])
     assert {row.where for row in program.placement} == {"npu"}
     assert sqnr(joined(converted, tests), joined(program.run, tests)) > 30
+
+
+@pytest.mark.parametrize("recover", [None, "fast"])
+@pytest.mark.parametrize("name", [name for name in RECURRENT if name.startswith("loop")])
+def test_the_steps_of_a_loop_share_their_weights(name: str, recover: str | None) -> None:
+    def bytes_of_codes(frames: int) -> int:
+        """Returns the bytes of all int8 constants but numbers, of which each step has its own."""
+        samples = [(sample[:, :frames],) for (sample,) in samples_of(4)]
+        model = quantize(seeded(RECURRENT[name]).eval(), samples[0], samples, recover=recover, progress=False)
+        constants = [value for value in model.module.state_dict().values() if value.dtype == torch.int8]
+        return sum(value.numel() for value in constants if value.numel() > 1)
+
+    assert bytes_of_codes(FRAMES) <= bytes_of_codes(3)
 
 
 @pytest.mark.parametrize(("wide", "inputs"), [(None, ["input"]), ([], [])])

@@ -214,6 +214,51 @@ class TestFoldConstants:
         module = exported(Model(lambda m, x: x + m.k.add_(1), k=torch.zeros(4, 1, 1)))
         assert not passes.fold_constants(module)
 
+    @pytest.mark.parametrize(
+        ("compute", "constants"),
+        [
+            (lambda m: torch.cat([m.k[:2], m.other[2:]]), 1),
+            (lambda m: torch.cat([m.k[:2], m.other[2:]]).relu() * 2, 1),
+            (lambda m: torch.cat(m.k.chunk(2)[::-1]), 1),
+            (lambda m: torch.zeros_like(m.k), 2),  # states that start with zeros
+        ],
+    )
+    def test_equal_calls_become_one_constant(self, compute: Callable[[Any], torch.Tensor], constants: int) -> None:
+        k, other = torch.randn(4, 1, 1), torch.ones(4, 1, 1)
+        model = Model(lambda m, x: (x + compute(m)) * compute(m), k=k, other=other)
+        assert len(constants_after_folding(model)) == constants
+
+    @pytest.mark.parametrize(
+        "other", [lambda m: m.other * 2, lambda m: m.k * 2.0, lambda m: m.k + m.other], ids=["operand", "type", "op"]
+    )
+    def test_other_calls_become_constants_of_their_own(self, other: Callable[[Any], torch.Tensor]) -> None:
+        model = Model(lambda m, x: (x + m.k * 2) * other(m), k=torch.ones(4, 1, 1), other=torch.ones(4, 1, 1))
+        assert len(constants_after_folding(model)) == 2
+
+    def test_equal_calls_on_a_state_stay(self) -> None:
+        """The buffer `state` has the values of `k`, but the model writes to it between the two calls."""
+
+        def function(m: Any, x: torch.Tensor) -> torch.Tensor:
+            first = x + (m.state * 2) * (m.k * 2)
+            m.state.add_(1)
+            second: torch.Tensor = first + m.state * 2
+            return second
+
+        module = exported(Model(function, state=torch.ones(4, 1, 1), k=torch.ones(4, 1, 1)))
+        passes.hold_states(module)
+        passes.functionalize(module)
+        assert passes.fold_constants(module)
+        assert names(module).count("mul.Tensor") == 3
+
+    def test_equal_calls_on_parameters_stay_while_training(self) -> None:
+        module = exported(Model(lambda m, x: (x + m.c.bias.sum()) * m.c.bias.sum(), c=conv()))
+        assert not passes.fold_constants(module, training=True)
+
+
+def constants_after_folding(model: nn.Module) -> set[str]:
+    """Returns the names of the constants that the graph reads after `fold_constants`."""
+    return {str(node.target) for node in after(passes.fold_constants, model).graph.nodes if node.op == "get_attr"}
+
 
 class TestRemoveIdentities:
     def test_rule_1_dropout(self) -> None:

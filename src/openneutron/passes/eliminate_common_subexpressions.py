@@ -12,7 +12,7 @@ from openneutron.core.fx import is_state_write
 from openneutron.ops.decomposition import SHARED_QPARAMS
 from openneutron.passes.functionalize import writes_memory
 
-__all__ = ["eliminate_common_subexpressions"]
+__all__ = ["call_key", "eliminate_common_subexpressions"]
 
 
 def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[Node], bool] = lambda _: False) -> bool:
@@ -30,7 +30,7 @@ def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[
         if not _is_pure(node) or is_state_write(node):
             continue
         kept_apart = keeps_float(node), node.meta.get(SHARED_QPARAMS)
-        same = first.setdefault((node.target, _argument_key(node.args), _argument_key(node.kwargs), *kept_apart), node)
+        same = first.setdefault((call_key(node), *kept_apart), node)
         if same is not node:
             node.replace_all_uses_with(same)
             module.graph.erase_node(node)
@@ -38,6 +38,11 @@ def eliminate_common_subexpressions(module: GraphModule, keeps_float: Callable[[
     if changed:
         module.recompile()
     return changed
+
+
+def call_key(node: Node) -> object:
+    """Returns a key that is equal for two calls of one operator with equal arguments only."""
+    return node.target, _argument_key(node.args), _argument_key(node.kwargs)
 
 
 def _is_pure(node: Node) -> bool:

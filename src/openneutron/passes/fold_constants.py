@@ -13,6 +13,7 @@ from openneutron.core.constants import attribute, constant_of, insert_constant
 from openneutron.core.evaluation import evaluate_call
 from openneutron.core.fx import finish_rewrite, is_pure, shape_of
 from openneutron.ops.declared import facts_of, is_op
+from openneutron.passes.eliminate_common_subexpressions import call_key
 
 __all__ = ["fold_constants"]
 
@@ -23,6 +24,8 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
     1. An operator that reads only parameters, buffers and constants, or nothing, becomes a constant.
     2. For an operator with several outputs, each output that is read becomes a constant.
     3. zeros_like and other operators that read only the shape and dtype of a tensor become constants too.
+    4. Calls of one operator with the same constants as arguments become one constant. The steps of a loop of cells
+       thus share their weights, also if each step computes the weights again from the parameters.
 
     Operators that write memory or draw random numbers are not folded. With `training`, operators that read parameters
     or the statistics of a batch norm are not folded either.
@@ -31,22 +34,34 @@ def fold_constants(module: GraphModule, *, training: bool = False) -> bool:
     replaces each of them before it visits the next one.
     """
     values: dict[Node, Any] = {}
+    first: dict[object, Node] = {}
     changed = False
     for node in list(module.graph.nodes):
         if (value := constant_of(module, node)) is not None:
             if not (training and _is_trained(module, node)):
                 values[node] = value
         elif (read := _operand_lookup(node, values)) is not None:
+            key = call_key(node) if _reads_constants(node) else node
+            if (same := first.get(key)) is not None:
+                node.replace_all_uses_with(same)
+                module.graph.erase_node(node)
+                changed = True
+                continue
             with torch.no_grad():
                 result = evaluate_call(node, read)
-            values[node] = result
+            values[node], first[key] = result, node
             if isinstance(result, torch.Tensor):
                 constant = insert_constant(module, node, result, "folded")
-                values[constant] = result
+                values[constant], first[key] = result, constant
                 node.replace_all_uses_with(constant)
                 module.graph.erase_node(node)
                 changed = True
     return finish_rewrite(module, changed=changed)
+
+
+def _reads_constants(node: Node) -> bool:
+    """Returns whether `node` computes with the values of constants. Others fill a tensor, such as a first state."""
+    return bool(node.all_input_nodes) and facts_of(node).reads_values
 
 
 def _is_trained(module: GraphModule, constant: Node) -> bool:
