@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from openneutron.data import read_data
-from openneutron.data.labels import ClassNames, class_names_of
+from openneutron.data.labels import ClassNames, class_names_of, read_labels
 from openneutron.errors import InputError
 
 
@@ -49,3 +51,35 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
         (tmp_path / "b.npz").write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
         with contextlib.suppress(InputError):
             list(read_data(tmp_path / "b.npz"))
+
+
+@contextlib.contextmanager
+def pipe_with(content: bytes) -> Iterator[Path]:
+    """A path of a pipe whose writer wrote `content` and ended, as the shell makes it of <(command)."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, content)
+        os.close(writer)
+        yield Path(f"/dev/fd/{reader}")
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system has no paths of pipes")
+def test_names_of_classes_from_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pipe_with(b"cat\ndog\n") as path:
+        assert read_labels(path).names == ("cat", "dog")
+    with pipe_with(b"") as path, pytest.raises(InputError, match="has no names of classes"):
+        read_labels(path)
+    monkeypatch.setattr("openneutron.data.labels.LARGEST_PIPE", 7)
+    with pipe_with(b"cat\ndog") as path:
+        assert read_labels(path).names == ("cat", "dog")
+    with pipe_with(b"cat\ndog\n") as path, pytest.raises(InputError, match=r"more than 7 bytes\. Save its content"):
+        read_labels(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_without_a_writer_has_no_names(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="has no names of classes"):
+        read_labels(tmp_path / "pipe")

@@ -31,27 +31,37 @@ _NO_FILE = "it is a device or a pipe. Save its content to a file, and give this 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Returns the bytes of a file. Raises `InputError` if the file cannot be read or `path` is not a path."""
+def read_file(path: str | os.PathLike[str], *, pipe_limit: int = 0) -> bytes:
+    """Returns the bytes of a file. Raises `InputError` if the file cannot be read or `path` is not a path.
+
+    `pipe_limit` is the largest number of bytes that is read from a pipe; 0 refuses pipes. The read of a pipe waits
+    until its writers end or the limit is exceeded, so it may wait forever for a writer that neither writes nor ends.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"A file must be given by its path, not by a {type(path).__name__}.")
     try:
-        return bytes_of_file(path)
+        return bytes_of_file(path, pipe_limit=pipe_limit)
     except OSError as error:
         raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
     except ValueError as error:
         raise InputError(f"Cannot read {os.fspath(path)!r}: {NO_PATH}") from error
 
 
-def bytes_of_file(path: str | os.PathLike[str], check: Callable[[bytes], None] = lambda _: None) -> bytes:
+def bytes_of_file(
+    path: str | os.PathLike[str], check: Callable[[bytes], None] = lambda _: None, *, pipe_limit: int = 0
+) -> bytes:
     """Returns the bytes of a file. Raises `OSError` or `ValueError` if it cannot be read.
 
     Refuses devices and pipes, whose content may never end or never come, and files beyond the free memory. `check` gets
-    the first bytes, at most `BEGINNING`, and raises an error to refuse the file before the rest is read.
+    the first bytes, at most `BEGINNING`, and raises an error to refuse the file before the rest is read. A pipe is read
+    up to `pipe_limit` bytes, without `check`; 0 refuses it.
     """
     descriptor = os.open(path, _READ)
     try:
-        _refuse_device(os.fstat(descriptor).st_mode)
+        mode = os.fstat(descriptor).st_mode
+        if pipe_limit and stat.S_ISFIFO(mode):
+            return _bytes_of_pipe(descriptor, pipe_limit)
+        _refuse_device(mode)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             begin = file.read(BEGINNING) or b""
             check(begin)
@@ -63,6 +73,16 @@ def bytes_of_file(path: str | os.PathLike[str], check: Callable[[bytes], None] =
         os.close(descriptor)
     if data is None:  # a file of the system that waits for content, such as /proc/kmsg
         raise OSError(errno.EAGAIN, _NO_FILE)
+    return data
+
+
+def _bytes_of_pipe(descriptor: int, limit: int) -> bytes:
+    """Returns what the writers of a pipe write until all have ended. Raises `OSError` beyond `limit` bytes."""
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is a pipe with more than {limit:,} bytes. Save its content to a file")
     return data
 
 

@@ -21,6 +21,8 @@ _SYNSET = re.compile(r"(n\d{8})\s+(.*)")
 
 MOST_DIGITS = 18
 """The largest number of digits of an index in a text."""
+LARGEST_PIPE = 1 << 24
+"""The largest number of bytes of names that are read from a pipe."""
 MOST_CLASSES = 1_000_000
 """The limit of indices of classes that names in the data may stand for."""
 
@@ -85,7 +87,8 @@ def read_labels(labels: str | Path | Sequence[str]) -> ClassNames:
     """Reads names of classes: a text file with one name on each line, a JSON file, or a sequence of names.
 
     JSON holds a list of names, or an object of index to name ({"0": "tench"}), of index to a list of names
-    ({"0": ["n01440764", "tench"]}), or of name to index ({"tench": 0}). Empty lines at the end do not count.
+    ({"0": ["n01440764", "tench"]}), or of name to index ({"tench": 0}). Empty lines at the end do not count. The file
+    may be a pipe with at most 16 MiB, which is read until its writers end.
 
     Raises `InputError` for a file that cannot be read, or lacks the name of a class.
     """
@@ -93,7 +96,7 @@ def read_labels(labels: str | Path | Sequence[str]) -> ClassNames:
         return _checked([str(name) for name in labels], "The labels")
     path = Path(labels)
     try:
-        text = read_file(path).decode("utf-8-sig")
+        text = read_file(path, pipe_limit=LARGEST_PIPE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"The labels '{path}' are not text in UTF-8: {error.reason} at byte {error.start}.") from error
     if path.suffix.lower() != ".json":
