@@ -15,7 +15,7 @@ from tests.models import Model, bn, conv, image, trained
 from torch import nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import HistogramObserver
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
@@ -26,6 +26,7 @@ from torchao.quantization.pt2e.quantizer import (
 from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.core.constants import attribute
 from openneutron.core.fx import is_dequantize, is_quantize, op_name
+from openneutron.errors import ModelError
 from openneutron.quantizer import DistributionObserver, UnquantizedWarning
 from openneutron.quantizer.int8_quantizer import annotated
 from openneutron.quantizer.torchao_folding import is_folded_wrongly, protect_from_wrong_folding
@@ -49,6 +50,18 @@ def output_spec(node: Node) -> Any:
 
 def input_specs(node: Node) -> list[Any]:
     return list(node.meta[ANNOTATION].input_qspec_map.values())
+
+
+@pytest.mark.parametrize("prepare", [prepare_pt2e, prepare_qat_pt2e])
+@pytest.mark.parametrize(("is_converted", "state"), [(False, "prepared by prepare_pt2e"), (True, "quantized")])
+def test_a_graph_is_prepared_once(prepare: Callable[..., GraphModule], is_converted: bool, state: str) -> None:
+    is_qat = prepare is prepare_qat_pt2e
+    module = torch.export.export(conv().train(is_qat), (image(),)).module()
+    prepared = prepare(module, NeutronQuantizer(is_qat=is_qat))
+    prepared(image())
+    again = convert_pt2e(prepared) if is_converted else prepared
+    with pytest.raises(ModelError, match=rf"graph is {state} already.*Give the result of torch\.export\.export"):
+        prepare(again, NeutronQuantizer(is_qat=is_qat))
 
 
 class TestContract:

@@ -19,6 +19,7 @@ from openneutron.core.evaluation import value_of
 from openneutron.core.fx import compiled_once, is_operator, is_state, is_state_write, op_name, place_of, shape_of
 from openneutron.cpu.kernels import check_cpu_kernels
 from openneutron.errors import ModelError, OptionError
+from openneutron.model.exporting import is_prepared, is_quantized
 from openneutron.ops import OPERATORS, OpSpec
 from openneutron.ops.attention import WIDE_SOFTMAX
 from openneutron.ops.declared import is_op
@@ -152,8 +153,10 @@ class Int8Quantizer(Quantizer):
         """Runs the passes that make the graph quantizable, in place, and equalizes its channels if `equalizes` is True.
 
         Raises `ModelError` as `transform_for_annotation` does, and `OptionError` for a key of `layers` that matches
-        nothing in this model and for a key of `wide` that matches no operator with a wide state.
+        nothing in this model and for a key of `wide` that matches no operator with a wide state. Raises `ModelError`
+        for a graph that is prepared or quantized already.
         """
+        _check_is_float(model)
         keeps_float, is_wide = self.layers.leave_in_float, self.wide.selects
         self.wide.check(model)
         with compiled_once(model):
@@ -268,6 +271,16 @@ class Int8Quantizer(Quantizer):
         """Returns the activation that is the only reader of `node`, if operator and target can fuse it."""
         activation = activation_after(node, self.target.neutron_target) if spec.fuses_activation else None
         return None if activation is None or self.layers.leave_in_float(activation) else activation
+
+
+def _check_is_float(model: GraphModule) -> None:
+    """Raises `ModelError` for a graph that is prepared or quantized already. Linear in nodes."""
+    if is_prepared(model) or is_quantized(model):
+        state = "prepared by prepare_pt2e" if is_prepared(model) else "quantized"
+        raise ModelError(
+            f"This graph is {state} already, and cannot be prepared again. Give the result of torch.export.export of "
+            "the float model, as module()."
+        )
 
 
 def _reasons_text(left: list[tuple[Node, str]]) -> str:
