@@ -78,7 +78,24 @@ def test_folders_without_data(labelled: bool, tmp_path: Path) -> None:
         read_data(tmp_path / "nowhere", labelled=labelled)
     with pytest.raises(InputError, match=r"nowhere' does not exist"):
         check_data(tmp_path / "nowhere")
-    check_data(tmp_path)
+    with pytest.raises(InputError, match=r"It has 1 other files: notes\.txt"):
+        check_data(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "row.csv", "class/a.npy", "link/a.wav"])
+def test_the_early_check_of_a_folder_ends_at_the_first_sample(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = tmp_path / "data", tmp_path / "data" / name
+    folder.mkdir()
+    (folder / "loop").symlink_to("loop")
+    if name.startswith("link/"):
+        (tmp_path / "real").mkdir()
+        (folder / "link").symlink_to(tmp_path / "real")
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    monkeypatch.setattr("openneutron.data.files.files_in", None)  # which lists all files
+    check_data(folder)
 
 
 def test_a_file_that_cannot_be_read_is_named_when_it_is_read(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "NAMED_ARRAYS",
     "TABLES",
     "SkippedFilesWarning",
+    "check_has_data",
     "data_files",
     "files_in",
     "is_data_folder",
@@ -63,20 +64,29 @@ def is_data_folder(name: str) -> bool:
 
 
 def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
-    """Returns the files below `folder`. Does not follow links to `above`, the real paths of the folders around it."""
+    """Returns the files below `folder`, in the order of the file system, and reads no more of it than is asked for.
+
+    Does not follow links to `above`, the real paths of the folders around it.
+    """
     try:
-        entries = sorted(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name.lower()
+                if name.startswith(".") or name in _SYSTEM_FILES:
+                    continue
+                path = folder / entry.name
+                if not (os.path.isdir(path) if entry.is_symlink() else entry.is_dir()):
+                    yield path
+                elif is_data_folder(name) and (real := os.path.realpath(path)) not in above:
+                    yield from _walk(path, above | {real})
     except OSError as error:
         raise InputError(f"The folder '{folder}' cannot be read: {error.strerror or error}.") from error
-    for entry in entries:
-        name = entry.lower()
-        if name.startswith(".") or name in _SYSTEM_FILES:
-            continue
-        path = folder / entry
-        if not os.path.isdir(path):
-            yield path
-        elif is_data_folder(name) and (real := os.path.realpath(path)) not in above:
-            yield from _walk(path, above | {real})
+
+
+def check_has_data(folder: Path) -> None:
+    """Raises `InputError` for a folder without samples. Reads the names of its files up to the first sample."""
+    if not any(path.suffix.lower() in SAMPLE_TYPES | TABLES for path in _walk(folder, {os.path.realpath(folder)})):
+        data_files(folder)
 
 
 def data_files(folder: Path) -> tuple[list[Path], list[Path]]:

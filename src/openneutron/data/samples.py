@@ -22,6 +22,7 @@ from openneutron.data.files import (
     LISTS,
     NAMED_ARRAYS,
     TABLES,
+    check_has_data,
     data_files,
     is_data_folder,
     warn_of_skipped,
@@ -238,7 +239,7 @@ def check_data(source: str | os.PathLike[str]) -> None:
     if not exists(text):
         raise InputError(_not_found(text))
     if is_folder(text):
-        data_files(Path(text))
+        check_has_data(Path(text))
 
 
 def _not_found(text: str) -> str:
