@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from openneutron.core.parallel import map_in_order, split
-from openneutron.core.waiting import WAIT_POLICY, waiting_passively
+from openneutron.core.waiting import WAIT_POLICY, start_worker, waiting_passively
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({WAIT_POLICY: "ACTIVE"}, "ACTIVE")])
@@ -30,3 +33,21 @@ def test_workers_wait_passively(given: str | None, expected: str, monkeypatch: p
     assert list(map_in_order(policy, split(range(4), 2), 2)) == [expected] * 2
     get_reusable_executor().shutdown(wait=True)
     assert os.environ.get(WAIT_POLICY) == given
+
+
+def test_two_threads_start_workers_that_wait_passively(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thread may end before the workers of the second one start."""
+    monkeypatch.delenv(WAIT_POLICY, raising=False)
+    first = map_in_order(policy, split(range(6), 3), 2)
+    assert next(first) == "PASSIVE"
+    assert WAIT_POLICY not in os.environ
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(list, map_in_order(policy, split(range(4), 2), 2)).result() == ["PASSIVE"] * 2
+    assert list(first) == ["PASSIVE"] * 2
+    get_reusable_executor().shutdown(wait=True)
+
+
+def test_a_worker_sets_its_policy_before_it_imports_torch() -> None:
+    """OpenMP reads the variable at the import."""
+    code = f"import sys; from {start_worker.__module__} import {start_worker.__name__}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from openneutron.core.options import MOST_JOBS
-from openneutron.core.waiting import passive_children
+from openneutron.core.waiting import start_worker
 from openneutron.errors import OpenNeutronError, OptionError
 
 __all__ = ["WorkerWarning", "check_jobs", "map_in_order", "split"]
@@ -80,14 +80,13 @@ def _map_in_processes(work: Callable[[Part], Result], todo: Sequence[Part], jobs
     tasks = (task(threads, work, part) for part in todo)
     # Workers log what this process logs. Otherwise, messages of torch and torchao about their own imports are printed.
     level = logging.root.manager.disable
-    quiet = {"initializer": logging.disable, "initargs": (level,)} if type(backend).__name__ == "LokyBackend" else {}
-    with passive_children():  # workers may start until the last result
-        results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if streams else "list", **quiet)(tasks)
-        try:
-            yield from results
-        finally:
-            if streams:
-                results.close()
+    prepared = {"initializer": start_worker, "initargs": (level,)} if type(backend).__name__ == "LokyBackend" else {}
+    results: Any = joblib.Parallel(n_jobs=jobs, return_as="generator" if streams else "list", **prepared)(tasks)
+    try:
+        yield from results
+    finally:
+        if streams:
+            results.close()
 
 
 def _run_with_threads(threads: int, work: Callable[[Part], Result], part: Part) -> Result:

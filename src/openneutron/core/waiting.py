@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-__all__ = ["WAIT_POLICY", "passive_children", "waiting_passively"]
+__all__ = ["WAIT_POLICY", "start_worker", "waiting_passively"]
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """The environment variable of OpenMP that tells threads how to wait. OpenMP reads it when torch is imported.
@@ -21,17 +21,11 @@ def waiting_passively(environment: Mapping[str, str]) -> dict[str, str]:
     return {WAIT_POLICY: "PASSIVE", **environment}
 
 
-@contextmanager
-def passive_children() -> Iterator[None]:
-    """Lets processes that start within the block wait passively, unless the environment has a policy.
+def start_worker(level: int) -> None:
+    """Prepares a worker process before it imports torch: its threads wait passively, unless its environment has a
+    policy, and messages up to the severity `level` are not logged.
 
-    The policy of this process does not change, because OpenMP has read it.
+    The environment of the process that starts workers stays as it is, because other threads may start processes, too.
     """
-    if WAIT_POLICY in os.environ:
-        yield
-        return
-    os.environ[WAIT_POLICY] = "PASSIVE"
-    try:
-        yield
-    finally:
-        os.environ.pop(WAIT_POLICY, None)
+    os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+    logging.disable(level)
