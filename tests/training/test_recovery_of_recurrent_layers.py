@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.flow_support import seeded
 from tests.training.test_layer_states import NETWORKS, quantized, sequences
+from torch.utils._pytree import tree_map
 
 from openneutron import QuantizedModel, flow, lower
 from openneutron.recovery.recipes import Recipe
@@ -131,6 +132,29 @@ def test_a_model_beyond_a_limit_is_not_trained(
 def test_a_model_without_recurrent_layers_is_not_trained() -> None:
     model = quantized(NETWORKS["no layer is recurrent"][0])
     assert train_recurrent_layers(model, samples()) is model
+
+
+def test_values_that_depend_on_no_parameter_are_not_trained(
+    recovered: QuantizedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compute = TrainableModel.of_samples
+
+    def of_samples(*args: Any) -> Any:
+        return tree_map(lambda value: value if value is None else value.detach(), compute(*args))
+
+    monkeypatch.setattr(TrainableModel, "of_samples", of_samples)
+    with caplog.at_level(logging.INFO, "openneutron"):
+        assert train_recurrent_layers(recovered, samples()) is recovered
+    assert "have no gradient" in caplog.text
+
+
+def test_other_errors_of_torch_are_raised(recovered: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_samples(*_: Any) -> Any:
+        raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
+
+    monkeypatch.setattr(TrainableModel, "of_samples", of_samples)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        train_recurrent_layers(recovered, samples())
 
 
 def test_a_model_without_gradients_is_not_trained(

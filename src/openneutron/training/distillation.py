@@ -155,6 +155,11 @@ class ComparedValues:
                 "the scores of the model, and take the argmax outside of it."
             )
 
+    def has_gradient(self) -> bool:
+        """Returns whether the loss depends on trained parameters. Computes it for the first sample."""
+        with torch.enable_grad():  # the caller may have disabled it
+            return self.loss([0]).requires_grad
+
     def loss(self, chosen: Sequence[int]) -> Tensor:
         """Returns the mean over all values of noise energy / signal energy, for one batch of samples."""
         return _mean_noise_ratio(*self._values(chosen))

@@ -41,7 +41,7 @@ MOST_PRODUCTS, MOST_OPERATORS = 3e11, 6e5
 # Limit in bytes of the values that a batch keeps for its gradients: each float32 value before and after rounding.
 MEMORY, BYTES_OF_VALUE, SMALLEST_BATCH = 1 << 30, 8, 4
 # Texts of the errors by which torch refuses an operator without a rule for batches or for gradients.
-NO_RULE = ("Batching rule", "vmap:", "derivative for", "does not require grad")
+NO_RULE = ("Batching rule", "vmap:", "derivative for")
 
 
 def train_recurrent_layers(
@@ -70,6 +70,9 @@ def train_recurrent_layers(
     module = TrainableModel(quantized)
     comparison = compare_states(module, quantized.reference, states, samples)
     try:
+        if not comparison.has_gradient():
+            _LOGGER.info("Recovery does not train the recurrent layers, because outputs and states have no gradient.")
+            return quantized
         with progress_bar("Training recurrent layers", steps, progress) as advance:
             result = train_towards(
                 module, comparison, seconds=seconds, steps=steps, rate=RATE, batch=batch,
