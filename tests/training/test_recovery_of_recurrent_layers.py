@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tests.flow_support import seeded
+from tests.recovery.test_cell_scales import sqnr
+from tests.test_documented_flow import RECURRENT, joined, samples_of
 from tests.training.test_layer_states import NETWORKS, quantized, sequences
 from torch.utils._pytree import tree_map
 
-from openneutron import QuantizedModel, flow, lower
-from openneutron.recovery.recipes import Recipe
+from openneutron import QuantizedModel, flow, lower, quantize
+from openneutron.recovery.recipes import RECIPES, Recipe
 from openneutron.training import recurrent_layers
 from openneutron.training.recurrent_layers import FEWEST_SAMPLES, train_recurrent_layers
 from openneutron.training.trainable import TrainableModel
@@ -58,6 +61,20 @@ def test_training_reduces_the_error_on_other_inputs(recovered: QuantizedModel) -
     (sample,) = samples(1)
     found = lower(trained, payload="portable").run(*sample)
     assert torch.allclose(found[0] if isinstance(found, tuple) else found, trained(*sample)[0], atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["lstm", "loop of LSTM cells"])
+def test_auto_trains_recurrent_layers(name: str) -> None:
+    auto, data = RECIPES["auto"], samples_of(32)
+    assert auto is not None
+    model = seeded(RECURRENT[name]).eval()
+    trained, other = (
+        quantize(model, data[0], data, recover=recover, weight_bits=4, progress=False)
+        for recover in ("auto", replace(auto, trains_recurrent_layers=False))
+    )
+    assert not all(map(torch.equal, codes(trained), codes(other)))
+    ratios = [sqnr(joined(model, data), joined(found.module, data)) for found in (trained, other)]
+    assert ratios[0] > ratios[1] + 0.5
 
 
 @pytest.mark.usefixtures("train_accurate_models")
