@@ -16,6 +16,7 @@ from tests.cli.builds import SOURCE, Here, run
 
 BEGINS = {".pt2": b"PK", ".pte": b"\x20\x00\x00\x00ET12"}
 """The first bytes of files, by which verbs refuse files of other kinds."""
+DEVICE = ("lower", "q.pt2", "--payload", "device", "--flavor", "SDK_24_01")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "'b.txt' is not the name of a board file.",
         ),
         (("fit-costs", "board.log", "--program", "model.pte", "-o", "no/b.toml"), "the folder 'no' does not exist."),
-        (("lower", "q.pt2", "--payload", "device", "--flavor", "SDK_24_01"), "no converter for neutron_converter_flav"),
+        (DEVICE, "no converter for neutron_converter_flav"),
         (
             ("build", "net.py:Net", "--calibrate", "photos", "--payload", "device", "--flavor", "SDK_24_01"),
             "no converter for neutron_converter_flavor='SDK_24_01'",
@@ -134,6 +135,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("run", "model.pte", "photos", "-o", "a.npy", "--config", "a.npy"), "it is an input of this command."),
         (("run", "model.pte", "a.npy", "-o", "a.npy"), "it is an input of this command. Give another path."),
         (("compile", "model.pte", "-o", "x.pte", "--intermediates-dir", "no"), "intermediates_dir: 'no' does not"),
+        (
+            ("compile", "model.pte", "-o", "photos/out.npy", "--intermediates-dir", "photos", "--flavor", "SDK_24_01"),
+            "no converter for",
+        ),
+        (
+            (*DEVICE, "-o", "photos/out.npy", "--intermediates-dir", "photos"),
+            "no converter for neutron_converter_flavor='SDK_24_01'",
+        ),
         (("run", "model.pte", "photos", "--top", "0"), "Input should be greater than or equal to 1"),
         (("run", "model.pte", "photos", "--repeat", "-3"), "Input should be greater than or equal to 1"),
         (("evaluate", "model.pte", "--jobs", "0"), "Input should be greater than or equal to 1"),

@@ -42,7 +42,8 @@ _BEFORE_SIGNALS = 128  # the exit code for a signal is this plus its number
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _OUTPUTS = ("output", "table")
-"""The names of the parameters that are files or folders to write."""
+"""The names of the parameters that are files or folders to write, and may not replace inputs."""
+_WRITTEN = (*_OUTPUTS, "intermediates_dir")
 _SHORT = {"neutron_converter_flavor": ("--flavor",)}
 
 Config = Annotated[
@@ -209,7 +210,7 @@ def _paths_in(values: Mapping[str, Any], readers: Mapping[str, Callable[[Path], 
         name: readers[name](value) if name in readers and isinstance(value, Path) else value
         for name, value in values.items()
     }
-    lists = (value if isinstance(value, list) else [value] for name, value in values.items() if name not in _OUTPUTS)
+    lists = (value if isinstance(value, list) else [value] for name, value in values.items() if name not in _WRITTEN)
     found = [one for values in lists for one in values if isinstance(one, (str, Path))]
     return [*map(Path, found), *(Path(one.rpartition("=")[2]) for one in found if isinstance(one, str))]  # name=file
 

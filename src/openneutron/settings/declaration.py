@@ -43,10 +43,10 @@ def setting(
 ) -> Any:
     """Declares a setting. `least` and `most` are the limits of a number, both included.
 
-    `path` is "file" or "folder" for a path that must exist and be one, "object" for a path that must exist,
-    file.py:name or a name in a package, "name" for an object without the path, "target" for a target, which may be the
-    path of a board file, and None if the setting is none of these. `words` are values that are not paths; a word that
-    ends with a colon stands for all values that begin with it.
+    `path` is "file" for a file that must exist, "folder" for a folder that must exist and is written, "object" for a
+    path that must exist, file.py:name or a name in a package, "name" for an object without the path, "target" for a
+    target, which may be the path of a board file, and None if the setting is none of these. `words` are values that are
+    not paths; a word that ends with a colon stands for all values that begin with it.
     """
     metadata = {
         "help": help, "choices": choices, "metavar": metavar, "path": path, "words": words,
@@ -331,11 +331,11 @@ class Settings:
         }
 
     def paths(self) -> Iterator[str]:
-        """Returns the paths of files and folders that the settings name."""
+        """Returns the paths that the settings name and that are read. The folder of `intermediates_dir` is written."""
         for section in SECTIONS:
             for one in fields_of(section):
                 path = one.path_in(getattr(getattr(self, section), one.name))
-                if path is not None:
+                if path is not None and one.path != "folder":
                     yield path
 
     def check_paths(self, names: Container[str] | None = None) -> None:
