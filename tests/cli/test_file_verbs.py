@@ -105,7 +105,12 @@ class TestInspect:
 
     @pytest.mark.parametrize(
         ("data", "message"),
-        [(b"", "byte 4: expected 'ET12'"), (b"\x08\0\0\0ONNX", "byte 4"), (bytes(4) + b"TFL3", "byte ")],
+        [
+            (b"", "is not an ExecuTorch program"),
+            (b"\x08\0\0\0ONNX", "bytes 4 and 5 are not b'ET'"),
+            (b"\x08\0\0\0ET13", "byte 4: expected the identifier 'ET12'"),
+            (bytes(4) + b"TFL3", "byte "),
+        ],
     )
     def test_unreadable_files_cause_one_line(self, run: Run, tmp_path: Path, data: bytes, message: str) -> None:
         (tmp_path / "[file]").write_bytes(data)

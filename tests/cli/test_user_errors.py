@@ -191,7 +191,10 @@ def test_names_that_are_not_utf_8(here: Here, built: Path, work: Path, tmp_path:
         assert result.code == 0, result.text
         result.out.encode(errors="backslashreplace" if "--json" not in arguments else "strict")
     assert (folder / "report.html").read_bytes().decode()
-    result = here("build", *MODEL, "--calibrate", folder, "-o", tmp_path / "out")
+    images = tmp_path / f"{name} images"
+    images.mkdir()
+    (images / "000.png").write_bytes((work / "labelled/left/000.png").read_bytes())
+    result = here("build", *MODEL, "--calibrate", images, "-o", tmp_path / "out")
     assert result.code == 2
     assert "is not UTF-8" in result.err
     assert "caf\\xe9" in result.err
