@@ -26,6 +26,7 @@ from openneutron.passes.checks import (
 from openneutron.passes.clip_embeddings import clip_embeddings
 from openneutron.passes.complex_to_real import complex_to_real
 from openneutron.passes.copy_returned_concatenations import copy_returned_concatenations
+from openneutron.passes.copy_values_of_states import copy_values_of_states
 from openneutron.passes.decompose import decompose
 from openneutron.passes.densify_constants import densify_constants
 from openneutron.passes.divide_after_sums import divide_after_sums
@@ -176,6 +177,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(remove_dead_channels, "remove channels whose activation is zero for every input", When.CALIBRATION),
     Pass(recognize_cells, "note the cell states of LSTMs that the model computes itself", When.CALIBRATION),
     Pass(remove_unused, "remove operators that have no readers after the passes"),
+    Pass(copy_values_of_states, "copy a value that is written to several states"),
 )
 """The passes that run before every quantization, in their order."""
 
