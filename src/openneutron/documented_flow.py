@@ -38,11 +38,11 @@ class NeutronQuantizer(Int8Quantizer):
         Networks with states count as other networks, and so do graphs that a recipe recovers.
         """
         by_recipe = self.takes_prepared_graphs or was_recovered(model)
-        is_left = by_recipe or not self.correct_bias or bool(states_of(model.graph))
-        if is_left or not is_recurrent(model.graph):
-            super().insert_corrections(model, observers)
-        else:
+        recovers = self.correct_bias and not by_recipe and not states_of(model.graph)
+        if recovers and is_recurrent(model.graph):
             _insert_last(model, RecurrentRecovery(_float_copy(model), self))
+        else:
+            super().insert_corrections(model, observers)
 
 
 class RecurrentRecovery(InputRecorder):
