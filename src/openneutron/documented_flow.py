@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -13,13 +12,13 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from openneutron.calibration import CalibrationOptions
 from openneutron.core.boundary import typed_errors
-from openneutron.core.constants import attribute, free_name
+from openneutron.core.constants import attribute, free_name, set_attribute
 from openneutron.core.fx import output_node, placeholders
 from openneutron.core.garbage import rare_full_collections
 from openneutron.model.state import states_of
 from openneutron.quantizer import Int8Quantizer
 from openneutron.quantizer.recorded_inputs import InputRecorder
-from openneutron.recovery.recipes import FAST, quantize_by_recipe, was_recovered
+from openneutron.recovery.recipes import FAST, copy_that_shares_constants, quantize_by_recipe, was_recovered
 from openneutron.recovery.shared_layers import is_recurrent
 from openneutron.recovery.wide_inputs import inputs_to_widen, widen_inputs
 
@@ -89,8 +88,7 @@ def _with_gradients(value: Any) -> Any:
 
 def _float_copy(model: GraphModule) -> GraphModule:
     """Returns a copy of an annotated graph without its annotations, which shares the constants of `model`."""
-    tensors = [*model.parameters(), *model.buffers()]
-    reference = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    reference = copy_that_shares_constants(model)
     for node in reference.graph.nodes:
         node.meta.pop(Q_ANNOTATION_KEY, None)
     return reference
@@ -108,26 +106,11 @@ def _copy_constants(model: GraphModule, reference: GraphModule) -> None:
     """Gives the constants of `reference` the values in `model`, whose user may have replaced them after preparation."""
     for node in reference.graph.nodes:
         if node.op == "get_attr":
-            _set_attribute(reference, str(node.target), _with_gradients(attribute(model, str(node.target))))
+            set_attribute(reference, str(node.target), _with_gradients(attribute(model, str(node.target))))
 
 
 def _replace_graph(model: GraphModule, other: GraphModule) -> None:
     """Gives `model` the graph of `other`, with the constants and modules that it reads."""
     for path in {str(node.target): None for node in other.graph.nodes if node.op in ("get_attr", "call_module")}:
-        _set_attribute(model, path, attribute(other, path))
+        set_attribute(model, path, attribute(other, path))
     model.graph = other.graph
-
-
-def _set_attribute(module: torch.nn.Module, path: str, value: Any) -> None:
-    """Sets the attribute at a dotted path of `module` to a tensor or a module."""
-    *owners, name = path.split(".")
-    for owner in owners:
-        if not isinstance(getattr(module, owner, None), torch.nn.Module):
-            module.add_module(owner, torch.nn.Module())
-        module = module.get_submodule(owner)
-    if hasattr(module, name):
-        delattr(module, name)
-    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-        module.register_buffer(name, value)
-    else:
-        setattr(module, name, value)

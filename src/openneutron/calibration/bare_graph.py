@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
-from openneutron.core.constants import attribute
+from openneutron.core.constants import attribute, set_attribute
 from openneutron.core.evaluation import GraphRun, value_of
 from openneutron.core.fx import dtype_of, first_operand, is_state_write, op_name, output_node, placeholders
 from openneutron.core.messages import first_line
@@ -116,7 +116,7 @@ def bare_graph(prepared: GraphModule) -> GraphModule:
         copies[node] = copy
     module = torch.nn.Module()
     for name, value in root.items():
-        _set_attribute(module, name, value)
+        set_attribute(module, name, value.detach() if isinstance(value, Tensor) else value)
     return GraphModule(module, graph)
 
 
@@ -139,15 +139,6 @@ def overwriting_operator(node: Node) -> Any:
         return None
     operator, overload = op_name(node).removeprefix("aten.").split(".")
     return getattr(getattr(torch.ops.aten, f"{operator}_"), overload)
-
-
-def _set_attribute(module: torch.nn.Module, name: str, value: Any) -> None:
-    if isinstance(value, torch.nn.Module):
-        module.add_module(name, value)
-    elif isinstance(value, Tensor):
-        module.register_buffer(name, value.detach())
-    else:
-        setattr(module, name, value)
 
 
 def batched_graph(single: GraphModule, batches: Batches) -> GraphModule:

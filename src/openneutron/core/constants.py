@@ -12,6 +12,7 @@ from openneutron.core.fx import is_pure
 
 __all__ = [
     "attribute", "computed_constants", "constant_of", "constant_value", "free_name", "insert_constant", "number_of",
+    "set_attribute",
 ]  # fmt: skip
 
 
@@ -21,6 +22,24 @@ def attribute(module: torch.nn.Module, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name)
     return value
+
+
+def set_attribute(module: torch.nn.Module, path: str, value: Any) -> None:
+    """Sets the attribute of a module at a dotted path. A tensor that is no parameter becomes a buffer.
+
+    Replaces an attribute of that name, and makes the modules on the path that do not exist.
+    """
+    *owners, name = path.split(".")
+    for owner in owners:
+        if not isinstance(getattr(module, owner, None), torch.nn.Module):
+            module.add_module(owner, torch.nn.Module())
+        module = module.get_submodule(owner)
+    if hasattr(module, name):
+        delattr(module, name)
+    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)
 
 
 def constant_of(module: GraphModule, node: object) -> torch.Tensor | None:

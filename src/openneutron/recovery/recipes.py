@@ -29,8 +29,9 @@ from openneutron.recovery.layerwise import Samples, evenly_spaced
 from openneutron.recovery.zero_inactive_channels import zero_inactive_channels
 
 __all__ = [
-    "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "give_biases", "give_biases_as_converted",
-    "quantize_by_recipe", "recipe_of", "recover_converted", "recover_exported", "was_recovered",
+    "AUTO", "BEST", "ENOUGH_SAMPLES", "FAST", "RECIPES", "Recipe", "copy_that_shares_constants", "give_biases",
+    "give_biases_as_converted", "quantize_by_recipe", "recipe_of", "recover_converted", "recover_exported",
+    "was_recovered",
 ]  # fmt: skip
 
 # With fewer samples, it may be by chance that a channel is never active or that a clamp never clips.
@@ -117,7 +118,7 @@ def quantize_by_recipe(
     module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
-    reference = _copy_that_shares_constants(module)  # it accepts inputs by name, which torch.export's module refuses
+    reference = copy_that_shares_constants(module)  # it accepts inputs by name, which torch.export's module refuses
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
     prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
@@ -129,7 +130,7 @@ def quantize_by_recipe(
     return converted, reference
 
 
-def _copy_that_shares_constants(module: GraphModule) -> GraphModule:
+def copy_that_shares_constants(module: GraphModule) -> GraphModule:
     """Returns a copy of a float graph whose constants are the tensors of `module`, except those that store states.
 
     No pass writes to a constant: it replaces the constant by another one. Runs write to states.
