@@ -17,6 +17,7 @@ from openneutron.cli.help import Command
 from openneutron.cli.interrupts import Interrupts
 from openneutron.cli.paths import check_no_input, existing_file, file_reader
 from openneutron.cli.terminal import Terminal, print_error
+from openneutron.core.ctrl_c import INTERRUPTED
 from openneutron.core.files import is_file
 from openneutron.core.messages import first_line
 from openneutron.errors import OpenNeutronError
@@ -33,10 +34,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-FAILED, WRONG_USE, FAULT, INTERRUPTED = 1, 2, 3, 130
-"""The exit codes: a check failed; wrong use or input; a fault of OpenNeutron; interrupted by Ctrl-C. 0 is success.
+FAILED, WRONG_USE, FAULT = 1, 2, 3
+"""The exit codes: a check failed; wrong use or input; a fault of OpenNeutron. 0 is success.
 
-SIGTERM ends a verb with 143, and SIGHUP with 129."""
+Ctrl-C ends a verb with `INTERRUPTED`, SIGTERM with 143, and SIGHUP with 129."""
 _BEFORE_SIGNALS = 128  # the exit code for a signal is this plus its number
 
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "tuple[float, ...]": str, "tuple[str, ...]": list[str]}
