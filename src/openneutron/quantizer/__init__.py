@@ -1,4 +1,4 @@
-"""The quantizer of the documented flow, and its observers."""
+"""The int8 quantizer and its observers."""
 
 from openneutron.quantizer.int8_quantizer import CoarseSoftmaxWarning, Int8Quantizer, UnquantizedWarning
 from openneutron.quantizer.observers import (

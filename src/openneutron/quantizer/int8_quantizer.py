@@ -275,8 +275,9 @@ class Int8Quantizer(Quantizer):
 
 def _check_is_float(model: GraphModule) -> None:
     """Raises `ModelError` for a graph that is prepared or quantized already. Linear in nodes."""
-    if is_prepared(model) or is_quantized(model):
-        state = "prepared by prepare_pt2e" if is_prepared(model) else "quantized"
+    is_observed = is_prepared(model)
+    if is_observed or is_quantized(model):
+        state = "prepared by prepare_pt2e" if is_observed else "quantized"
         raise ModelError(
             f"This graph is {state} already, and cannot be prepared again. Give the result of torch.export.export of "
             "the float model, as module()."
