@@ -89,10 +89,10 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
     def _edges(self) -> Iterator[tuple[str, str, str]]:
         """Returns "input" or "output", the name, and dtype and shape of each input and output."""
         method = pte.read(self.portable).methods[0]
-        names = [leaf.name for leaf in self.leaves or ()] or [f"input {i}" for i in range(len(method.inputs))]
+        names = [leaf.name for leaf in self.leaves or ()] or [f"input{i}" for i in range(len(method.inputs))]
         for name, value in zip(names, method.inputs, strict=True):
             yield "input", name, _value_text(value)
-        outputs = output_names(method.outputs_tree, len(method.outputs), "{}")
+        outputs = output_names(method.outputs_tree, len(method.outputs))
         for name, value in zip(outputs, method.outputs, strict=True):
             yield "output", name, _value_text(value)
 

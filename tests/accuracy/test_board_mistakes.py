@@ -257,7 +257,7 @@ class TestSeveral:
         one = board("pair", int8_io=True)
         found = one.check(one.with_inputs(lambda codes: (codes.view(np.uint8) ^ 0x80).view(np.int8), 1))
         assert named(found) == ["uint8 for int8"]
-        assert "Input 1" in found.diagnoses[0].text
+        assert "Input 'y'" in found.diagnoses[0].text
 
     def test_one_mistake_for_each_output(self, int8_io: bool) -> None:
         one = board("pair", int8_io)
@@ -310,7 +310,7 @@ def test_a_mistake_that_ends_the_process_is_named(monkeypatch: pytest.MonkeyPatc
     found = one.check(outputs)
     assert named(found) == ["input layout"]
     (note,) = found.notes
-    assert note.startswith("The program ended its process on this machine under the assumption: Input 0 ")
+    assert note.startswith("The program ended its process on this machine under the assumption: Input 'x' ")
 
 
 def test_a_mistake_with_states_that_ends_the_process_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,16 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure, treespec_dumps
 
-from openneutron import load, lower, quantize
+from openneutron import NeutronProgram, QuantizedModel, load, lower, quantize
 from openneutron.accuracy import validate
+from openneutron.accuracy.board_tensors import board_outputs
 from openneutron.accuracy.compare_programs import compare_outputs
 from openneutron.cli.tables import table_of_differences
 from openneutron.model.arguments import output_names
 from openneutron.page import summarize
 from openneutron.report.inspect import inspect
 from openneutron.settings import Settings
-from openneutron.workflow.runs import run_files
+from openneutron.workflow.runs import FileRun, run_files
 
 
 @dataclass
@@ -49,9 +52,9 @@ class Net(nn.Module):
         (lambda a, b: {"boxes": a, "scores": b}, ("boxes", "scores")),
         (lambda a, b: Heads(boxes=a, scores=b), ("boxes", "scores")),
         (lambda a, b: {"heads": [a, {"score": b}]}, ("heads.0", "heads.1.score")),
-        (lambda a, b: ({"boxes": a}, b), ("0.boxes", "output 1")),
-        (lambda a, b: (a, b), ("output 0", "output 1")),
-        (lambda a, b: [a, (b,)], ("output 0", "output 1")),
+        (lambda a, b: ({"boxes": a}, b), ("0.boxes", "output1")),
+        (lambda a, b: (a, b), ("output0", "output1")),
+        (lambda a, b: [a, (b,)], ("output0", "output1")),
     ],
 )
 def test_a_program_names_its_outputs(form: Callable[[Tensor, Tensor], Any], names: tuple[str, ...]) -> None:
@@ -67,44 +70,108 @@ def test_a_program_names_its_outputs(form: Callable[[Tensor, Tensor], Any], name
     assert [row.name for row in summary.validation] == [*names, *names]
     assert [text.partition(": ")[0] for text in summary.outputs] == list(names)
     failed = validate(program, None, data, quantized=quantized, samples=2, min_sqnr_db=200).failures
-    title = "Output 0" if names[0] == "output 0" else f"Output '{names[0]}'"
-    assert failed[0].startswith(f"{title} has ")
+    assert failed[0].startswith(f"Output '{names[0]}' has ")
 
 
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@dataclass(frozen=True)
+class Detector:
+    """A program, its quantized model, and the names of its outputs."""
+
+    path: Path
+    program: NeutronProgram
+    quantized: QuantizedModel
+    names: list[str]
+
+
+@pytest.fixture(scope="module", params=["a dict", "a tuple"])
+def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Detector:
     torch.manual_seed(0)
     data = [torch.randn(1, 1, 6, 6) for _ in range(3)]
-    net = Net(lambda boxes, scores: {"boxes": boxes, "scores": scores}).eval()
+    is_dict = request.param == "a dict"
+    net = Net((lambda boxes, scores: {"boxes": boxes, "scores": scores}) if is_dict else lambda a, b: (a, b)).eval()
     path = tmp_path_factory.mktemp("detector") / "net.pte"
-    lower(quantize(net, data[0], data, recover=None)).save(path)
+    quantized = quantize(net, data[0], data, recover=None)
+    program = lower(quantized)
+    program.save(path)
     np.save(path.with_name("x.npy"), data[0].numpy())
-    return path
+    return Detector(path, program, quantized, ["boxes", "scores"] if is_dict else ["output0", "output1"])
 
 
-def test_verbs_name_outputs(detector: Path) -> None:
-    output = detector.with_name("out.npz")
-    (run,) = run_files(detector, [str(detector.with_name("x.npy"))], Settings(), output=output)
-    assert [row.name for row in run.outputs] == ["boxes", "scores"]
-    assert sorted(np.load(output)) == ["boxes", "scores"]
-    assert [edge.name for edge in inspect(detector).outputs] == ["boxes", "scores"]
+def run_once(one: Detector, output: Path | None = None) -> FileRun:
+    return run_files(one.path, [str(one.path.with_name("x.npy"))], Settings(), output=output)[0]
+
+
+def arrays_of_run(one: Detector) -> list[str]:
+    run_once(one, one.path.with_name("out.npz"))
+    return sorted(np.load(one.path.with_name("out.npz")))
+
+
+def firmware(one: Detector) -> list[str]:
+    folder = one.path.with_name("firmware")
+    one.program.package(folder, vectors=1)
+    header = (folder / "model_config.h").read_text()
+    named = re.findall(r'MODEL_OUTPUT_\d_NAME "(.+)"', header)
+    assert [row["name"] for row in json.loads((folder / "manifest.json").read_text())["outputs"]] == named
+    return named
+
+
+def page_texts(one: Detector) -> list[str]:
+    summary = summarize("net", one.program, quantized=one.quantized)
+    return [text.partition(": ")[0] for text in summary.outputs]
+
+
+def printed(text: str) -> list[str]:
+    """The names of outputs at the starts of the lines of a program's text, or in the cells of a table."""
+    return re.findall(r"^(?:  out |out |│ )(\w+)", text, re.MULTILINE)
+
+
+def table_of_comparison(one: Detector) -> list[str]:
     text = io.StringIO()
-    Console(file=text, width=120).print(table_of_differences([], [], compare_outputs(detector, detector, samples=1)))
-    assert "boxes" in text.getvalue()
+    Console(file=text, width=120).print(table_of_differences([], [], compare_outputs(one.path, one.path, samples=1)))
+    return printed(text.getvalue())
+
+
+PLACES: dict[str, Callable[[Detector], list[str]]] = {
+    "load": lambda one: list(load(one.path).output_names()),
+    "run --json": lambda one: [row.name for row in run_once(one).outputs],
+    "run -o out.npz": arrays_of_run,
+    "inspect": lambda one: [edge.name for edge in inspect(one.path).outputs],
+    "validate": lambda one: [row.name for row in validate(one.program, None, samples=1, quantized=one.quantized).outputs
+                             if row.reference == "int8"],
+    "validate --against": lambda one: [row.name for row in board_outputs(load(one.path))],
+    "compare --json": lambda one: [row.name for row in compare_outputs(one.path, one.path, samples=1)],
+    "compare": table_of_comparison,
+    "report": page_texts,
+    "package": firmware,
+    "print(program)": lambda one: printed(str(one.program)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_output_has_one_name_in_all_results(detector: Detector, place: str) -> None:
+    assert PLACES[place](detector) == detector.names
+
+
+def test_outputs_that_are_not_tensors_keep_their_positions() -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(1, 1, 6, 6) for _ in range(3)]
+    program = lower(quantize(Net(lambda a, b: (3, a, b)).eval(), data[0], data, recover=None))
+    assert load(program.buffer).output_names() == ("output0", "output1", "output2")
+    assert [row.name for row in compare_outputs(program.buffer, program.buffer, samples=1)] == ["output1", "output2"]
 
 
 @pytest.mark.parametrize(
     ("tree", "count", "names"),
     [
         ({"a": 1, "b": (2, None)}, 3, ("a", "b.0", "b.1")),
-        (1, 1, ("output 0",)),
-        ({"a.b": 1, "a": {"b": 2}}, 2, ("output 0", "output 1")),
-        ({"a": 1}, 2, ("output 0", "output 1")),
-        ({3: 1}, 1, ("output 0",)),
-        ({"output 1": 1, 1: 2}, 2, ("output 0", "output 1")),
-        ({"output 1": 1, "output 0": 2}, 2, ("output 1", "output 0")),
-        ({"output 1": 1, 1: 2, "output 0": 3, "b": 4}, 4, ("output 0", "output 1", "output 2", "b")),
-        ({"output 1": 1, "b": 2, 1: 3}, 3, ("output 1", "b", "output 2")),
+        (1, 1, ("output0",)),
+        ({"a.b": 1, "a": {"b": 2}}, 2, ("output0", "output1")),
+        ({"a": 1}, 2, ("output0", "output1")),
+        ({3: 1}, 1, ("output0",)),
+        ({"output1": 1, 1: 2}, 2, ("output0", "output1")),
+        ({"output1": 1, "output0": 2}, 2, ("output1", "output0")),
+        ({"output1": 1, 1: 2, "output0": 3, "b": 4}, 4, ("output0", "output1", "output2", "b")),
+        ({"output1": 1, "b": 2, 1: 3}, 3, ("output1", "b", "output2")),
     ],
 )
 def test_names_in_trees(tree: Any, count: int, names: tuple[str, ...]) -> None:

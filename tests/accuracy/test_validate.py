@@ -117,7 +117,7 @@ INF = math.inf
     ],
 )
 def test_values_that_are_not_finite(pairs: list[tuple[float, float]], is_finite: bool) -> None:
-    found = DifferenceSum("float", 0, 0.5, "output 0")
+    found = DifferenceSum("float", 0, 0.5, "output0")
     for value, wanted in pairs:
         found.add(torch.tensor([value, 3.0]), torch.tensor([wanted, 3.0]))
     row = found.row()

@@ -226,7 +226,7 @@ class TestChecks:
     def test_validate_fails_beyond_a_limit(self, here: Here, built: Path) -> None:
         result = here("validate", built, "--min-sqnr", "99")
         assert result.code == 1
-        assert "FAILED: Output 0 has" in result.out
+        assert "FAILED: Output 'output0' has" in result.out
 
     def test_validate_a_program_on_random_inputs(self, here: Here, built: Path) -> None:
         result = here("validate", built / "model.pte", "--model", "net.py:Net", "--weights", "w.pt", "--json")

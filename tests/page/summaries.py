@@ -93,15 +93,15 @@ def large_summary(layers: int, *, changed: int = 9, name: str = "block{0}.conv_{
         options={"recover": "auto", "calibrate": "photos/"},
         recipe={"correction": "weights"},
         inputs=("x: float32 1 x 3 x 8 x 8",),
-        outputs=("output 0: float32 1 x 10",),
+        outputs=("output0: float32 1 x 10",),
         accuracy=(
             percentage_row("float", 91.25, 800),
             percentage_row("int8", 90.5, 800, samples),
             percentage_row(".pte", 90.5, 800, samples),
         ),
         validation=(
-            ValidationRow("output 0", 31.25, 0.999_125, 0.0625, 3.0, "float", 16),
-            ValidationRow("output 0", None, 1.0, 0.0, 0.0, "int8", 16),
+            ValidationRow("output0", 31.25, 0.999_125, 0.0625, 3.0, "float", 16),
+            ValidationRow("output0", None, 1.0, 0.0, 0.0, "int8", 16),
         ),
         analysis=_analysis(layers, names),
         sections=(FileRow("flatbuffer", 2_048), FileRow("segment 0: payload of NeutronBackend", 1_046_529)),

@@ -100,8 +100,8 @@ def test_no_line_begins_with_a_unit(summary: Summary) -> None:
 
 def test_validation_rows_equal_the_summary(page: Element) -> None:
     assert table(page, "validation")[1:] == [
-        ["output 0", "float model", "31.2 dB", "0.999125", "0.0625", "3.00", "16"],
-        ["output 0", "int8 model", "no error", "1.000000", "0", "0", "16"],
+        ["output0", "float model", "31.2 dB", "0.999125", "0.0625", "3.00", "16"],
+        ["output0", "int8 model", "no error", "1.000000", "0", "0", "16"],
     ]
 
 
@@ -427,7 +427,7 @@ def bare(summary: Summary) -> Summary:
                 replace(layer, sqnr_db=None, own_sqnr_db=None, weights_sqnr_db=None, activations_sqnr_db=None,
                         error_share=None, histogram=None) for layer in one.analysis.layers)))),
         ("empty network", lambda one: replace(one, analysis=replace(one.analysis, layers=(), advice=()))),
-        ("failures", lambda one: replace(one, failures=("Output 0 has 3 dB.", "Layer a has 9 LSB."))),
+        ("failures", lambda one: replace(one, failures=("Output 'output0' has 3 dB.", "Layer a has 9 LSB."))),
         ("samples without pictures", lambda one: replace(one, accuracy=(one.accuracy[0], replace(
             one.accuracy[1], changed=tuple(replace(c, picture=None) for c in one.accuracy[1].changed))))),
         ("legacy", lambda one: replace(one, flavor="SDK_25_06")),

@@ -42,7 +42,7 @@ def summary(healthy: QuantizedModel, net_program: NeutronProgram, found: Analysi
         "net", net_program, quantized=healthy, analysis=found, date="2026-01-02",
         options={"recover": None, "jobs": 2},
         accuracy=[percentage_row("float", 90.0, 100), percentage_row(".pte", 89.0, 100)],
-        validation=[ValidationRow("output 0", 40.5, 0.9999, 0.01, 2.0)], files={"model.pte": len(net_program.buffer)},
+        validation=[ValidationRow("output0", 40.5, 0.9999, 0.01, 2.0)], files={"model.pte": len(net_program.buffer)},
     )  # fmt: skip
 
 
@@ -308,8 +308,8 @@ NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
         ({"analysis": AnalysisRows("Well.", 4, 4, None, None, None, ())}, "ready", "ready"),
         ({"analysis": AnalysisRows("Treat a.", 4, 4, 9.5, 10.0, 20.0, (), (ADVICE,)), "accuracy": rows(0, 0)}, "ready",
          "ready"),
-        ({"failures": ("Output 0 has 3.0 dB against float, below 20.",)}, "check",
-         r"the validation exceeds 1 limit: Output 0 has 3\.0 dB against float, below 20\.$"),
+        ({"failures": ("Output 'output0' has 3.0 dB against float, below 20.",)}, "check",
+         r"the validation exceeds 1 limit: Output 'output0' has 3\.0 dB against float, below 20\.$"),
     ],
 )  # fmt: skip
 def test_the_verdict_names_the_findings_that_block(

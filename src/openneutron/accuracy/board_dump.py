@@ -54,6 +54,8 @@ class BoardTensor:
     zero_point: int = 0
     number: int = 0
     """Its index among all inputs or outputs of the program, including those that are not tensors."""
+    name: str = ""
+    """Its name, as in all results of a program: "boxes", "output0"."""
 
     @property
     def size(self) -> int:

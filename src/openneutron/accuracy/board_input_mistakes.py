@@ -126,7 +126,7 @@ def _mistaken_vectors(
     simulation: Simulation, vectors: Sequence[Vector], normalization: Normalization | None
 ) -> Iterator[tuple[str, str, Callable[[int], Vector | None]]]:
     for number, tensor in enumerate(simulation.inputs):
-        for change in _changes(number, tensor, normalization):
+        for change in _changes(tensor, normalization):
             yield (
                 change.mistake, change.text,
                 lambda vector, number=number, change=change: _changed(vectors[vector], number, change),  # type: ignore[misc]
@@ -239,8 +239,8 @@ def _state_mistakes(
     yield from (way for way in ways if way[2] != simulation.starts or way[3])
 
 
-def _changes(number: int, tensor: BoardTensor, normalization: Normalization | None) -> Iterator[_Change]:
-    what = f"Input {number}"
+def _changes(tensor: BoardTensor, normalization: Normalization | None) -> Iterator[_Change]:
+    what = f"Input '{tensor.name}'"
     for order in orders_of(tensor):
         yield _Change(
             "input layout", f"{what} is written in the wrong order: {order.name}.",

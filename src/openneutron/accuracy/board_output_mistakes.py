@@ -57,27 +57,28 @@ def output_diagnoses(case: BoardCase, output: int) -> list[Diagnosis]:
 def _specific_mistakes(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
     """Yields mistakes other than a wrong scale or zero point, each with its text."""
     tensor = case.outputs[output]
+    what = f"Output '{tensor.name}'"
     if (text := _unwritten(case, pairs)) is not None:
-        yield "never written", f"Output {output} was never written, or not copied from the right memory: {text}."
+        yield "never written", f"{what} was never written, or not copied from the right memory: {text}."
         return
     for order in orders_of(tensor):
         if _undone(case, pairs, lambda values, order=order: order.undo(values, tensor)):  # type: ignore[misc]
-            yield "output layout", f"Output {output} is read in the wrong order: {order.name}."
+            yield "output layout", f"{what} is read in the wrong order: {order.name}."
     for group in WORDS:
         if tensor.bytes % group == 0 and _undone(case, pairs, lambda values, g=group: reverse_groups(values, g)):  # type: ignore[misc]
-            yield "byte order", f"Output {output} has the {group} bytes of each word in the wrong order (endian)."
+            yield "byte order", f"{what} has the {group} bytes of each word in the wrong order (endian)."
     if tensor.dtype == np.int8 and _undone(case, pairs, lambda values: (values.view(np.uint8) ^ 0x80).view(np.int8)):
         yield (
             "uint8 for int8",
-            f"Output {output} holds uint8 codes: its zero point is off by 128. The program gives int8.",
+            f"{what} holds uint8 codes: its zero point is off by 128. The program gives int8.",
         )
     shift = _shift(case, output, pairs)
     if shift is not None:
         where = f"{shift} bytes too late" if shift > 0 else f"{-shift} bytes too early"
-        yield "alignment", f"Output {output} begins {where} in the dump (an error of alignment or of an address)."
+        yield "alignment", f"{what} begins {where} in the dump (an error of alignment or of an address)."
     yield from _other_outputs(case, output, pairs)
     if (text := _partly_written(case, pairs)) is not None:
-        yield "partly written", f"Output {output} is only partly written: {text}."
+        yield "partly written", f"{what} is only partly written: {text}."
 
 
 def _undone(case: BoardCase, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> bool:
@@ -149,7 +150,7 @@ def _other_outputs(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[
             for vector, _ in pairs
         ]
         if explains(case, comparisons):
-            yield "swapped outputs", f"Output {output} holds the values of output {other}: the outputs are swapped."
+            yield "swapped outputs", f"Output '{own.name}' has the values of '{tensor.name}': the outputs are swapped."
 
 
 def _partly_written(case: BoardCase, pairs: list[Pair]) -> str | None:
@@ -188,7 +189,7 @@ def _affine(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[s
     for fit in affine_fits(expected, observed, tensor):
         known = _with_whole_offset(fit, tensor, lsb_of(expected, tensor))
         if known is not None and explains(case, _affine_comparisons(case, pairs, known), parameters=fit.parameters + 1):
-            yield _affine_text(known, tensor, output, lsb_of(expected, tensor))
+            yield _affine_text(known, tensor, lsb_of(expected, tensor))
             return
 
 
@@ -212,8 +213,8 @@ def _affine_comparisons(case: BoardCase, pairs: list[Pair], fit: AffineTransform
         )
 
 
-def _affine_text(fit: AffineTransform, tensor: BoardTensor, output: int, lsb: float) -> tuple[str, str]:
-    what = f"Output {output}"
+def _affine_text(fit: AffineTransform, tensor: BoardTensor, lsb: float) -> tuple[str, str]:
+    what = f"Output '{tensor.name}'"
     if tensor.dtype.kind == "f" and tensor.scale is not None:
         codes = fit.factor * tensor.scale
         if abs(codes - 1) < _NEAR and abs(fit.offset - tensor.zero_point) < 1:

@@ -93,7 +93,7 @@ class BoardDifference:
     where: str
     """What the differing elements have in common, such as "all in channel 3"; empty if nothing."""
     name: str
-    """The name of the output: its path in a dict or dataclass ("boxes"), or "output 0"."""
+    """The name of the output: its path in a dict or dataclass ("boxes"), or "output0"."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ def _typed(
         for output, tensor in enumerate(outputs):
             piece = pieces.get((vector, output))
             if piece is None:
-                missing.append(f"vector {vector}, output {output}")
+                missing.append(f"vector {vector}, {tensor.name}")
             elif len(piece) == tensor.bytes:
                 found[vector, output] = as_type(piece, tensor.dtype)
             elif tensor.dtype.kind == "f" and len(piece) == tensor.size:
@@ -383,7 +383,7 @@ def _typed(
                 converted.append((vector, output))
             else:
                 missing.append(
-                    f"vector {vector}, output {output} is not complete: it has {len(piece)} bytes of {tensor.bytes}"
+                    f"vector {vector}, {tensor.name} is not complete: it has {len(piece)} bytes of {tensor.bytes}"
                 )
     texts = [Diagnosis(
         "dequantized outputs",

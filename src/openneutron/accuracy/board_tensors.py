@@ -22,10 +22,10 @@ def board_inputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     """Returns the inputs that are tensors. Raises `InputError` for a dtype that numpy does not have."""
     method = _method_of(host)
     readers = {call.arguments[0]: call for call in _kernels(method) if qparams_of_call(method, call, QUANTIZE)}
-    found = zip(host.inputs, method.inputs, method.input_numbers, strict=True)
+    found = zip(host.inputs, method.inputs, method.input_numbers, host.input_names(), strict=True)
     return tuple(
-        _board_tensor(position, info, value, qparams_of_call(method, readers.get(number), QUANTIZE))
-        for position, (info, value, number) in enumerate(found)
+        _board_tensor(position, name, info, value, qparams_of_call(method, readers.get(number), QUANTIZE))
+        for position, (info, value, number, name) in enumerate(found)
         if isinstance(info, TensorInfo)
     )
 
@@ -37,10 +37,10 @@ def board_outputs(host: HostProgram) -> tuple[BoardTensor, ...]:
     """
     method = _method_of(host)
     writers = writers_of(method, signature_of)
-    found = zip(host.outputs, method.outputs, method.output_numbers, strict=True)
+    found = zip(host.outputs, method.outputs, method.output_numbers, host.output_names(), strict=True)
     return tuple(
-        _board_tensor(position, info, value, qparams_of_call(method, computing_call(writers, number), DEQUANTIZE))
-        for position, (info, value, number) in enumerate(found)
+        _board_tensor(position, name, info, value, qparams_of_call(method, computing_call(writers, number), DEQUANTIZE))
+        for position, (info, value, number, name) in enumerate(found)
         if not isinstance(info, ConstantInfo)
     )
 
@@ -54,11 +54,11 @@ def _kernels(method: Method) -> Iterator[KernelCall]:
 
 
 def _board_tensor(
-    position: int, info: TensorInfo, value: ProgramValue, qparams: tuple[float, int] | None
+    position: int, name: str, info: TensorInfo, value: ProgramValue, qparams: tuple[float, int] | None
 ) -> BoardTensor:
     scale, zero = (info.scale, info.zero_point) if info.scale is not None else qparams or (None, 0)
     dims: Sequence[int] = value.dim_order or range(len(info.shape))
-    return BoardTensor(info.shape, _numpy_dtype(info.dtype), tuple(dims), scale, zero or 0, position)
+    return BoardTensor(info.shape, _numpy_dtype(info.dtype), tuple(dims), scale, zero or 0, position, name)
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[np.generic]:

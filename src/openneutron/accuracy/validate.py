@@ -163,7 +163,7 @@ def _references(
 
 def program_forms(host: HostProgram) -> tuple[InputForm, ...]:
     """Returns the forms of a program's inputs before quantization. An input of int8 with qparams counts as float32."""
-    leaves = host.leaves or [Leaf((f"input {index}",)) for index in range(len(host.inputs))]
+    leaves = host.leaves or [Leaf((f"input{index}",)) for index in range(len(host.inputs))]
     return tuple(map(_form, leaves, host.inputs))
 
 
@@ -226,10 +226,9 @@ def _expected(module: GraphModule, inputs: Inputs, host: HostProgram) -> list[Te
 
 
 def names_of_tensors(host: HostProgram) -> list[str]:
-    """Returns the names of the outputs that are tensors. Those without a name are numbered among them: "output 0"."""
-    named = zip(host.output_names(unnamed=""), host.outputs, strict=True)
-    found = [name for name, info in named if isinstance(info, TensorInfo)]
-    return [name or f"output {index}" for index, name in enumerate(found)]
+    """Returns the names of the outputs that are tensors."""
+    named = zip(host.output_names(), host.outputs, strict=True)
+    return [name for name, info in named if isinstance(info, TensorInfo)]
 
 
 def differences_from(reference: str, scales: Sequence[float | None], names: Sequence[str]) -> list[DifferenceSum]:

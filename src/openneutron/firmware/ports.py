@@ -70,14 +70,12 @@ class Port:
 
 def input_ports(program: HostProgram, method: pte.Method) -> tuple[Port, ...]:
     """Returns the inputs of a program. `method` is its method `forward`."""
-    names = [leaf.name for leaf in program.leaves or ()] or [f"input{i}" for i in range(len(method.inputs))]
-    return _ports(program.inputs, method.inputs, method.input_numbers, names, method)
+    return _ports(program.inputs, method.inputs, method.input_numbers, program.input_names(), method)
 
 
 def output_ports(program: HostProgram, method: pte.Method) -> tuple[Port, ...]:
     """Returns the outputs of a program. `method` is its method `forward`."""
-    names = program.output_names("output{}")
-    return _ports(program.outputs, method.outputs, method.output_numbers, names, method)
+    return _ports(program.outputs, method.outputs, method.output_numbers, program.output_names(), method)
 
 
 def bytes_of(tensor: torch.Tensor, port: Port) -> bytes:

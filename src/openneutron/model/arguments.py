@@ -131,7 +131,7 @@ def paths_from_tree(text: str) -> list[Path] | None:
         return None
 
 
-def output_names(text: str | None, count: int, unnamed: str = "output {}") -> tuple[str, ...]:
+def output_names(text: str | None, count: int, unnamed: str = "output{}") -> tuple[str, ...]:
     """Returns a name for each of `count` outputs from the tree of outputs that torch.export serialized.
 
     An output within a dict or a dataclass has the name of its path: "boxes", "heads.0.scores". Every other output has

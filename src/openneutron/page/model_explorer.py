@@ -86,7 +86,7 @@ def _delegate_graph(name: str, graph: tflite.Subgraph, layers: Sequence[LayerRow
         producers.update({tensor.index: (identifier, number) for number, tensor in enumerate(operator.outputs)})
     for number, tensor in enumerate(graph.outputs):
         edges = [producers[tensor.index]] if tensor.index in producers else []
-        nodes.append(_node(f"output {number}", "output", edges=edges))
+        nodes.append(_node(f"output{number}", "output", edges=edges))
     return {"id": name, "nodes": nodes}
 
 
@@ -145,7 +145,7 @@ def _model_graph(module: GraphModule, placement: Mapping[str, PlacementRow]) -> 
         )
     returned = iterate_nodes(list(module.graph.nodes)[-1].args)
     nodes += [
-        _node(f"output {number}", "output", edges=[(known[one], 0)] if one in known else [])
+        _node(f"output{number}", "output", edges=[(known[one], 0)] if one in known else [])
         for number, one in enumerate(returned)
     ]
     return {"id": MODEL_GRAPH, "nodes": nodes}

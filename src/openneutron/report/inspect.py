@@ -75,7 +75,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         format="pte",
         bytes=len(data),
         description=f"ExecuTorch program, method '{method.name}'",
-        inputs=tuple(_summarize_program_value(f"input {i}", value) for i, value in enumerate(method.inputs)),
+        inputs=tuple(_summarize_program_value(f"input{i}", value) for i, value in enumerate(method.inputs)),
         outputs=tuple(map(_summarize_program_value, outputs, method.outputs)),
         delegates=delegates,
         cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.KernelCall)),
@@ -176,9 +176,9 @@ def _delegate_of_pte(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
                 f"A call of the delegate has {len(arguments)} arguments, but its payload has {header.argument_count} "
                 f"inputs and {len(header.output_map)} outputs."
             )
-        inputs = tuple(_summarize_program_value(f"input {i}", arguments[at]) for i, at in enumerate(header.input_map))
+        inputs = tuple(_summarize_program_value(f"input{i}", arguments[at]) for i, at in enumerate(header.input_map))
         outputs = tuple(
-            _summarize_program_value(f"output {i}", arguments[header.argument_count + at])
+            _summarize_program_value(f"output{i}", arguments[header.argument_count + at])
             for i, at in enumerate(header.output_map)
         )
         microcode = microcode_header(payload.microcode, header.version)

@@ -27,12 +27,12 @@ class OutputDifference:
     lsb: float | None
     """`largest` in int8 steps of the output; None for an output that is not quantized."""
     name: str
-    """The name of the output: its path in a dict or dataclass ("boxes"), or "output 0"."""
+    """The name of the output: its path in a dict or dataclass ("boxes"), or "output0"."""
 
     @property
     def title(self) -> str:
-        """The output as the subject of a sentence: "Output 0", "Output 'boxes'"."""
-        return self.name.capitalize() if self.name == f"output {self.output}" else f"Output '{self.name}'"
+        """The output as the subject of a sentence: "Output 'boxes'"."""
+        return f"Output '{self.name}'"
 
 
 @dataclass(frozen=True)

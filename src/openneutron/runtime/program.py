@@ -173,7 +173,11 @@ class HostProgram:
         """The path of each input in the arguments of `forward`; None if unknown."""
         return self._leaves
 
-    def output_names(self, unnamed: str = "output {}") -> tuple[str, ...]:
+    def input_names(self) -> list[str]:
+        """Returns the name of each input, or "input0" for an input without a name."""
+        return [leaf.name for leaf in self._leaves or ()] or [f"input{i}" for i in range(len(self.inputs))]
+
+    def output_names(self, unnamed: str = "output{}") -> tuple[str, ...]:
         """Returns the name of each output: its path in a dict or dataclass ("boxes"), else `unnamed` with its position.
         """
         return output_names(self._outputs_tree, len(self.outputs), unnamed)
@@ -238,7 +242,7 @@ class HostProgram:
             yield
         except HostError as error:
             method = next(method for method in pte.read(self._data, self._name).methods if method.name == METHOD)
-            if fault := index_fault(method, str(error), self._names(), tensors):
+            if fault := index_fault(method, str(error), self.input_names(), tensors):
                 raise type(error)(f"{error}. {fault}") from error
             raise
 
@@ -308,15 +312,11 @@ class HostProgram:
             raise InputError(f"{self._name} got no input '{leaf.name}'; {self._describe_inputs()}")
         return info.value
 
-    def _names(self) -> list[str]:
-        """Returns the name of each input, or "input 0" for an input without a name."""
-        return [leaf.name for leaf in self._leaves or ()] or [f"input {i}" for i in range(len(self.inputs))]
-
     def _describe_inputs(self) -> str:
         """Returns the names, dtypes and shapes of the inputs, as part of an error message."""
         words = (
             f"{name}: {info.dtype} {info.shape}" if isinstance(info, TensorInfo) else f"{name}: {info.value!r}"
-            for name, info in zip(self._names(), self.inputs, strict=True)
+            for name, info in zip(self.input_names(), self.inputs, strict=True)
         )
         return f"it takes ({', '.join(words)})"
 

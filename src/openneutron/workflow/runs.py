@@ -65,9 +65,8 @@ def run_files(
         check_array_file(output)
     host = load(program, isolated=isolated)
     labels = None if settings.data.labels is None else read_labels(Path(settings.data.labels))
-    names = None if host.leaves is None else [leaf.name for leaf in host.leaves]
-    names_of_outputs = host.output_names("output{}")
-    runs = inputs_of_files(files, host.inputs, transform_from(settings), names)
+    names_of_outputs = host.output_names()
+    runs = inputs_of_files(files, host.inputs, transform_from(settings), host.input_names())
     if output is not None and len(runs) > 1 and Path(output).suffix.lower() != ".npz":
         raise OptionError(f"The outputs of {len(runs)} runs ({listed(run.name for run in runs)}) need a .npz file.")
     found: list[FileRun] = []
