@@ -9,7 +9,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from openneutron.model.lifting import lifted_program
 from openneutron.model.state import samples_of
 from openneutron.neutron_program import NeutronProgram
 from openneutron.partition import quantized_io
+from openneutron.partition.blocked_names import check_names_in_graph
 from openneutron.partition.placing import Placed
 from openneutron.quantized_model import QuantizedModel
 from openneutron.recovery.large_cell_states import modules_with_large_cell_states
@@ -59,7 +60,7 @@ from openneutron.training.trainable import TrainableModel
 from openneutron.vendor.device import compile_program
 from openneutron.vendor.sdk import Converter, converter_for
 
-__all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize"]
+__all__ = ["NeutronProgram", "QuantizedModel", "lower", "quantize", "quantize_for_lowering"]
 
 LOWERING_SHARES = (8, 1, 2, 20)
 """Relative durations of the phases of `lower`, for its progress bar: export, placement, compilation, ExecuTorch's
@@ -131,6 +132,32 @@ def quantize(
     check_gradients("quantize")
     running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
     options = _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options)
+    return _quantized_for(target, model, example_inputs, calibration, options)
+
+
+@traces_alone
+def quantize_for_lowering(
+    not_delegated: Sequence[str], model: Any, example_inputs: Any, calibration: Data, target: Target, **options: Any
+) -> QuantizedModel:
+    """Quantizes a model as `quantize` does, for `lower` with the option `operators_not_to_delegate`.
+
+    Also raises `OptionError` for a name in `not_delegated` that the model does not have, before calibration.
+    """
+    given = inspect.signature(quantize).bind(model, example_inputs, calibration, target, **options)
+    given.apply_defaults()
+    named = dict(given.arguments)
+    running = CalibrationOptions(**{field.name: named[field.name] for field in fields(CalibrationOptions)})
+    own = {name: named[name] for name in ("recover", "recovery_seconds", "strict", "transform")}
+    chosen = _QuantizeOptions(
+        **own, running=running, quantizer=named["quantizer_options"], not_delegated=not_delegated
+    )
+    check_gradients("quantize")
+    return _quantized_for(target, model, example_inputs, calibration, chosen)
+
+
+def _quantized_for(
+    target: Target, model: Any, example_inputs: Any, calibration: Data, options: _QuantizeOptions
+) -> QuantizedModel:
     spec = NeutronTargetSpec(target)
     with rare_full_collections():
         quantized = _quantized(model, example_inputs, calibration, options, options.quantizer_for(spec))
@@ -148,6 +175,8 @@ class _QuantizeOptions:
     running: CalibrationOptions
     quantizer: Mapping[str, Any]
     """The options of `NeutronQuantizer`."""
+    not_delegated: Sequence[str] = ()
+    """The names that `lower` will get as `operators_not_to_delegate`."""
 
     def __post_init__(self) -> None:
         recipe_of(self.recover, observes=self.observes)
@@ -234,6 +263,7 @@ def _quantized(
             exported = quantizer.prepare_graph(unprepared, equalizes=equalizes)
     with typed_errors("Preparing the inputs for quantization"):
         widen_inputs(exported, samples, options.wide_inputs(exported, samples))
+    check_names_in_graph(options.not_delegated, exported.graph)
     begun = time.perf_counter()
     recipe, trials = _recipe(options, quantizer, exported, samples)
     with typed_errors("Quantizing the model"):

@@ -7,14 +7,14 @@ from functools import cache
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from openneutron.core.fx import op_name, operator_aliases, operator_names
 from openneutron.core.messages import near_matches
 from openneutron.errors import OptionError
 from openneutron.ops import DECOMPOSITIONS, OPERATORS, SPECS
 
-__all__ = ["check_blocked_names", "check_forms", "names_of"]
+__all__ = ["check_blocked_names", "check_forms", "check_names_in_graph", "names_of"]
 
 
 def names_of(node: Node) -> set[str]:
@@ -26,18 +26,49 @@ def names_of(node: Node) -> set[str]:
 
 def check_blocked_names(names: Iterable[str], program: ExportedProgram) -> None:
     """Raises `OptionError` for a name that is neither a declared operator nor an operator or a node of the program."""
-    names = frozenset(names)
-    if not names:
-        return
-    known = set(_declared())
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            known |= names_of(node)
+    if names := frozenset(names):
+        _check(names, _names_in(program.graph), "this program")
+
+
+def check_names_in_graph(names: Iterable[str], graph: Graph) -> None:
+    """Raises `OptionError` for a name that is no declared operator, and that no node will have after lowering.
+
+    `graph` is the float graph of a model after the passes of the quantizer, with the layers of wide inputs. Conversion
+    adds no other operators than quantize and dequantize. Lowering names nodes by their operators, with a number in the
+    order of the graph: "conv2d", "conv2d_1". `check_blocked_names` is exact, but needs the lowered graph. Linear in
+    nodes.
+    """
+    if names := frozenset(names):
+        _check(names, _names_in(graph) | _names_after_lowering(graph), "this model")
+
+
+def _check(names: frozenset[str], known: set[str], where: str) -> None:
     for name in sorted(names - known):
         raise OptionError(
-            f"operators_not_to_delegate names '{name}', which is neither an operator nor a node of this program."
-            f"{near_matches(name, known)}"
+            f"operators_not_to_delegate names '{name}', which is neither an operator nor a node of {where}. Give a "
+            f"name that the placement lists, or an operator such as aten::silu.{near_matches(name, known)}"
         )
+
+
+def _names_in(graph: Graph) -> set[str]:
+    """Returns the names of all declared operators, and of the calls of a graph and their operators."""
+    return set(_declared()).union(*map(names_of, filter(_is_call, graph.nodes)))
+
+
+def _is_call(node: Node) -> bool:
+    return node.op == "call_function"
+
+
+def _names_after_lowering(graph: Graph) -> set[str]:
+    """Returns the names that torch.export gives to the calls of a graph."""
+    named, found = Graph(), set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            named.placeholder(node.name)
+        elif _is_call(node):
+            packet = getattr(node.target, "overloadpacket", node.target)
+            found.add(named.create_node("call_function", node.target, name=packet.__name__).name)
+    return found
 
 
 def check_forms(names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from openneutron.core.messages import did_you_mean
 from openneutron.core.progress import counting_bar, phase_bar
 from openneutron.documented_flow import NeutronQuantizer
 from openneutron.errors import OptionError
-from openneutron.flow import lower, quantize
+from openneutron.flow import lower, quantize, quantize_for_lowering
 from openneutron.model.data import Data
 from openneutron.neutron_program import NeutronProgram
 from openneutron.page import Summary, page_of, summarize
@@ -125,14 +125,16 @@ def build(
         if isinstance(calibration, Iterator):  # validation and analysis read the inputs again
             calibration = list(calibration)
         quantize_options, lower_options = _split(options)
-        check_forms(list_of_names(lower_options.get("operators_not_to_delegate")))
+        not_delegated = list_of_names(lower_options.get("operators_not_to_delegate"))
+        check_forms(not_delegated)
         converter_fields(lower_options.get("extra_flags"))
         if lower_options.get("payload") == "device":  # a missing converter is reported before the quantization
             choose_converter(lower_options.get("neutron_converter_flavor"))
         if evaluation is not None:
             check_classes(model, example_inputs, evaluation, metric)
         with run("quantize"):
-            quantized = quantize(
+            quantized = quantize_for_lowering(
+                not_delegated,
                 model,
                 example_inputs,
                 calibration,
