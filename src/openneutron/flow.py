@@ -448,7 +448,7 @@ def _portable_program(
     """
     from executorch.exir import to_edge_transform_and_lower
 
-    from openneutron.partition.dependency_caches import forget_lowered_programs
+    from openneutron.partition.dependency_caches import forget_lowered_programs, list_composite_operators_once
     from openneutron.partition.partitioner import NeutronPartitioner, check_cpu_operators, compile_placed
 
     with warnings.catch_warnings():
@@ -457,9 +457,10 @@ def _portable_program(
         program = compile_placed(placed)
         end_phase()
         records = placed.graphs.options.use_profiling
-        edge = to_edge_transform_and_lower(
-            program, partitioner=partitioner, constant_methods=constant_methods, generate_etrecord=records
-        )
+        with list_composite_operators_once():
+            edge = to_edge_transform_and_lower(
+                program, partitioner=partitioner, constant_methods=constant_methods, generate_etrecord=records
+            )
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner keeps initial values
         lowered = edge.to_executorch()
         forget_lowered_programs()

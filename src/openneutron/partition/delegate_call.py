@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch._export.verifier import Verifier
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
 from torch.fx import Graph, Node
 
 from openneutron.core.fx import is_dequantize, is_quantize, note, note_of, output_node
@@ -291,7 +292,48 @@ def replace_partitions(
         inputs=[*payload_specs, *kept_inputs],
         constants={**_nchw_constants(program.constants, kept_inputs), **tensors},
         state=_nchw_constants(program.state_dict, kept_inputs),
+        kind=_PartitionedProgram,
     )
+
+
+class _PartitionedProgram(ExportedProgram):
+    """The result of `replace_partitions`. ExecuTorch decomposes it before it writes the edge dialect.
+
+    torch decomposes a program by tracing it again, after it has searched all operators of all libraries for those that
+    it may decompose. This takes as long as the compilation of a network. The usual program calls delegates and
+    quantizes, and has nothing to decompose.
+    """
+
+    def run_decompositions(
+        self,
+        decomp_table: dict[torch._ops.OperatorBase, Callable[..., Any]] | None = None,
+        decompose_custom_triton_ops: bool = False,
+    ) -> ExportedProgram:
+        """Returns the decomposed program: a copy if no operator can be decomposed. Linear in nodes."""
+        if not _is_decomposed(self):
+            decomposed: ExportedProgram = super().run_decompositions(decomp_table, decompose_custom_triton_ops)
+            return decomposed
+        graph, copies = Graph(), dict[Node, Node]()
+        graph.output(graph.graph_copy(self.graph, copies)).meta = dict(output_node(self.graph).meta)
+        return with_graph(self, graph, copies, verifiers=[Verifier])
+
+
+def _is_decomposed(program: ExportedProgram) -> bool:
+    """Whether a program only calls delegates, quantizes and dequantizes, and returns the results."""
+    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
+        return False
+    returned = output_node(program.graph).args[0]
+    assert isinstance(returned, (tuple, list))
+    computed = [value for value in returned if isinstance(value, Node) and value.op == "call_function"]
+    if len(set(computed)) < len(returned):  # torch copies an input that is returned
+        return False
+    return all(map(_needs_no_decomposition, program.graph.nodes))
+
+
+def _needs_no_decomposition(node: Node) -> bool:
+    if node.op != "call_function" or node.target is operator.getitem:
+        return node.op != "get_attr"
+    return is_delegate_call(node) or is_trace(node) or is_quantize(node) or is_dequantize(node)
 
 
 def _payload_name(number: int) -> str:

@@ -1,12 +1,17 @@
-"""Caches of ExecuTorch and torch that would keep each lowered program in memory."""
+"""Caches of ExecuTorch and torch: some would keep each lowered program in memory, and one is missing."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch._export.utils as torch_export
 from executorch.exir.backend.utils import is_same_node
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["forget_lowered_programs"]
+__all__ = ["forget_lowered_programs", "list_composite_operators_once"]
 
 
 def forget_lowered_programs() -> None:
@@ -19,3 +24,18 @@ def forget_lowered_programs() -> None:
     calls = FakeTensorMode.cache
     for key in [key for key in calls if any(isinstance(value, LoweredBackendModule) for value in key.key)]:
         del calls[key]
+
+
+@contextmanager
+def list_composite_operators_once() -> Iterator[None]:
+    """Lets torch load the composite operators of all libraries once in the block, which must not define operators.
+
+    ExecuTorch reads a table of decompositions, and torch loads these operators again for each library that it enters
+    there. Not for two threads at once.
+    """
+    load = torch_export._materialize_cpp_cia_ops
+    torch_export._materialize_cpp_cia_ops = functools.cache(load)
+    try:
+        yield
+    finally:
+        torch_export._materialize_cpp_cia_ops = load

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from torch._export.verifier import Verifier
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec
 from torch.fx import Graph, GraphModule, Node
@@ -27,18 +28,21 @@ def with_graph(
     inputs: Sequence[InputSpec] | None = None,
     constants: Mapping[str, torch.Tensor] | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
+    kind: type[ExportedProgram] = ExportedProgram,
+    verifiers: Sequence[type[Verifier]] | None = None,
 ) -> ExportedProgram:
     """Returns `program` with another graph.
 
     `copies` maps nodes of the program to nodes of `graph`, and contains at least the inputs. `inputs` are the input
     specs, by default those of the program. `constants` and `state` are added to those of the program, or replace those
-    of the same name. The signature is a copy; the tensors are shared with `program`.
+    of the same name. The signature is a copy; the tensors are shared with `program`. The result has the class `kind`
+    and the `verifiers`, by default those of the program.
     """
     names = {old.name: new.name for old, new in copies.items()}
     signature = program.graph_signature
     returned = output_node(graph).args[0]
     assert isinstance(returned, (tuple, list))  # torch.export guarantees this
-    return ExportedProgram(
+    return kind(
         root=GraphModule(program.graph_module, graph),
         graph=graph,
         graph_signature=ExportGraphSignature(
@@ -55,7 +59,7 @@ def with_graph(
         range_constraints=program.range_constraints,
         **_flatten_containers(program),
         constants={**program.constants, **(constants or {})},
-        verifiers=program.verifiers,
+        verifiers=list(program.verifiers if verifiers is None else verifiers),
     )
 
 
