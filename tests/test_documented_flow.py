@@ -80,6 +80,25 @@ class CellLoop(nn.Module):
         return result
 
 
+class FoldedLoop(nn.Module):
+    """Calls layers in a loop. Passes fold the norms and the product with a parameter into the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.recurrent = nn.LayerNorm(UNITS), nn.Linear(UNITS, UNITS)
+        self.layer, self.batch_norm = nn.Linear(BANDS, UNITS, bias=False), nn.BatchNorm1d(UNITS)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, UNITS))
+        for parameter in (*self.norm.parameters(), *self.batch_norm.parameters()):
+            nn.init.uniform_(parameter, 0.5, 1.5)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        hidden = torch.zeros(len(frames), UNITS)
+        for frame in frames.unbind(1):
+            update = self.recurrent(self.norm(hidden)) * self.scale + self.batch_norm(self.layer(frame))
+            hidden = 0.5 * hidden + torch.tanh(update)
+        return hidden
+
+
 class Siamese(nn.Module):
     """Applies one layer to two parts of the input, which do not depend on each other."""
 
@@ -118,6 +137,7 @@ RECURRENT: dict[str, Callable[[], nn.Module]] = {
     "rnn": lambda: Encoder(nn.RNN(BANDS, UNITS, batch_first=True)),
     "loop": Loop,
     "loop of LSTM cells": lambda: CellLoop(nn.LSTMCell(BANDS, UNITS)),
+    "loop of layers with norms": FoldedLoop,
     "loop of GRU cells": lambda: CellLoop(nn.GRUCell(BANDS, UNITS)),
 }
 

@@ -55,6 +55,7 @@ from openneutron.passes.remove_stride_dependence import remove_stride_dependence
 from openneutron.passes.resolve_constant_shapes import resolve_constant_shapes
 from openneutron.passes.scalars_to_constants import scalars_to_constants
 from openneutron.passes.scale_before_masks import scale_before_masks
+from openneutron.passes.share_equal_weights import share_equal_weights
 from openneutron.passes.slices_to_space_to_depth import slices_to_space_to_depth
 from openneutron.passes.specialize_convolutions import specialize_convolutions
 from openneutron.passes.split_padded_products import split_padded_products
@@ -175,6 +176,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(copy_returned_concatenations, "copy concatenations that are returned and computed with"),
     Pass(fold_arithmetic, "fold constant sums and products into weights and biases", When.CALIBRATION),
     Pass(remove_dead_channels, "remove channels whose activation is zero for every input", When.CALIBRATION),
+    Pass(share_equal_weights, "let layers of a loop share weights that passes copied", When.CALIBRATION),
     Pass(recognize_cells, "note the cell states of LSTMs that the model computes itself", When.CALIBRATION),
     Pass(remove_unused, "remove operators that have no readers after the passes"),
     Pass(copy_values_of_states, "copy a value that is written to several states"),
