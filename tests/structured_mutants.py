@@ -23,7 +23,7 @@ from openneutron.formats.flatbuffer import Source
 __all__ = ["mutated_bytes", "mutated_numbers", "mutated_tflite", "read_places"]
 
 _SPECIAL = (-(2**31), -2, -1, 0, 1, 2, 3, 4, 7, 16, 127, 128, 255, 256, 65535, 2**16, 2**24, 2**30, 2**31 - 1)
-_SCALES = (0.0, -1.0, 1e-45, 1e-30, 2.0**-126, 1e-6, 1.0, 1e6, 1e30, 3e38, float("inf"), float("nan"))
+_SCALES = 0.0, -1.0, 1e-45, *(2.0**exponent for exponent in range(-126, 128, 11)), 3e38, float("inf"), float("nan")
 _ZERO_POINTS = (-(2**63), -129, -128, -1, 0, 1, 127, 128, 2**31, 2**63 - 1)
 _BUILTINS = sorted(value for value in vars(schema.BuiltinOperator).values() if isinstance(value, int))
 _OPTIONS = sorted(value for value in vars(schema.BuiltinOptions).values() if isinstance(value, int))

@@ -178,7 +178,7 @@ DAMAGE_OF_EVERY_KIND: dict[str, tuple[Change, str]] = {
     "int32 data": (lambda model: setattr(output(model), "type", schema.TensorType.INT32), "an int8 output"),
     "unknown buffer": (set_input(0, buffer=99), "a buffer below"),
     "infinite scale": (set_qparams([float("inf")], [0]), "scales of all tensors from"),
-    "reciprocal of the scale underflows": (set_qparams([2.0**127], [0]), "scales of all tensors from"),
+    "scale of which a kernel's multiple overflows": (set_qparams([2.0**108], [0]), "scales of all tensors from"),
     "scale of zero": (set_qparams([0.0], [0]), "scales of all tensors from"),
     "scale is no number": (set_qparams([float("nan")], [0]), "scales of all tensors from"),
     "zero point out of range": (set_qparams([0.5], [128]), "zero points of all tensors from -128 to 127"),

@@ -23,10 +23,11 @@ _MOST_TERMS = (2**31 - 1) // LARGEST_PRODUCT
 
 
 _ACCUMULATORS = {kind.accumulator for kind in KINDS.values() if kind.accumulator is not None}
-LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**126
-"""Bounds of the normal numbers of float32, the type of scales in TFLite files, with normal reciprocals.
+LEAST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**107
+"""The least normal number of float32, the type of scales in TFLite files, and the largest scale of a sum's output.
 
-LiteRT ends the process for a larger scale of a sum's output."""
+LiteRT's kernels of sums multiply the scale of the output by 2^20 in float32, and end the process if this overflows
+(`tests/formats/test_scale_limits.py`)."""
 # The product of two scales within these bounds, such as the scale of a bias, is a normal number.
 LEAST_ORDINARY_SCALE, LARGEST_ORDINARY_SCALE = 2.0**-60, 2.0**40
 
@@ -46,7 +47,7 @@ def may_break_scale_limits(inputs: Sequence[QParams], output: QParams, largest_d
         _least_limit(max(largest_dim, _MOST_TERMS), is_sum=is_sum) / 2 * output.scale[0] for is_sum in (False, True)
     )
     exceeds = math.prod(widest) >= limit_of_products or max(widest, default=0.0) >= limit_of_sums
-    return exceeds or not all(map(_is_normal, (*scales, *output.scale)))
+    return exceeds or not all(map(_is_supported, (*scales, *output.scale)))
 
 
 def _least_limit(terms: int, *, is_sum: bool) -> float:
@@ -58,8 +59,8 @@ def scale_fault(op: Op) -> str:
     """Returns the fault of an operator's scales, as the end of a sentence that begins with its name; "" for none."""
     for tensor in (*op.inputs, op.output):
         for scale in tensor.qparams.scale:
-            if not _is_normal(scale):
-                return f"has a scale of {scale:.3g}, which is not a normal float32 number with a normal reciprocal"
+            if not _is_supported(scale):
+                return f"has a scale of {scale:.3g}, but LiteRT's kernels take scales from 2^-126 to 2^107"
     if op.kind.accumulator is None:
         return ""
     accumulator, output = op.kind.accumulator, op.output.qparams.scale[0]
@@ -103,5 +104,5 @@ def is_unusual_scale(op: Op) -> bool:
     return not all(LEAST_ORDINARY_SCALE <= scale <= LARGEST_ORDINARY_SCALE for scale in scales)
 
 
-def _is_normal(scale: float) -> bool:
+def _is_supported(scale: float) -> bool:
     return math.isfinite(scale) and LEAST_SCALE <= scale <= LARGEST_SCALE

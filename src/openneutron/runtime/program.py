@@ -428,7 +428,7 @@ def _check_qparams(dtype: torch.dtype, scale: object, zero_point: object, name: 
         raise ValueError(f"{name} has dtype {dtype}, but also a scale and a zero point. Lower the model again")
     if not isinstance(scale, float) or not LEAST_SCALE <= scale <= LARGEST_SCALE:
         raise ValueError(
-            f"the scale of {name} is {scale!r}, expected a number from 2^-126 to 2^126. Lower the model again"
+            f"the scale of {name} is {scale!r}, expected a number from 2^-126 to 2^107. Lower the model again"
         )
     limits = torch.iinfo(dtype)
     if type(zero_point) is not int or not limits.min <= zero_point <= limits.max:

@@ -206,7 +206,7 @@ def _check_quantization(tensors: Tables) -> tuple[Numbers, Numbers, Numbers, Num
         return result
     if not (scales.min() >= LEAST_SCALE and scales.max() <= LARGEST_SCALE):  # false for NaN, too
         found = f"{scales.min()} to {scales.max()}"
-        raise source.error(int(tables.at[0]), "scales of all tensors from 2^-126 to 2^126", found)
+        raise source.error(int(tables.at[0]), "scales of all tensors from 2^-126 to 2^107", found)
     if zero_points.min() < -128 or zero_points.max() > 127:
         found = f"{zero_points.min()} to {zero_points.max()}"
         raise source.error(int(tables.at[0]), "zero points of all tensors from -128 to 127", found)
