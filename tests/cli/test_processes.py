@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,30 @@ def test_wrong_use(verb: str, work: Path, built: Path) -> None:
     assert result.code == 2, result.text
     assert text in result.err
     assert result.out == ""
+
+
+_TORCH_AND_DATA = ("torch", "PIL", "openneutron.data", "openneutron.vendor.sdk")
+WITHOUT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "help": (("build", "--help"), ("numpy", *_TORCH_AND_DATA)),
+    "a missing program": (("inspect", "missing.pte"), ("numpy", *_TORCH_AND_DATA)),
+    "a missing file of compare": (("compare", "missing.pte", "missing.pte"), ("numpy", *_TORCH_AND_DATA)),
+    "a missing model": (("build", "missing.py:Net"), ("numpy", *_TORCH_AND_DATA)),
+    "inspect": (("inspect", "out/model.pte"), _TORCH_AND_DATA),
+    "extract": (("extract", "out/model.pte", "-o", "models"), _TORCH_AND_DATA),
+    "targets": (("targets",), _TORCH_AND_DATA[:3]),
+}
+"""Arguments, and modules that the command does not need: their import takes most of the time of its answer."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WITHOUT)
+def test_a_fast_answer_imports_no_slow_module(case: str, work: Path, built: Path) -> None:
+    arguments, absent = WITHOUT[case]
+    code = (
+        "import sys\nfrom openneutron.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit:\n    print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=True)
+    assert "typer" in done.stderr.split()
+    assert not set(absent).intersection(done.stderr.split())

@@ -22,8 +22,6 @@ from openneutron.cli.terminal import Terminal
 from openneutron.cli.verbs import FAILED, add_verb
 from openneutron.core.files import check_output, is_folder, write_files
 from openneutron.core.options import MOST_JOBS
-from openneutron.data.inputs import check_files
-from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.build_files import check_program
@@ -65,6 +63,9 @@ def run(
     in_process: InProcess = False,
 ) -> None:
     """Run a program on this machine: images, .npy, .npz, CSV and WAV files in; classes, a file or a table out."""
+    from openneutron.data.inputs import check_files
+    from openneutron.data.outputs import check_array_file
+
     check_settings(settings, uses=("labels", "transform"))
     check_files(files)
     if output is not None:

@@ -24,7 +24,6 @@ from openneutron.cli.terminal import Terminal, command_line
 from openneutron.cli.verbs import add_verb
 from openneutron.core.files import check_new_folder, check_output
 from openneutron.core.messages import as_argument
-from openneutron.data.inputs import check_files
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
 from openneutron.settings.checks import check_settings
@@ -183,6 +182,8 @@ def package(
     """
     check_settings(settings, uses=("transform",))
     check_new_folder(output)
+    from openneutron.data.inputs import check_files
+
     check_files(samples or ())
     from openneutron.workflow.packages import package_files
 

@@ -50,6 +50,14 @@ OPERATORS_WORD = {0: 13, 1: 15}  # inferred; agrees with all known files of the 
 TFLITE_IDENTIFIER = b"TFL3"
 TFLITE_IDENTIFIER_AT = slice(4, 8)
 
+NEUTRON_GRAPH = "NeutronGraph"
+"""The custom operator of a TFLite model that the vendor's converter wrote."""
+CONSTANT_INPUTS = 3
+"""Its last inputs: microcode, weights and kernels, which follow the inputs of the graph."""
+BUFFER_OUTPUTS = {1: 0, 3: 1}
+"""The version of the payload by the number of outputs after those of the graph. Version 0 has a scratch buffer, version
+1 has scratch, profile and debug buffers."""
+
 SEAL = struct.Struct("<8sII")  # 16 bytes, so that it needs no padding
 SEAL_MAGIC = b"OpnNtrn\0"
 

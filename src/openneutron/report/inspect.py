@@ -11,7 +11,14 @@ from openneutron.compile_spec import CompileOptions
 from openneutron.core.files import read_file
 from openneutron.errors import FormatError, PayloadError
 from openneutron.formats import pte, tflite
-from openneutron.formats.payload import Payload, microcode_header, parse
+from openneutron.formats.payload import (
+    BUFFER_OUTPUTS,
+    CONSTANT_INPUTS,
+    NEUTRON_GRAPH,
+    Payload,
+    microcode_header,
+    parse,
+)
 from openneutron.model.arguments import output_names
 from openneutron.report.board_parts import Contents, changes_of, parts_of, prefetch_window
 from openneutron.report.contents import NEUTRON_BACKEND, Delegate, Report, Section, TensorSummary
@@ -27,7 +34,6 @@ from openneutron.report.regions import fit_on_board
 from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
 from openneutron.report.tflite_ops import npu_operators
 from openneutron.targets import NeutronTarget, NeutronTargetSpec, Target
-from openneutron.vendor.device import BUFFER_OUTPUTS, CONSTANT_INPUTS, NEUTRON_GRAPH
 
 __all__ = ["inspect", "inspect_bytes"]
 

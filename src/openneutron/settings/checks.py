@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openneutron.compile_spec import CompileOptions, converter_fields
 from openneutron.core.messages import did_you_mean
-from openneutron.data import ImageTransform, check_data
 from openneutron.errors import OptionError
 from openneutron.settings.declaration import RANDOM, Settings
 from openneutron.settings.input_shapes import parse_input
 from openneutron.settings.model_texts import arguments_in, check_model
 from openneutron.settings.package_names import check_name, check_section
 from openneutron.targets import NeutronTargetSpec
+
+if TYPE_CHECKING:
+    from openneutron.data import ImageTransform
 
 __all__ = ["check_settings", "image_transform", "layers_of", "required_message"]
 
@@ -54,6 +56,8 @@ def check_settings(
     settings.check_paths(uses)
     for name, data in (("calibrate", settings.data.calibrate), ("evaluate", settings.data.evaluate)):
         if data is not None and data != RANDOM and (uses is None or name in uses):
+            from openneutron.data import check_data  # verbs without data start faster
+
             check_data(data)
     image_transform(settings)
     layers_of(settings)
@@ -104,7 +108,11 @@ def image_transform(settings: Settings) -> ImageTransform | None:
     options = {name: value for name, value in options.items() if value is not None}
     if given.transform is not None and options:
         raise OptionError(f"'transform' replaces the options of images. Leave out {', '.join(options)}.")
-    return ImageTransform(**options) if options else None
+    if not options:
+        return None
+    from openneutron.data import ImageTransform  # verbs without data start faster
+
+    return ImageTransform(**options)
 
 
 def _size(numbers: tuple[float, ...]) -> int | tuple[int, ...] | None:

@@ -12,7 +12,15 @@ from openneutron.compile_spec import CompileOptions, converter_fields
 from openneutron.core.files import write_file
 from openneutron.errors import ConverterError, ModelError, OptionError
 from openneutron.formats import pte, tflite
-from openneutron.formats.payload import Payload, PayloadHeader, pack_device, parse
+from openneutron.formats.payload import (
+    BUFFER_OUTPUTS,
+    CONSTANT_INPUTS,
+    NEUTRON_GRAPH,
+    Payload,
+    PayloadHeader,
+    pack_device,
+    parse,
+)
 from openneutron.vendor.profiling import Kernel, kernels_of
 from openneutron.vendor.sdk import (
     DEFAULT_FLAGS,
@@ -32,11 +40,6 @@ __all__ = [
 ]  # fmt: skip
 
 BACKEND = "NeutronBackend"
-NEUTRON_GRAPH = "NeutronGraph"
-CONSTANT_INPUTS = 3  # microcode, weights and kernels, which follow the graph's inputs
-# Number of outputs after the graph's outputs, and the payload version: version 0 has a scratch buffer, version 1 has
-# scratch, profile and debug buffers.
-BUFFER_OUTPUTS = {1: 0, 3: 1}
 # ExecuTorch's own backend sets these flags for profiling. The map from kernels to operators is read from the text that
 # the converter then prints.
 PROFILING_FLAGS: Mapping[str, Any] = {
