@@ -36,6 +36,7 @@ from openneutron.errors import InputError, ModelError
 from openneutron.model.data import describe
 from openneutron.model.examples import Examples, register_dataclasses
 from openneutron.model.export_errors import export_error, has_control_flow, source_line
+from openneutron.model.norm_inference import infer_norms_without_arithmetic
 from openneutron.model.state import initial_states, keep_assignments
 
 __all__ = [
@@ -354,7 +355,8 @@ def _exported(module: nn.Module, examples: Examples, *, strict: bool) -> Exporte
     with warnings.catch_warnings(record=strict) as caught:
         if strict:
             warnings.simplefilter("always")
-        with nullcontext() if strict or is_exported(module) else keep_assignments(module):
+        keeping = nullcontext() if strict or is_exported(module) else keep_assignments(module)
+        with keeping, infer_norms_without_arithmetic():
             exported = torch.export.export(module, examples.args, dict(examples.kwargs), strict=strict)
     for warning in caught or ():
         if _LOSES_STATE.search(str(warning.message)):
