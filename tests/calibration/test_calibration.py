@@ -26,6 +26,7 @@ from openneutron import NeutronQuantizer, lower, quantize
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.calibration.bare_graph import SINGLE, Batches, bare_graph, batching_failure, choose_batches
 from openneutron.calibration.run import _observers_by_name
+from openneutron.core.evaluation import GraphRun
 from openneutron.core.parallel import WorkerWarning, map_in_order, split
 from openneutron.errors import CalibrationError, OptionError
 from openneutron.quantizer import DistributionObserver
@@ -247,6 +248,18 @@ class TestBatches:
         quantized = quantize(model, samples[:1], samples, recover=None, layers={"network": "float"}, progress=False)
         for sample in samples:
             torch.testing.assert_close(quantized(sample), model(sample), atol=0.05, rtol=0)
+
+    def test_the_choice_of_batches_runs_two_samples_and_one_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        runs: list[GraphRun] = []
+        run = GraphRun.run
+
+        def counted(graph: GraphRun) -> Any:
+            runs.append(graph)
+            return run(graph)
+
+        monkeypatch.setattr(GraphRun, "run", counted)
+        assert choose_batches(bare_graph(prepared()), singles(8), None) != SINGLE
+        assert len(runs) == 3
 
     def test_batches_of_the_prepared_model_are_proven_exact(self) -> None:
         assert batching_failure(bare_graph(prepared()), singles(3), Batches(3)) is None

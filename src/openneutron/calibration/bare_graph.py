@@ -202,17 +202,20 @@ def choose_batches(single: GraphModule, samples: list[Inputs], wanted: int | Non
         return Batches(wanted)
     if len(samples) == 1:
         return SINGLE
-    batches = _fastest_batches(single, samples)
-    return SINGLE if batches == SINGLE or batching_failure(single, samples, batches) is not None else batches
+    first = _Trial(single, samples[0])
+    outputs = first.run()
+    batches = _fastest_batches(single, len(samples), first)
+    return SINGLE if batches == SINGLE or _failure(single, samples, batches, first, outputs) is not None else batches
 
 
-def _fastest_batches(single: GraphModule, samples: list[Inputs]) -> Batches:
-    """Selects the batch size by the bytes of a sample's largest value, and channels-last if images are convolved."""
-    values = _Trial(single, samples[0])
-    values.run()
+def _fastest_batches(single: GraphModule, count: int, values: _Trial) -> Batches:
+    """Selects the batch size for `count` samples, and channels-last if images are convolved.
+
+    The batch size depends on the bytes of the largest value of a sample. `values` has run a sample.
+    """
     images = any(_convolves_images(node, values) for node in single.graph.nodes)
     most = (BYTES_OF_IMAGES if images else BYTES_OF_OTHERS) // max(values.largest, 1)
-    return Batches(max(1, min(MOST_IN_A_BATCH, len(samples), most)), channels_last=images)
+    return Batches(max(1, min(MOST_IN_A_BATCH, count, most)), channels_last=images)
 
 
 def _convolves_images(node: Node, values: _Trial) -> bool:
@@ -226,6 +229,12 @@ def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batche
     The model runs in batches if the first dimension of each value that depends on the inputs grows with the number of
     samples, and the outputs equal those of the samples run one by one.
     """
+    first = _Trial(single, samples[0])
+    return _failure(single, samples, batches, first, first.run())
+
+
+def _failure(single: GraphModule, samples: list[Inputs], batches: Batches, first: _Trial, outputs: Any) -> str | None:
+    """Returns what `batching_failure` returns. `first` has run the first sample, and returned `outputs`."""
     samples = samples[: min(batches.size, 2)]
     batches = replace(batches, size=len(samples))
     if any(isinstance(value, Tensor) and value.dim() == 0 for inputs in samples for value in inputs):
@@ -235,14 +244,14 @@ def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batche
     network = next(filter(is_recurrent_network, single.graph.nodes), None)
     if network is not None:
         return f"'{network.name}' ({op_name(network)}) does not check the batch of its states."
-    expected = [(each := _Trial(single, inputs)).run() for inputs in samples]
+    expected = [outputs, *(_Trial(single, inputs).run() for inputs in samples[1:])]
     batched = _Trial(batched_graph(single, batches), batches.concatenate(samples))
     try:
         found = batched.run()
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         assert batched.current is not None
         return f"'{batched.current.name}' ({op_name(batched.current)}) fails on a batch: {first_line(error)}"
-    for name, shape in each.shapes.items():
+    for name, shape in first.shapes.items():
         if not shape or batched.shapes[name] != (shape[0] * len(samples), *shape[1:]):
             return (
                 f"'{name}' has shape {tuple(batched.shapes[name])} for {len(samples)} samples and {tuple(shape)} for "
@@ -251,7 +260,7 @@ def batching_failure(single: GraphModule, samples: list[Inputs], batches: Batche
     returned = output_node(single.graph).args[0]
     assert isinstance(returned, tuple)
     for index, (node, output) in enumerate(zip(returned, found, strict=True)):
-        if node.name not in each.shapes:
+        if node.name not in first.shapes:
             continue  # the output does not depend on the inputs
         if not torch.allclose(output, torch.cat([outputs[index] for outputs in expected]), rtol=1e-3, atol=1e-5):
             return f"Output {index} of a batch differs from the outputs of its samples."
