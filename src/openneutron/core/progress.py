@@ -83,10 +83,13 @@ def counting_bar(title: str, shown: bool | None) -> Iterator[Callable[[int, int]
         with _row(*step, title) as update:
             yield update
         return
+    if shown is False or (shown is None and not sys.stderr.isatty()):
+        yield lambda _done, _total: None
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
-    is_shown = sys.stderr.isatty() and not console.is_dumb_terminal if shown is None else shown
+    is_shown = not console.is_dumb_terminal if shown is None else shown
     with _display(console, is_shown=is_shown, is_transient=False) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
