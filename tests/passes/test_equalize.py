@@ -493,3 +493,18 @@ def test_pinned_channels_are_represented_by_their_largest_weight() -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval())
     tensors = equalizing._Tensors.from_layers(scaling_of(graph_of(model, image(shape=(1, 2, 6, 6)))).layers, {})
     assert [tuple(weight.shape) for weight in tensors.weights] == [(1, 8, 1), (1, 1, 8)]
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 5), (3, 4, 6), (5, 1, 1), (1, 1, 9)])
+@pytest.mark.parametrize("block", [1, 11, 1000])
+def test_the_largest_products_do_not_depend_on_blocks(
+    shape: tuple[int, int, int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(equalizing, "BLOCK", block)
+    groups, outputs, inputs = shape
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(shape, generator=generator)
+    rows, columns = torch.rand(groups, outputs, generator=generator), torch.rand(groups, inputs, generator=generator)
+    of_outputs, of_inputs = equalizing._largest_products(weight, rows.flatten(), columns.flatten())
+    assert of_outputs.tolist() == (weight * columns[:, None]).amax(2).flatten().tolist()
+    assert of_inputs.tolist() == (weight * rows[:, :, None]).amax(1).flatten().tolist()

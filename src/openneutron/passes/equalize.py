@@ -28,6 +28,8 @@ STEP = 0.5
 # The rounds end when no logarithm of a factor changes by more. Most networks need 10 to 20 rounds.
 CONVERGED_STEP = 1e-6
 LARGEST_FACTOR = 2.0**20
+# The number of weights whose products are computed at once, which fit into the caches.
+BLOCK = 2**18
 # A channel counts as dead if its range divided by the largest range in its tensor is smaller than this.
 SMALLEST_SHARE = 2.0**-24
 _NOTE = "openneutron_equalized"
@@ -203,11 +205,33 @@ class _Tensors:
         input_factors = multiplied.split([weight.shape[0] * weight.shape[2] for weight in self.weights])
         rows, columns = [], []
         for weight, outputs, inputs in zip(self.weights, output_factors, input_factors, strict=True):
-            rows.append((weight * inputs.view(len(weight), 1, -1)).amax(2).flatten())
-            columns.append((weight * outputs.view(len(weight), -1, 1)).amax(1).flatten())
+            row, column = _largest_products(weight, outputs, inputs)
+            rows.append(row)
+            columns.append(column)
         written, read = torch.cat([*rows, self.activations]) * divided, torch.cat(columns) * multiplied
         largest = torch.zeros(len(self.weights) + len(written)).scatter_reduce(0, self.writers, written, "amax")
         return _shares(written, largest[self.writers]), _shares(read, largest[self.readers])
+
+
+def _largest_products(
+    weight: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the largest `weight` * `inputs` of each output, and the largest `weight` * `outputs` of each input.
+
+    `weight` is [groups, outputs of a group, inputs of a group]; `outputs` and `inputs` have a factor for each channel.
+    The products of a block of outputs stay in the caches.
+    """
+    outputs, inputs = outputs.view(len(weight), -1, 1), inputs.view(len(weight), 1, -1)
+    if weight.numel() <= BLOCK:
+        return (weight * inputs).amax(2).flatten(), (weight * outputs).amax(1).flatten()
+    size = max(1, BLOCK // (len(weight) * weight.shape[2]))
+    buffer = torch.empty_like(weight[:, :size])  # the system clears new memory for each large tensor
+    rows, columns = [], []
+    for part, factors in zip(weight.split(size, 1), outputs.split(size, 1), strict=True):
+        products = buffer[:, : part.shape[1]]
+        rows.append(torch.mul(part, inputs, out=products).amax(2))
+        columns.append(torch.mul(part, factors, out=products).amax(1))
+    return torch.cat(rows, 1).flatten(), torch.stack(columns).amax(0).flatten()
 
 
 def _part_indices(parts: Sequence[torch.Tensor]) -> torch.Tensor:

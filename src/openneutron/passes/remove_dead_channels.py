@@ -133,11 +133,16 @@ def _interval_of_layer(layer: ConstantLayer, reads: _Interval) -> _Interval:
     """
     low, high = reads.low.clamp(max=0).double(), reads.high.clamp(min=0).double()  # padding is zero
     taps = layer.weight.reshape(layer.groups, layer.outputs // layer.groups, layer.weight.shape[1], -1)
-    rising, falling = (part.sum(3, dtype=torch.float64) for part in (taps.clamp(min=0), taps.clamp(max=0)))
+    rising, falling = (_sum_of_taps(part) for part in (taps.clamp(min=0), taps.clamp(max=0)))
     ends = torch.stack([high, low], 1).reshape(layer.groups, -1, 2)
     upper, lower = (rising @ ends + falling @ ends.flip(2)).reshape(-1, 2).unbind(1)
     shift = 0.0 if layer.bias is None else layer.bias.double()
     return _Interval((lower + shift).float(), (upper + shift).float())
+
+
+def _sum_of_taps(taps: torch.Tensor) -> torch.Tensor:
+    """Returns the float64 sums over dimension 3. torch's sum of a single tap takes twice the time of a conversion."""
+    return taps.squeeze(3).double() if taps.shape[3] == 1 else taps.sum(3, dtype=torch.float64)
 
 
 def _inputs_of_each_output(channels: torch.Tensor, groups: int, weight_shape: torch.Size) -> torch.Tensor:
