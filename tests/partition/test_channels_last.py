@@ -17,6 +17,7 @@ from tests.models import trained
 from torch import nn
 
 from openneutron import QuantizedModel, lower, quantize
+from openneutron.formats import pte
 from openneutron.quantizer import UnquantizedWarning
 
 CHANNELS_LAST = torch.channels_last
@@ -273,3 +274,23 @@ def test_int8_at_the_ends(blocked: list[str]) -> None:
     scale = program.outputs[0].scale
     assert scale is not None
     assert (program.outputs[0].dequantize(found) - expected).abs().max() <= 1.01 * scale
+
+
+@pytest.mark.parametrize("int8_io", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("documented", [False, True], ids=["lower", "documented"])
+@pytest.mark.parametrize(("channels", "order"), [(3, (0, 2, 3, 1)), (1, (0, 1, 2, 3))])
+def test_dim_order_of_an_image_with_a_new_batch_dimension(
+    channels: int, order: tuple[int, ...], int8_io: bool, documented: bool
+) -> None:
+    """The stride of a batch of one may be any number; ExecuTorch's kernels and NXP's delegate take two orders only."""
+    image = torch.rand(8, 6, channels).permute(2, 0, 1)[None]
+    assert image.stride(0) != image.numel()
+    quantized = quantize(nn.Sequential(conv(channels, 4), nn.ReLU()).eval(), (image,), [(image,)], recover=None)
+    if documented:
+        if int8_io:
+            pytest.skip("an option of lower")
+        program = lower_documented(quantized.module, (image,)).pte
+    else:
+        program = lower(quantized, int8_io=int8_io).portable
+    forward = next(method for method in pte.read(program).methods if method.name == "forward")
+    assert tuple(forward.inputs[0].dim_order) == order

@@ -97,8 +97,20 @@ def nchw_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _to_delegate_order(value: torch.Tensor) -> torch.Tensor:
-    """Returns `value` unchanged if it is NHWC, else with NCHW strides. Delegates support no other order."""
-    return value if is_nhwc(value) else _to_nchw(value)
+    """Returns `value` with NHWC strides if it is NHWC, else with NCHW strides. Delegates support no other order.
+
+    The strides of dimensions of size 1 do not matter to torch, but ExecuTorch sorts the dimensions by their strides: an
+    image from `image.permute(2, 0, 1)[None]` would get the order (2, 0, 3, 1).
+    """
+    strides = _nhwc_strides(value.shape) if is_nhwc(value) else nchw_strides(value.shape)
+    found: torch.Tensor = _with_strides(value, strides)
+    return found
+
+
+def _nhwc_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the strides of a channels-last tensor of four dimensions, in elements."""
+    batch, rows, columns, channels = nchw_strides([shape[dim] for dim in (0, 2, 3, 1)])
+    return batch, channels, rows, columns
 
 
 def _nchw_if_contiguous(value: Any) -> Any:
