@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from openneutron import lower, quantize
+from openneutron import NeutronProgram, lower, quantize
 from openneutron.accuracy.board_dump import Array, BoardTensor
-from openneutron.accuracy.board_input_mistakes import Simulation
 from openneutron.accuracy.board_outputs import (
     MISTAKES,
     BoardInputs,
@@ -20,6 +19,7 @@ from openneutron.accuracy.board_outputs import (
     validate_board,
     vectors_of_data,
 )  # fmt: skip
+from openneutron.accuracy.board_simulation import Simulation
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.validate import load_program
 
@@ -76,12 +76,25 @@ class Sums(nn.Module):
         return self.total * 1.0
 
 
+class Classes(nn.Module):
+    """Gives the probabilities of ten classes for a batch of images. They are all near 0.1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.features(x).relu().mean((2, 3))).softmax(1)
+        return found
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], bool]] = {
     "image": (Image, ((1, 3, 8, 6),), False),
     "channels last": (Image, ((1, 3, 8, 6),), True),
     "pair": (Pair, ((1, 16), (1, 16)), False),
     "signal": (Signal, ((1, 4, 20),), False),
     "state": (Sums, ((1, 12),), False),
+    "classes": (Classes, ((4, 3, 8, 6),), True),
 }
 
 
@@ -124,6 +137,16 @@ def raw(outputs: Sequence[Sequence[Array]]) -> bytes:
     return b"".join(value.tobytes() for vector in outputs for value in vector)
 
 
+def serial(outputs: Sequence[Sequence[Array]], width: int = 32) -> bytes:
+    """Returns the text that the main.cpp of a package prints."""
+    return "".join(
+        f"OUTPUT {vector} {output} {at} {value.tobytes()[at : at + width].hex()}\r\n"
+        for vector, values in enumerate(outputs)
+        for output, value in enumerate(values)
+        for at in range(0, value.nbytes, width)
+    ).encode()
+
+
 @functools.cache
 def board(name: str, int8_io: bool) -> Board:
     make, shapes, channels_last = NETWORKS[name]
@@ -135,10 +158,16 @@ def board(name: str, int8_io: bool) -> Board:
     if channels_last:
         data = [tuple(value.to(memory_format=torch.channels_last) for value in sample) for sample in data]
     program = lower(quantize(model, data[0], data, recover=None), int8_io=int8_io)
+    return board_of(program, data, starts=frozenset({0}) if name == "state" else None)
+
+
+def board_of(program: NeutronProgram, data: Sequence[tuple[torch.Tensor, ...]], *, starts: frozenset[int] | None = None,
+             count: int = VECTORS) -> Board:  # fmt: skip
+    """Returns a board that runs the first `count` of the data."""
     host = load_program(program)
-    vectors = vectors_of_data(host, data, VECTORS)
-    if name == "state":
-        vectors = replace(vectors, starts=frozenset({0}))
+    vectors = vectors_of_data(host, data, count)
+    if starts is not None:
+        vectors = replace(vectors, starts=starts)
     simulation = Simulation(host, board_inputs(host), board_outputs(host), vectors.starts)
     return Board(simulation, vectors, tuple(simulation.run(vectors.inputs)))
 

@@ -23,7 +23,7 @@ from tests.board_models import (
 )
 
 from openneutron.accuracy.board_dump import Array, BoardTensor
-from openneutron.accuracy.board_input_mistakes import Normalization
+from openneutron.accuracy.board_input_changes import Normalization
 from openneutron.accuracy.board_transforms import orders_of
 from openneutron.errors import HostProcessError
 from openneutron.runtime import HostProgram

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, Pair
-from openneutron.accuracy.board_evidence import BoardCase, ExplainedValues, explains, lsb_distance, lsb_of
+from openneutron.accuracy.board_evidence import (
+    BoardCase,
+    ExplainedValues,
+    Explanation,
+    explanation_of,
+    lsb_distance,
+    lsb_of,
+)
 from openneutron.accuracy.board_transforms import (
     WORDS,
     AffineTransform,
@@ -19,11 +26,17 @@ from openneutron.accuracy.board_transforms import (
     reverse_groups,
 )
 
-__all__ = ["Diagnosis", "output_diagnoses", "vector_diagnoses"]
+__all__ = ["Diagnosis", "best_of", "diagnosis_of", "output_diagnoses", "vector_diagnoses"]
 
 _LARGEST_SHIFT = 64
 _NEAR = 0.01
 """A fitted factor within this relative distance of a known factor counts as equal to it."""
+_NEARLY_EQUAL = 1.25
+"""Diagnoses are alternatives if they leave differences with at most this ratio."""
+_SMALL = 0.1
+"""LSBs. Smaller remaining differences count as equal."""
+_BITS_OF_VECTORS = 10.0
+"""The needed evidence for outputs of other vectors, which are few in comparison with all mistakes that are examined."""
 _LEAST_UNWRITTEN = 4
 """Bytes. A shorter output may be constant by chance."""
 
@@ -38,52 +51,104 @@ class Diagnosis:
     """A sentence that describes the mistake."""
     pairs: tuple[Pair, ...]
     """The vectors and outputs whose differences it explains."""
+    is_exact: bool = True
+    """Whether all values agree if this mistake is assumed. Otherwise, most of the difference disappears."""
+    remaining_lsb: float = 0.0
+    """The root mean square of the differences that remain if this mistake is assumed, in LSBs."""
+
+
+def diagnosis_of(mistake: str, text: str, pairs: tuple[Pair, ...], explanation: Explanation) -> Diagnosis:
+    """Returns a diagnosis. The text of an approximate one gets the mean differences with and without the mistake."""
+    if not explanation.is_exact:
+        text += (
+            f" This is approximate: with this mistake, the mean difference falls from {explanation.before:.3g} to "
+            f"{explanation.after:.3g} LSB."
+        )
+    return Diagnosis(mistake, text, pairs, explanation.is_exact, explanation.after)
+
+
+def best_of(diagnoses: list[Diagnosis]) -> list[Diagnosis]:
+    """Returns the diagnoses that leave about the smallest difference: exact ones, or approximate ones if none is."""
+    found = [one for one in diagnoses if one.is_exact] or diagnoses
+    least = min((one.remaining_lsb for one in found), default=0.0)
+    return [one for one in found if one.remaining_lsb <= _NEARLY_EQUAL * least + _SMALL]
 
 
 def output_diagnoses(case: BoardCase, output: int) -> list[Diagnosis]:
     """Returns each mistake that alone explains all differences of one output.
 
-    Returns a wrong scale or zero point only if no more specific mistake explains the differences.
+    Returns a wrong scale or zero point only if no more specific mistake explains the differences. Returns approximate
+    explanations only if none is exact.
     """
     pairs = case.failing_of(output)
     if not pairs:
         return []
-    found = [Diagnosis(mistake, text, tuple(pairs)) for mistake, text in _specific_mistakes(case, output, pairs)]
-    if not found:
-        found = [Diagnosis(mistake, text, tuple(pairs)) for mistake, text in _affine(case, output, pairs)]
-    return found
+    found = list(_specific_mistakes(case, output, pairs))
+    if not any(one.is_exact for one in found):
+        found += _affine(case, output, pairs)
+    return best_of(found)
 
 
-def _specific_mistakes(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
-    """Yields mistakes other than a wrong scale or zero point, each with its text."""
-    tensor = case.outputs[output]
-    what = f"Output '{tensor.name}'"
+def _specific_mistakes(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[Diagnosis]:
+    """Yields mistakes other than a wrong scale or zero point."""
+    own, what = tuple(pairs), f"Output '{case.outputs[output].name}'"
     if (text := _unwritten(case, pairs)) is not None:
-        yield "never written", f"{what} was never written, or not copied from the right memory: {text}."
+        yield Diagnosis("never written", f"{what} was never written, or not copied from the right memory: {text}.", own)
         return
-    for order in orders_of(tensor):
-        if _undone(case, pairs, lambda values, order=order: order.undo(values, tensor)):  # type: ignore[misc]
-            yield "output layout", f"{what} is read in the wrong order: {order.name}."
-    for group in WORDS:
-        if tensor.bytes % group == 0 and _undone(case, pairs, lambda values, g=group: reverse_groups(values, g)):  # type: ignore[misc]
-            yield "byte order", f"{what} has the {group} bytes of each word in the wrong order (endian)."
-    if tensor.dtype == np.int8 and _undone(case, pairs, lambda values: (values.view(np.uint8) ^ 0x80).view(np.int8)):
-        yield (
-            "uint8 for int8",
-            f"{what} holds uint8 codes: its zero point is off by 128. The program gives int8.",
-        )
-    shift = _shift(case, output, pairs)
-    if shift is not None:
-        where = f"{shift} bytes too late" if shift > 0 else f"{-shift} bytes too early"
-        yield "alignment", f"{what} begins {where} in the dump (an error of alignment or of an address)."
-    yield from _other_outputs(case, output, pairs)
+    for mistake, text, comparisons in _rearrangements(case, output, pairs):
+        if (found := explanation_of(case, comparisons)) is not None:
+            yield diagnosis_of(mistake, text, own, found)
+    yield from best_of(list(_shifts(case, output, pairs)))[:1]
     if (text := _partly_written(case, pairs)) is not None:
-        yield "partly written", f"{what} is only partly written: {text}."
+        yield Diagnosis("partly written", f"{what} is only partly written: {text}.", own)
 
 
-def _undone(case: BoardCase, pairs: list[Pair], undo: Callable[[Array], Array | None]) -> bool:
-    """Whether the board's values agree with the expected values after `undo`."""
-    return explains(case, _undone_comparisons(case, pairs, undo))
+def _rearrangements(
+    case: BoardCase, output: int, pairs: list[Pair]
+) -> Iterator[tuple[str, str, Iterator[ExplainedValues]]]:
+    """Yields mistakes, their texts, and the values of the board beside the values that the mistake predicts."""
+    tensor, what = case.outputs[output], f"Output '{case.outputs[output].name}'"
+
+    def undone(undo: Callable[[Array], Array | None], *, is_moved: bool = True) -> Iterator[ExplainedValues]:
+        for one in _undone_comparisons(case, pairs, undo):
+            yield replace(one, is_moved=is_moved)
+
+    for order in orders_of(tensor):
+        text = f"{what} is read in the wrong order: {order.name}."
+        yield "output layout", text, undone(lambda values, order=order: order.undo(values, tensor))  # type: ignore[misc]
+    for group in WORDS:
+        if tensor.bytes >= group:
+            text = f"{what} has the {group} bytes of each word in the wrong order (endian)."
+            yield "byte order", text, _in_words(case, pairs, group)
+    if tensor.dtype == np.int8:
+        yield (
+            "uint8 for int8", f"{what} holds uint8 codes: its zero point is off by 128. The program gives int8.",
+            undone(lambda values: (values.view(np.uint8) ^ 0x80).view(np.int8), is_moved=False),
+        )  # fmt: skip
+    yield from _other_outputs(case, output, pairs)
+    if len(pairs) > 1:
+        late = [(vector, max(0, vector - 1)) for vector, _ in pairs]
+        text = f"{what} holds its values of the previous run: it is read, or copied, one run late."
+        yield "stale", text, _of_runs(case, output, [pair for pair in late if pair[0]])
+
+
+def _of_runs(case: BoardCase, output: int, runs: list[tuple[int, int]]) -> Iterator[ExplainedValues]:
+    """Yields an output of the board in a run beside the expected output of another run."""
+    for vector, other in runs:
+        pair = vector, output
+        yield ExplainedValues(pair, case.observed[pair], case.expected[other][output], case.outputs[output], case.limit)
+
+
+def _in_words(case: BoardCase, pairs: list[Pair], group: int) -> Iterator[ExplainedValues]:
+    """Yields the values with reversed bytes in whole words, without the bytes after the last whole word."""
+    for pair in pairs:
+        tensor = case.outputs[pair[1]]
+        whole = tensor.bytes // group * group // tensor.dtype.itemsize
+        reversed_words = reverse_groups(case.observed[pair][:whole], group)
+        given = case.observed[pair][:0] if reversed_words is None else reversed_words
+        is_moved = tensor.dtype.itemsize == 1
+        wanted = case.expected[pair[0]][pair[1]][:whole]
+        yield ExplainedValues(pair, given, wanted, tensor, case.limit, is_moved=is_moved)
 
 
 def _undone_comparisons(
@@ -112,14 +177,19 @@ def _unwritten(case: BoardCase, pairs: list[Pair]) -> str | None:
     return text
 
 
-def _shift(case: BoardCase, output: int, pairs: list[Pair]) -> int | None:
-    """Returns the number of bytes by which the outputs begin too late (negative: too early); None if no number fits."""
+def _shifts(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[Diagnosis]:
+    """Yields the numbers of bytes by which the outputs may begin too late or too early; an exact one is the last."""
     tensor = case.outputs[output]
     for size in range(1, min(_LARGEST_SHIFT, tensor.bytes // 2) + 1):
         for shift in (size, -size):
-            if explains(case, _without_shift(case, pairs, shift)):
-                return shift
-    return None
+            found = explanation_of(case, _without_shift(case, pairs, shift))
+            if found is None:
+                continue
+            where = f"{size} bytes too {'late' if shift > 0 else 'early'}"
+            text = f"Output '{tensor.name}' begins {where} in the dump (an error of alignment or of an address)."
+            yield diagnosis_of("alignment", text, tuple(pairs), found)
+            if found.is_exact:
+                return
 
 
 def _without_shift(case: BoardCase, pairs: list[Pair], shift: int) -> Iterator[ExplainedValues]:
@@ -130,27 +200,27 @@ def _without_shift(case: BoardCase, pairs: list[Pair], shift: int) -> Iterator[E
         data = case.observed[vector, output].tobytes()
         if shift > 0:
             given = as_type(data[shift:], tensor.dtype)
-            yield ExplainedValues((vector, output), given, wanted[: given.size], tensor, case.limit)
+            yield ExplainedValues((vector, output), given, wanted[: given.size], tensor, case.limit, is_moved=True)
             continue
         skipped = -(shift // tensor.dtype.itemsize)  # whole elements that are missing at the start
         start = skipped * tensor.dtype.itemsize + shift
         given = as_type(data[start:], tensor.dtype)[: wanted.size - skipped]
-        yield ExplainedValues((vector, output), given, wanted[skipped : skipped + given.size], tensor, case.limit)
+        wanted = wanted[skipped : skipped + given.size]
+        yield ExplainedValues((vector, output), given, wanted, tensor, case.limit, is_moved=True)
 
 
-def _other_outputs(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+def _other_outputs(
+    case: BoardCase, output: int, pairs: list[Pair]
+) -> Iterator[tuple[str, str, Iterator[ExplainedValues]]]:
+    own = case.outputs[output]
     for other, tensor in enumerate(case.outputs):
-        own = case.outputs[output]
         if other == output or (tensor.dtype, tensor.size) != (own.dtype, own.size):
             continue
-        comparisons = [
-            ExplainedValues(
-                (vector, output), case.observed[vector, output], case.expected[vector][other], tensor, case.limit
-            )
-            for vector, _ in pairs
-        ]
-        if explains(case, comparisons):
-            yield "swapped outputs", f"Output '{own.name}' has the values of '{tensor.name}': the outputs are swapped."
+        text = f"Output '{own.name}' has the values of '{tensor.name}': the outputs are swapped."
+        yield "swapped outputs", text, (
+            ExplainedValues(pair, case.observed[pair], case.expected[pair[0]][other], tensor, case.limit)
+            for pair in pairs
+        )  # fmt: skip
 
 
 def _partly_written(case: BoardCase, pairs: list[Pair]) -> str | None:
@@ -179,18 +249,23 @@ def _partly_written(case: BoardCase, pairs: list[Pair]) -> str | None:
     return f"{where}, from about element {min(firsts)} on" if "end" in where else where
 
 
-def _affine(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+def _affine(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[Diagnosis]:
+    """Yields a wrong scale or zero point: the fit with the fewest parameters that explains the differences."""
     tensor = case.outputs[output]
-    usable = [pair for pair in pairs if case.observed[pair].size == tensor.size]
-    if len(usable) < len(pairs):
+    if any(case.observed[pair].size != tensor.size for pair in pairs):
         return
     expected = np.concatenate([case.expected[vector][number] for vector, number in pairs])
     observed = np.concatenate([case.observed[pair] for pair in pairs])
+    lsb = lsb_of(expected, tensor)
+    found: list[Diagnosis] = []
     for fit in affine_fits(expected, observed, tensor):
-        known = _with_whole_offset(fit, tensor, lsb_of(expected, tensor))
-        if known is not None and explains(case, _affine_comparisons(case, pairs, known), parameters=fit.parameters + 1):
-            yield _affine_text(known, tensor, lsb_of(expected, tensor))
-            return
+        known = _with_whole_offset(fit, tensor, lsb)
+        if known is None:
+            continue
+        explanation = explanation_of(case, _affine_comparisons(case, pairs, known), parameters=fit.parameters)
+        if explanation is not None:
+            found.append(diagnosis_of(*_affine_text(known, tensor, lsb), tuple(pairs), explanation))
+    yield from best_of(found)[:1]
 
 
 def _with_whole_offset(fit: AffineTransform, tensor: BoardTensor, lsb: float) -> AffineTransform | None:
@@ -208,9 +283,7 @@ def _affine_comparisons(case: BoardCase, pairs: list[Pair], fit: AffineTransform
         tensor = case.outputs[output]
         wanted = fit.apply(case.expected[vector][output], tensor)
         tolerance = case.limit * max(1.0, abs(fit.factor)) + (0.0 if tensor.dtype.kind == "f" else 1.0)
-        yield ExplainedValues(
-            (vector, output), case.observed[vector, output].astype(np.float64), wanted, tensor, max(tolerance, 0.01)
-        )
+        yield ExplainedValues((vector, output), case.observed[vector, output], wanted, tensor, max(tolerance, 0.01))
 
 
 def _affine_text(fit: AffineTransform, tensor: BoardTensor, lsb: float) -> tuple[str, str]:
@@ -237,22 +310,31 @@ def _affine_text(fit: AffineTransform, tensor: BoardTensor, lsb: float) -> tuple
 
 
 def vector_diagnoses(case: BoardCase) -> list[Diagnosis]:
-    """Returns an explanation of the differences by outputs of other vectors: stale, repeated or out of order."""
-    vectors = sorted({vector for vector, _ in case.failing})
-    given = {vector: [pair for pair in case.observed if pair[0] == vector] for vector in vectors}
+    """Returns an explanation of the differences by outputs of other vectors: stale, repeated or out of order.
+
+    The first run may hold other values, because the outputs of the run before it are unknown.
+    """
     found: dict[int, list[int]] = {}
-    for vector in vectors:
-        found[vector] = [other for other in range(len(case.expected)) if _is_of(case, given[vector], other)]
-        if not found[vector]:
+    for vector in sorted({vector for vector, _ in case.failing}):
+        given = [pair for pair in case.observed if pair[0] == vector]
+        found[vector] = [other for other in range(len(case.expected)) if _is_of(case, given, other)]
+        if not found[vector] and vector:
             return []
+    is_late = all(vector - 1 in others for vector, others in found.items() if vector)
+    if not found.get(0, [0]):
+        del found[0]
+    if not found or (case.failing[0][0] == 0 and 0 not in found and not is_late):
+        return []
     text = _order_text(found, len(case.expected))
     comparisons = [
         ExplainedValues(
             pair, case.observed[pair], case.expected[found[pair[0]][0]][pair[1]], case.outputs[pair[1]], case.limit
         )
         for pair in case.failing
+        if pair[0] in found
     ]
-    return [Diagnosis(*text, case.failing)] if explains(case, comparisons) else []
+    explanation = explanation_of(case, comparisons, needed_bits=_BITS_OF_VECTORS)
+    return [] if explanation is None else [diagnosis_of(*text, case.failing, explanation)]
 
 
 def _is_of(case: BoardCase, pairs: list[Pair], other: int) -> bool:

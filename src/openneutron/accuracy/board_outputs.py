@@ -12,14 +12,11 @@ import numpy as np
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, Dump, Pair, read_dump
 from openneutron.accuracy.board_evidence import BoardCase, lsb_distance
-from openneutron.accuracy.board_input_mistakes import (
-    Normalization,
-    Simulation,
-    Vector,
-    input_diagnoses,
-    values_in_memory,
-)
-from openneutron.accuracy.board_output_mistakes import Diagnosis, output_diagnoses, vector_diagnoses
+from openneutron.accuracy.board_input_changes import Normalization
+from openneutron.accuracy.board_input_mistakes import input_diagnoses
+from openneutron.accuracy.board_input_search import searched_diagnoses
+from openneutron.accuracy.board_output_mistakes import Diagnosis, best_of, output_diagnoses, vector_diagnoses
+from openneutron.accuracy.board_simulation import Simulation, Vector, values_in_memory
 from openneutron.accuracy.board_tensors import board_inputs, board_outputs
 from openneutron.accuracy.board_transforms import as_type
 from openneutron.accuracy.validate import load_program, names_of_tensors, program_forms, random_samples
@@ -47,7 +44,8 @@ MISTAKES = (
     "wrong zero point", "wrong scale and zero point", "uint8 for int8", "never written", "partly written", "stale",
     "vectors out of order", "stale state", "input layout", "missing input quantization", "wrong input quantization",
     "missing normalization", "RGB for BGR", "swapped inputs", "input never written", "input byte order",
-    "input alignment", "padded outputs", "dequantized outputs",
+    "input alignment", "wrong input scale", "wrong input zero point", "input partly written", "mirrored input",
+    "padded outputs", "dequantized outputs",
 )  # fmt: skip
 """The kinds of mistakes that are recognized."""
 
@@ -256,16 +254,39 @@ def _diagnoses(
     if not case.failing:
         return [], []
     by_output = [output_diagnoses(case, output) for output in range(len(case.outputs))]
-    wrong = {output for _, output in case.failing}
-    found_in_inputs, notes = input_diagnoses(case, simulation, vectors, normalization)
-    found = vector_diagnoses(case) + found_in_inputs
-    general = {"wrong scale", "wrong zero point", "wrong scale and zero point"}
-    explained = [one for diagnoses in by_output for one in diagnoses]
-    if found:
-        return [
-            one for one in explained if one.mistake not in general and wrong == {pair[1] for pair in one.pairs}
-        ] + found, notes
-    return explained, notes
+    of_outputs = [one for diagnoses in by_output for one in diagnoses]
+    found, notes = input_diagnoses(case, simulation, vectors, normalization)
+    of_runs = vector_diagnoses(case) + found
+    if not any(one.is_exact for one in of_runs) and not _explain_all(case, [one for one in of_outputs if one.is_exact]):
+        searched, more_notes = searched_diagnoses(case, simulation, vectors)
+        of_runs, notes = of_runs + searched, notes + more_notes
+    return _chosen(case, of_outputs, best_of(of_runs)), notes
+
+
+_GENERAL = {"wrong scale", "wrong zero point", "wrong scale and zero point", "stale"}
+
+
+def _explain_all(case: BoardCase, diagnoses: Sequence[Diagnosis]) -> bool:
+    return set(case.failing) <= {pair for one in diagnoses for pair in one.pairs}
+
+
+def _chosen(case: BoardCase, of_outputs: list[Diagnosis], of_runs: list[Diagnosis]) -> list[Diagnosis]:
+    """Returns the diagnoses of single outputs, or of whole runs, or both if they are alternatives.
+
+    A diagnosis of runs replaces general ones of outputs. Exact ones replace approximate ones.
+    """
+    if not of_runs:
+        return of_outputs
+    if not of_runs[0].is_exact:
+        is_exact = _explain_all(case, [one for one in of_outputs if one.is_exact])
+        return of_outputs if is_exact else best_of(of_outputs + of_runs)
+    wrong = {pair[1] for pair in case.failing}
+    alternatives = [
+        one
+        for one in of_outputs
+        if one.is_exact and one.mistake not in _GENERAL and wrong == {pair[1] for pair in one.pairs}
+    ]
+    return alternatives + of_runs
 
 
 def _split(
@@ -318,7 +339,8 @@ def _other_cuts(
     for padding in PADDINGS:
         padded = [-(-size // padding) * padding for size in sizes]
         if padded != sizes:
-            found = _cut(raw + bytes(padding), outputs, vectors, padded)
+            missing = padded[-1] - sizes[-1]  # the padding of the last output may be missing, too
+            found = _cut(raw + bytes(missing), outputs, vectors, padded)
             pieces = {pair: piece[: sizes[pair[1]]] for pair, piece in found.items()}
             yield f"Each output is padded to a multiple of {padding} bytes in the dump.", "padded outputs", pieces
     if 1 < len(outputs) <= _MOST_ORDERED_OUTPUTS:

@@ -18,6 +18,7 @@ WORDS = (2, 4, 8)
 _LARGEST_RANK = 6
 
 
+_COMMON_FACTORS = (0.25, 0.5, 2.0, 4.0)
 _ROWS_AND_COLUMNS = "rows and columns exchanged"
 
 
@@ -110,30 +111,53 @@ class AffineTransform:
 def affine_fits(expected: Array, observed: Array, tensor: BoardTensor) -> Iterator[AffineTransform]:
     """Returns three fits of the observed values to the expected ones: an offset, a factor, and both.
 
-    Leaves out saturated values. The offset alone is a median, so a few wrong values do not change it; the other two
-    are least-squares fits.
+    Saturated values of the board are left out. Each fit is the best of several, because a saturated expected value
+    may stand for a larger one, and because few values may be wrong: medians, least squares, and common factors.
     """
     with np.errstate(invalid="ignore"):  # signalling NaNs in garbage
         left, right = expected.astype(np.float64), observed.astype(np.float64)
     usable = np.isfinite(left) & np.isfinite(right)
+    all_left, all_right = left[usable], right[usable]
+    below_limits = np.ones(all_left.size, np.bool_)
     if tensor.dtype.kind != "f":
         limits = np.iinfo(tensor.dtype)  # type: ignore[type-var]
-        usable &= (right > limits.min) & (right < limits.max) & (left > limits.min) & (left < limits.max)
+        usable &= (right > limits.min) & (right < limits.max)
         left, right = left - tensor.zero_point, right - tensor.zero_point
+        below_limits = (expected[usable] > limits.min) & (expected[usable] < limits.max)
     left, right = left[usable], right[usable]
     if left.size < 3:
         return
-    yield AffineTransform(1.0, float(np.median(right - left)), 1)
-    large = np.abs(left) >= np.quantile(np.abs(left), 0.5)
-    large &= left != 0
+    if below_limits.sum() < 3:
+        below_limits[:] = True
+
+    def best(candidates: list[AffineTransform]) -> AffineTransform:
+        return min(candidates, key=lambda one: float(np.abs(one.apply(all_left, tensor) - all_right).sum()))
+
+    parts = [(left, right), (left[below_limits], right[below_limits])]
+    offsets = dict.fromkeys(float(np.median(there - here)) for here, there in parts)
+    yield best([AffineTransform(1.0, offset, 1) for offset in offsets])
+    factors = {*_COMMON_FACTORS, *(factor for here, there in parts for factor in _factors(here, there))}
+    yield best([AffineTransform(factor, 0.0, 1) for factor in sorted(factors)])
+    lines = [line for here, there in parts for line in _lines(here, there, tensor.dtype.kind == "f")]
+    if lines:
+        yield best([AffineTransform(factor, offset, 2) for factor, offset in lines])
+
+
+def _factors(left: Array, right: Array) -> Iterator[float]:
+    """Returns the factor of least squares and the median of the ratios, of the larger half of the values."""
+    large = (np.abs(left) >= np.quantile(np.abs(left), 0.5)) & (left != 0)
     if large.any():
-        yield AffineTransform(float((right[large] * left[large]).sum() / np.square(left[large]).sum()), 0.0, 1)
+        yield float((right[large] * left[large]).sum() / np.square(left[large]).sum())
+        yield float(np.median(right[large] / left[large]))
+
+
+def _lines(left: Array, right: Array, is_float: bool) -> Iterator[tuple[float, float]]:
+    """Returns the factor and the offset of least squares. The offset of codes is a whole number."""
     if np.ptp(left) > 0:
         centre = left - left.mean()
         factor = float((centre * right).sum() / np.square(centre).sum())
         offset = float((right - factor * left).mean())
-        is_float = tensor.dtype.kind == "f"
-        yield AffineTransform(factor, offset if is_float else float(round(offset)), 2)
+        yield factor, offset if is_float else float(round(offset))
 
 
 def constant_text(values: Array) -> str | None:
