@@ -94,3 +94,12 @@ def test_a_fast_answer_imports_no_slow_module(case: str, work: Path, built: Path
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=True)
     assert "typer" in done.stderr.split()
     assert not set(absent).intersection(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_wrong_shape_is_one_line_without_the_log_of_torch(work: Path) -> None:
+    model = ("torch.nn:Linear", "--args", "10, 2", "--input", "1,11", "--calibrate", "random")
+    result = run(work, "build", *model, "-o", "never written")
+    assert result.code == 2
+    assert "for each argument of forward(input)." in result.err
+    assert result.err.count("\n") == 1

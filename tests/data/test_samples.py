@@ -133,7 +133,7 @@ def test_a_class_without_files_keeps_its_index(tmp_path: Path) -> None:
 
 def test_files_outside_of_the_classes_are_named(tmp_path: Path) -> None:
     image(labelled_folder(tmp_path, {"a": 1, "b": 1}) / "stray.png")
-    with pytest.warns(SkippedFilesWarning, match=r"1 files in '.*' are in no folder of a class .*: stray\.png"):
+    with pytest.warns(SkippedFilesWarning, match=r"1 file in '.*' is in no folder of a class .*: stray\.png"):
         samples = read_data(tmp_path, labelled=True)
     assert samples.labels == (0, 1)
     with pytest.raises(InputError, match=r"has no folders of classes\. Give a folder with one folder for each class"):

@@ -386,7 +386,7 @@ def test_text_among_the_outputs_is_refused() -> None:
 def test_example_inputs_of_another_type_are_refused() -> None:
     with pytest.raises(InputError, match=r"example_inputs may contain tensors, .*; got object"):
         quantize(seeded(Positional, linear), (object(),), [(x(),)])
-    with pytest.raises(InputError, match=r"example_inputs have the name 'y', but forward takes only"):
+    with pytest.raises(InputError, match=r"example_inputs have the name 'y', but forward takes only .* Use the names"):
         quantize(seeded(Optional, linear), {"x": x(), "y": x()}, [(x(),)])
 
 

@@ -63,6 +63,15 @@ class TestModel:
         assert found.body.out_features == width
         assert not found.training
 
+    def test_random_weights_are_equal_in_each_call(self, file: Path) -> None:
+        state = torch.random.get_rng_state()
+        first, second = (load_model(f"{file}:Net") for _ in range(2))
+        assert isinstance(first, nn.Module)
+        assert isinstance(second, nn.Module)
+        for one, other in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(state, torch.random.get_rng_state())
+
     def test_of_a_package(self) -> None:
         assert isinstance(load_model("torch.nn:Linear", args="3, 4"), nn.Linear)
 
@@ -81,6 +90,8 @@ class TestModel:
         [
             ("make", None, OptionError, "cannot be called with these arguments: .*width"),
             ("Net", "depth=3", OptionError, "unexpected keyword argument 'depth'"),
+            ("Net", "widht=3", OptionError, "unexpected keyword argument 'widht'. Did you mean 'width'"),
+            ("make", "widht=3", OptionError, "unexpected keyword argument 'widht'. Did you mean 'width'"),
             ("Net", "width=3 + x", OptionError, "takes literals of Python"),
             ("Net", "**{}", OptionError, "takes literals of Python"),
             ("net", "3", OptionError, "is a module already"),

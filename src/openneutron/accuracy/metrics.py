@@ -77,9 +77,10 @@ def class_scores(outputs: Any, label: Any, rank: int = 1) -> ClassScores:
     indices = labels.flatten().long()
     outside = indices[(indices < 0) | (indices >= rows.shape[1])]
     if len(outside):
+        first_of = f" {name} reads the first of {len(tensors)} outputs; for another, give a function as metric."
         raise InputError(
             f"The label {int(outside[0])} is not an index of the output, which has {rows.shape[1]} classes. Give "
-            f"labels from 0 to {rows.shape[1] - 1}."
+            f"labels from 0 to {rows.shape[1] - 1}.{first_of if len(tensors) > 1 else ''}"
         )
     own = rows.gather(1, indices[:, None])
     # NaN is neither smaller nor equal, so it counts as larger.

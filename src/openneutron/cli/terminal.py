@@ -134,7 +134,7 @@ class Terminal:
         if self.verbose:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
         else:
-            logging.disable(logging.WARNING)
+            logging.disable(logging.ERROR)
         try:
             with warnings.catch_warnings(), redirected:
                 warnings.simplefilter("default")

@@ -104,14 +104,19 @@ def data_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return data, [path for path in files if path.suffix.lower() not in types]
 
 
-def warn_of_skipped(folder: Path, skipped: Sequence[Path], reason: str = "have no data") -> None:
-    """Warns of files that are left out, with their number, names and types."""
+_NO_DATA = ("has no data", "have no data")
+
+
+def warn_of_skipped(folder: Path, skipped: Sequence[Path], reasons: tuple[str, str] = _NO_DATA) -> None:
+    """Warns of files that are left out, with their number, names and types. `reasons` are for one and several files."""
     if not skipped:
         return
     types = Counter(path.suffix.lower() or "no suffix" for path in skipped)
     counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
+    many = len(skipped) > 1
+    what = f"{len(skipped)} file{'s' * many} in '{folder}' {reasons[many]} and {'are' if many else 'is'} left out"
     warnings.warn(
-        f"{len(skipped)} files in '{folder}' {reason} and are left out ({counts}): {_names(folder, skipped)}.",
+        f"{what} ({counts}): {_names(folder, skipped)}.",
         SkippedFilesWarning,
         stacklevel=2,
     )

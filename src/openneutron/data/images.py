@@ -47,7 +47,9 @@ def open_image(path: Path) -> Image:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow raises errors of many types for damaged files
-        raise InputError(f"{path} cannot be read as an image: {first_line(error)}") from error
+        raise InputError(
+            f"{path} cannot be read as an image: {first_line(error)}. Save it again, or remove it from the data."
+        ) from error
     if found.mode.startswith(_WIDE_MODES):
         raise InputError(
             f"{path} has more than 8 bits per pixel (Pillow's mode {found.mode}), whose range is not known. Convert it "

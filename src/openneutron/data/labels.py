@@ -52,7 +52,10 @@ class ClassNames:
             if index is None:
                 index = _class_index(name)
             if index is None:
-                raise InputError(f"The class '{name}' is not in {what}.{did_you_mean(_normal(name), known)}")
+                raise InputError(
+                    f"The class '{name}' is not in {what}.{did_you_mean(_normal(name), known)} Give the names of the "
+                    "model's classes, or rename the class in the data."
+                )
             if index >= len(self.names):
                 raise InputError(
                     f"The class {index} is not in {what}, which has the classes 0 to {len(self.names) - 1}. Give the "

@@ -286,7 +286,7 @@ def _of_folder(folder: Path, names: ClassNames | None, *, labelled: bool) -> Sam
     if not inside:
         raise InputError(f"The folder '{folder}' has no folders of classes. {FORMS_OF_LABELLED}")
     outside = [path for path in paths if len(path.relative_to(folder).parts) == 1]
-    warn_of_skipped(folder, outside, "are in no folder of a class")
+    warn_of_skipped(folder, outside, ("is in no folder of a class", "are in no folder of a class"))
     found = [path.relative_to(folder).parts[0] for path in inside]
     # A class without a file keeps its index.
     folders = {name for name in names_in(folder) if is_data_folder(name) and os.path.isdir(folder / name)}

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from openneutron.core.fx import placeholders
+from openneutron.core.messages import did_you_mean
 from openneutron.errors import InputError
 from openneutron.model.arguments import Leaf, Path
 
@@ -136,6 +137,7 @@ def _split_by_name(given: Mapping[str, Any], model: object) -> tuple[tuple[Any, 
     if unknown and not takes_any:
         raise InputError(
             f"example_inputs have the name '{unknown[0]}', but forward takes only {', '.join(sorted(known))}."
+            f"{did_you_mean(unknown[0], known)} Use the names of the arguments of forward."
         )
     rest = dict(given)
     positional = []

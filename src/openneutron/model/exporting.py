@@ -396,6 +396,15 @@ def outputs_of(module: nn.Module, examples: Examples, cause: Exception | None = 
     except Exception as error:
         raise InputError(
             f"The model does not run on the example inputs {describe(examples.leaves)}: "
-            f"{first_line(error).rstrip('.')}. Give example inputs that the model takes.",
+            f"{first_line(error).rstrip('.')}. Give an input of the right shape for each argument of "
+            f"forward{_arguments_of(module)}.",
             source=source_line(error, __file__),
         ) from cause or error
+
+
+def _arguments_of(module: nn.Module) -> str:
+    """Returns the names of the arguments of `forward` as text, "(image, meta)"; empty if they are not known."""
+    try:
+        return f"({', '.join(inspect.signature(module.forward).parameters)})"
+    except (TypeError, ValueError):
+        return ""

@@ -38,6 +38,8 @@ def load_model(
       without it, and random weights with "none".
     - `unsafe`: whether files may be unpickled that contain more than tensors.
 
+    Random weights are those of the seed 0, so that each call returns the same model.
+
     Raises `InputError` for a file or a name that does not exist, `OptionError` for wrong arguments, and `ModelError`
     for an object that is not a model.
     """
@@ -47,18 +49,30 @@ def load_model(
     if library in LIBRARIES:
         if positional:
             raise OptionError(f"args of {library}:{name} takes keyword arguments only, such as 'num_classes=10'.")
-        module = _MAKERS[library](name, weights is None, keywords)
+        with _seeded():
+            module = _MAKERS[library](name, weights is None, keywords)
     elif is_model_file(model):
-        found = _file(Path(model), unsafe=unsafe)
-        if isinstance(found, ExportedProgram):
+        read = _file(Path(model), unsafe=unsafe)
+        if isinstance(read, ExportedProgram):
             _refuse_changes(model, args, weights)
-            return found
-        module = found
+            return read
+        module = read
     else:
-        module = _made(load_object(model, "The model"), model, positional, keywords)
+        with _seeded():  # the first call imports the file, which may draw numbers, too
+            found = load_object(model, "The model")
+        with _seeded():
+            module = _made(found, model, positional, keywords)
     if weights is not None and weights != NO_WEIGHTS:
         load_weights(module, weights, unsafe=unsafe)
     return module.eval()
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Seeds torch's random numbers in the block, and restores their state afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _refuse_changes(model: str, args: str | None, weights: str | None) -> None:
@@ -111,8 +125,11 @@ def _check_arguments(found: Any, model: str, positional: list[Any], keywords: Ma
     try:
         signature.bind(*positional, **keywords)
     except TypeError as error:
+        unknown = [name for name in keywords if name not in signature.parameters]
+        reason = f"got an unexpected keyword argument '{unknown[0]}'" if unknown else first_line(error)
+        hint = did_you_mean(unknown[0], signature.parameters) if unknown else ""
         raise OptionError(
-            f"'{model}' cannot be called with these arguments: {first_line(error)}. Give args, such as 'width=16'. It "
+            f"'{model}' cannot be called with these arguments: {reason}.{hint} Give args, such as 'width=16'. It "
             f"takes {signature}."
         ) from error
 

@@ -52,8 +52,11 @@ class Validation:
         return not self.failures
 
     def __str__(self) -> str:
-        lines = [f"{self.samples} samples"]
+        lines = [f"{self.samples} sample{'s' * (self.samples != 1)}"]
         for one in self.outputs:
+            if one.largest == 0:
+                lines.append(f"  {one.name} against {one.reference}: equal")
+                continue
             lsb = "" if one.lsb is None else f", {one.lsb:.4g} LSB"
             lines.append(
                 f"  {one.name} against {one.reference}: {one.sqnr_db:.1f} dB, cosine {one.cosine:.6f}, "
