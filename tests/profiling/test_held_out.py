@@ -130,10 +130,11 @@ CASES = {
     "noise": Case("many", 0.7, 0.2, 0.0, 0.16),
     "noise and outliers": Case("many", 0.7, 0.2, 0.15, 0.2),
     "much noise and many outliers": Case("many", 0.7, 0.4, 0.25, 0.28),
-    "few operators": Case("few", 0.7, 0.1, 0.0, 0.24),
-    "few operators and outliers": Case("few", 0.7, 0.1, 0.1, 0.24),
-    "a board like the target": Case("many", 0.0, 0.2, 0.1, 0.15),
-    "few operators of a board like the target": Case("few", 0.0, 0.2, 0.1, 0.15),
+    "few operators": Case("few", 0.7, 0.1, 0.0, 0.22),
+    "few operators and outliers": Case("few", 0.7, 0.1, 0.1, 0.22),
+    "a board like the target": Case("many", 0.0, 0.2, 0.0, 0.05),
+    "a board like the target and outliers": Case("many", 0.0, 0.2, 0.1, 0.08),
+    "few operators of a board like the target": Case("few", 0.0, 0.2, 0.1, 0.04),
 }
 
 

@@ -227,8 +227,8 @@ def test_right_estimates_stay(summary: Summary) -> None:
 
 
 def cycles_of_two_kinds(cycles: Sequence[int]) -> list[int]:
-    """Returns 1.02 times the cycles for every second row, and six times for others. No coefficient explains both."""
-    return [round(cycle * (6 if at % 2 else 1.02)) for at, cycle in enumerate(cycles)]
+    """Returns 1.02 times the cycles for every second row, and twice those for others. No coefficient explains both."""
+    return [round(cycle * (1.02 if at % 2 else 2)) for at, cycle in enumerate(cycles)]
 
 
 @pytest.mark.parametrize("target", ["imxrt700", "imx95"])
@@ -238,12 +238,12 @@ def test_coefficients_stay_if_the_fit_is_worse(target: str) -> None:
     assert summary.profile is not None
     measured = cycles_of_two_kinds([row.cycles for row in summary.profile.rows])
     rows = tuple(replace(row, cycles=cycles) for row, cycles in zip(summary.profile.rows, measured, strict=True))
-    with pytest.warns(FitWarning, match=r"from 42\.6 % to .*of the target are kept\. Give profiles of more operators"):
+    with pytest.warns(FitWarning, match=r"from 26 % to .*of the target are kept\. Give profiles of more operators"):
         found = fit_costs([replace(summary, profile=replace(summary.profile, rows=rows))], base, "a test")
     assert found.kept
     assert (found.costs, found.kinds) == (base, ())
-    assert found.error_before == pytest.approx(0.426, abs=0.001)
-    assert found.error_after > 0.5
+    assert found.error_before == pytest.approx(0.26, abs=0.001)
+    assert found.error_after > 0.27
     assert "% after; the coefficients of the target are kept" in str(found)
 
 

@@ -5,13 +5,15 @@ for each kind of computation. Where transfers and computations overlap (Neutron-
 of the two. The fit is a maximum a posteriori estimate of the logarithms of the coefficients. The residual of a row is
 the logarithm of estimated / measured cycles, so that a row that took eight times as long counts as much as one that
 took an eighth. Weights after Cauchy limit the influence of outliers. The prior has its mean at the target's
-coefficients; the more the residuals scatter and the fewer the rows are, the nearer the result is to them. If the median
-relative error of the fitted coefficients on the profiles is above 5 % and larger than that of the target's
-coefficients, the target's coefficients stay.
+coefficients; the more the residuals scatter and the fewer the rows are, the nearer the result is to them. The width of
+the prior is the one with the least error on rows that are left out of the fit (cross-validation), so that noise has
+little influence on the coefficients of a board like the target. If the median relative error of the fitted coefficients
+on the profiles is above 5 % and larger than that of the target's coefficients, the target's coefficients stay.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -39,9 +41,14 @@ _PRIOR = 0.6
 """The standard deviation of the prior of a coefficient's logarithm. Two thirds of it lie within a factor of 1.8."""
 _PRIOR_OF_KIND = 0.4
 """The same for the factor of a kind of computation, relative to the common factor."""
+_WIDTHS = (1.0, 0.3, 0.1, 0.03)
+"""The factors of both standard deviations among which cross-validation chooses."""
+_FOLDS = 5
 _LEAST_SCALE = 0.02
 """The least scatter of the residuals, so that exact rows do not outweigh all others."""
 _LARGEST_SCATTER = 1.0
+_LARGEST_LOSS = 1.0
+"""The largest loss of a row that is left out, so that outliers do not choose the width."""
 _ROUNDS = 60
 _LARGEST_STEP = 1.0  # of the logarithm of a coefficient in a round
 _CAUCHY = 2.385  # 95 % efficiency for normal residuals
@@ -111,7 +118,7 @@ def fit_costs(summaries: Sequence[Summary], base: Costs, source: str = "") -> Co
         )
     moves = classes == {"Neutron-S"}
     own = _kinds_with_rows(rows)
-    chosen = _fitted(rows, own, base, moves=moves)
+    chosen = _fitted(rows, own, base, moves=moves, width=_best_width(rows, own, base, moves=moves))
     before, after = _error(rows, base, moves), _error(rows, chosen, moves)
     if after > max(before, GOOD_ERROR):
         warnings.warn(
@@ -149,7 +156,26 @@ def _estimate(row: _Row, costs: Costs, moves: bool) -> float:
     return sum(layer_cycles(layer, costs, moves_while_computing=moves) for layer in row.layers)
 
 
-def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves: bool) -> Costs:
+def _best_width(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves: bool) -> float:
+    """Returns the factor of the prior's standard deviations with the least error in cross-validation."""
+    return min(_WIDTHS, key=lambda width: _left_out_error(rows, kinds, base, width, moves=moves))
+
+
+def _left_out_error(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, width: float, *, moves: bool) -> float:
+    """Returns the mean error of the rows, each with the coefficients of a fit to the rows of the other folds.
+
+    The error is the absolute logarithm of estimated / measured cycles, at most `_LARGEST_LOSS`.
+    """
+    found = 0.0
+    for fold in range(_FOLDS):
+        others = [row for at, row in enumerate(rows) if at % _FOLDS != fold]
+        costs = _fitted(others, kinds, base, moves=moves, width=width)
+        for row in rows[fold::_FOLDS]:
+            found += min(_LARGEST_LOSS, abs(math.log(_estimate(row, costs, moves) / row.cycles)))
+    return found / len(rows)
+
+
+def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves: bool, width: float) -> Costs:
     """Returns the coefficients, with a factor for each of `kinds` and one for other kinds.
 
     Gauss-Newton steps on the logarithms of the coefficients: the cycles to start an operator, those to move a byte, the
@@ -158,7 +184,7 @@ def _fitted(rows: Sequence[_Row], kinds: tuple[str, ...], base: Costs, *, moves:
     factors = [base.compute_factor(kind) for kind in kinds]
     cycles = base.operator_cycles or Costs().operator_cycles
     start = np.log(np.maximum([cycles, 1 / base.bytes_per_cycle, 1.0, *factors], _LEAST_COEFFICIENT))
-    precision = np.array([_PRIOR**-2] * 3 + [_PRIOR_OF_KIND**-2] * len(kinds))
+    precision = np.array([_PRIOR**-2] * 3 + [_PRIOR_OF_KIND**-2] * len(kinds)) / width**2
     measured = np.log([row.cycles for row in rows])
     found = start.copy()
     for _ in range(_ROUNDS):
