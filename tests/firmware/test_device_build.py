@@ -18,7 +18,10 @@ from openneutron.firmware.config import PoolSizes, config_header
 from openneutron.firmware.io_functions import io_header
 from openneutron.firmware.ports import Port
 
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
+WARNINGS = (
+    "-Wall", "-Wextra", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wcast-align", "-Wcast-qual",
+    "-Wundef", "-Wdouble-promotion", "-Wformat=2", "-Werror",
+)  # fmt: skip
 ARM = ("-mcpu=cortex-m33", "-mthumb", "-mfpu=fpv5-sp-d16", "-mfloat-abi=hard")
 NAMES = sorted(set(PROGRAMS) - {"indices", "outputs", "delegates", "cpu", "arguments"})
 """Programs with functions that no other program has."""

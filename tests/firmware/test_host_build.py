@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(not _LIBRARY.exists(), reason="needs Python's library, to start Python in a program"),
 ]
 
+STRICT = "-Wconversion -Wsign-conversion -Wshadow -Wcast-align -Wcast-qual -Wundef -Wdouble-promotion -Wformat=2"
+"""Warnings beside those of the package's CMakeLists.txt, in which warnings are errors."""
 SMALL = {"method": "METHOD_POOL_BYTES", "planned": "PLANNED_0_BYTES", "temporary": "TEMPORARY_POOL_BYTES"}
 """Pools that the variants of the program "floats" have 16 bytes less of."""
 
@@ -95,7 +97,8 @@ def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         program("outputs").package(folder / "near", name="near", vectors=_near_outputs(folder / "vectors.npz"))
         lines.append("add_subdirectory(near)")
     (folder / "CMakeLists.txt").write_text("\n".join(lines) + "\n")
-    command = ["cmake", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug"]
+    flags = [f"-DCMAKE_C_FLAGS={STRICT}", f"-DCMAKE_CXX_FLAGS={STRICT} -Wold-style-cast"]
+    command = ["cmake", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug", *flags]
     made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stdout + made.stderr
     return Tree(folder)

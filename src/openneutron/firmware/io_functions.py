@@ -13,19 +13,20 @@ from openneutron.firmware.templates import filled
 __all__ = ["io_contents", "io_header"]
 
 _QUANTIZE = """\
-/* Quantizes {kind} {index}: value / {scale} + {zero}, rounded to even, limited to {low}..{high}; NaN gives {low}. */
+/* Quantizes {kind} {index}: value / scale, rounded to even, + zero point, limited to {low}..{high}; NaN gives {low}.
+   Multiplies by 1 / scale, as ExecuTorch does, so that the codes are equal to those of the host. */
 static inline void {name}_quantize_{kind}{index}(const float *values, {type} *codes) {{
   for (size_t i = 0; i < {macro}_ELEMENTS; ++i) {{
-    const float code = rintf(values[i] * {inverse}) + {zero_float};
+    const float code = rintf(values[i] * {inverse}) + (float){macro}_ZERO_POINT;
     codes[i] = ({type})(code >= {low}.0f ? (code < {high}.0f ? code : {high}.0f) : {low}.0f);
   }}
 }}"""
 
 _DEQUANTIZE = """\
-/* Dequantizes {kind} {index}: (code - {zero}) * {scale}. */
+/* Dequantizes {kind} {index}: (code - zero point) * scale. */
 static inline void {name}_dequantize_{kind}{index}(const {type} *codes, float *values) {{
   for (size_t i = 0; i < {macro}_ELEMENTS; ++i) {{
-    values[i] = (float)((int32_t)codes[i] - ({zero})) * {macro}_SCALE;
+    values[i] = (float)((int32_t)codes[i] - {macro}_ZERO_POINT) * {macro}_SCALE;
   }}
 }}"""
 
@@ -135,10 +136,7 @@ def _functions(name: str, kind: str, index: int, port: Port) -> Iterator[str]:
     if port.scale is not None and port.zero_point is not None:
         limits = torch.iinfo(getattr(torch, port.dtype))
         values |= {
-            "scale": c_float(port.scale),
             "inverse": c_float(1 / port.scale),
-            "zero": port.zero_point,
-            "zero_float": c_float(port.zero_point),
             "low": limits.min,
             "high": limits.max,
         }
