@@ -120,7 +120,7 @@ def test_analysis(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     assert json.loads(found.to_json())["recurrent"][0]["steps"] == STEPS
     found.save_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "The steps of a recurrent layer" in page
+    assert "The recurrent layer was measured" in page
     assert f"SQNR in dB of {STEPS} steps" in page
     assert "prepare_training(quantized)" in page
 

@@ -59,7 +59,7 @@ def large_summary(layers: int, *, changed: int = 9, name: str = "block{0}.conv_{
         model="Net <1> & 'co'",
         target=TargetRow("imxrt700", "i.MX RT700", "N3-64", "Neutron-C", 64, None, 7_864_320, None, ()),
         payload="portable",
-        verdict=Verdict("check", "Net runs on the i.MX RT700, but 1 operator on the CPU takes 20% of the time."),
+        verdict=Verdict("check", "Net runs on the i.MX RT700, but 1 operator on the CPU takes 20 % of the time."),
         memory=Memory(
             "fits", 1_234_567, 0, 900_001, 200_003, 150_005, 2_400, 100_007, 17, 4_001, 30_011, 12_345, 6_789,
             tensors=tuple(

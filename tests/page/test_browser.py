@@ -41,6 +41,14 @@ CUT_OFF = """() => {
     const inline = getComputedStyle(one).display === "inline";
     if (!inline && one.clientWidth && one.scrollWidth > one.clientWidth + 1) found.push(`${text} is cut off`);
   }
+  for (const one of document.querySelectorAll(".figures dd")) {  // a number and its unit are not broken within a word
+    for (const match of one.textContent.matchAll(/\\S+/g)) {
+      const word = document.createRange();
+      word.setStart(one.firstChild, match.index);
+      word.setEnd(one.firstChild, match.index + match[0].length);
+      if (word.getClientRects().length > 1) found.push(`'${match[0]}' is broken`);
+    }
+  }
   return found.slice(0, 3);
 }"""
 
@@ -64,7 +72,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     other = replace(summary, cycles=10, placement=summary.placement[:-1], options={})
     long = "a" * 60 + ".encoder.layers.{0}.output_projection_with_a_long_name"
     write_page(folder / "small.html", summary, other)
-    write_page(folder / "long.html", replace(large_summary(40, name=long), model="Model" * 20), other)
+    write_page(folder / "long.html", replace(large_summary(40, name=long), model="Model" * 20, cycles=71_700), other)
     (folder / "analysis.html").write_text(analysis_page(summary.analysis))
     return {file.stem: file for file in folder.iterdir()}
 

@@ -345,7 +345,7 @@ def test_headings_are_sentences(page: Element) -> None:
         "The program needs 1.18 MiB of 7.50 MiB of SRAM.",
         "The NPU takes about 242 thousand cycles.",
         "The outputs of the int8 model have an SQNR of 21.5 dB against the float model, on 16 samples.",
-        "The steps of a recurrent layer cause errors together.",
+        "The recurrent layer was measured with all of its steps.",
         "This layer loses most of the accuracy.",
         "6 samples are right only in float, and 3 only in .pte.",
         "1 operator runs elsewhere than in the other build.",

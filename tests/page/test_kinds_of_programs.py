@@ -4,6 +4,7 @@ the NPU."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tests.accuracy_models import images, net, quantized, sabotaged
 from tests.flow_support import seeded
 from tests.page.html_tree import parsed
+from tests.page.summaries import small_summary
 from tests.vendor.test_sdk import DOUBLES
 from torch import Tensor, nn
 
@@ -95,3 +97,20 @@ def test_a_device_program_has_the_sizes_of_its_microcode(monkeypatch: pytest.Mon
     assert (bare.payload, bare.cycles, bare.layers) == ("device", None, ())
     assert bare.memory.weight_bytes == summary.memory.weight_bytes
     parsed(page_of(bare, summary))
+
+
+def test_recurrent_layers_of_one_module_share_the_changes_by_options() -> None:
+    summary = small_summary()
+    assert summary.analysis is not None
+    (first,) = summary.analysis.recurrent
+    second = replace(first, name="'lstm' (number 2)", error_share=-0.25, gain_db=-1.25)
+    page = parsed(page_of(replace(summary, analysis=replace(summary.analysis, recurrent=(first, second)))))
+    (section,) = (one for one in page.all("section") if one.attributes.get("id") == "recurrent")
+    text = " ".join(section.text.split())
+    assert "2 recurrent layers were measured, each with all of its steps." in text
+    changes = "With the whole layer in float, the SQNR of the outputs changes by"
+    assert f"The steps cause 75.0 % of the error. {changes} +6.2 dB;" in text
+    assert f"The steps do not increase the error. {changes} -1.2 dB;" in text
+    assert [table.rows()[1:] for table in section.all("table")] == [
+        [['wide=["lstm"]', "+2.5 dB", "simulated"], ["prepare_training(quantized)", "unknown", "limit"]]
+    ]

@@ -279,7 +279,7 @@ NPU = PlacementRow("conv2d", "aten.convolution.default", "npu", 0)
         ({"placement": (on_cpu(1000),)}, "blocked", "no operator runs on the NPU"),
         ({"placement": (NPU, on_cpu(None))}, "ready", "ready"),
         ({"placement": (NPU, on_cpu(10)), "cycles": 1000}, "ready", "ready"),
-        ({"placement": (NPU, on_cpu(1000)), "cycles": 1000}, "check", "1 operator on the CPU takes about 50%"),
+        ({"placement": (NPU, on_cpu(1000)), "cycles": 1000}, "check", "1 operator on the CPU takes about 50 %"),
         ({"placement": (NPU, on_cpu(500), on_cpu(500)), "cycles": 1000}, "check", "2 operators on the CPU take"),
         ({"accuracy": rows(1, 0)}, "ready", "ready"),
         ({"accuracy": rows(5, 5)}, "ready", "ready"),

@@ -248,7 +248,7 @@ def _about(loop: RecurrentAccuracy) -> str:
     gain = "" if best.gain_db is None else f" ({best.gain_db:+.1f} dB; {best.how})"
     return (
         f"The {loop.steps} steps of the recurrent layer {loop.name} cause {loop.error_share:.0%} of the error: in "
-        f"float, they win {loop.gain_db:.1f} dB ({costs}). Try {best.code} first{gain}."
+        f"float, the SQNR changes by {loop.gain_db:+.1f} dB ({costs}). Try {best.code} first{gain}."
     )
 
 

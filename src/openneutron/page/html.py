@@ -269,7 +269,7 @@ def _environment() -> Any:
     environment.filters.update(
         size=units.bytes_text, number=units.number_text, db=units.decibels_text, percent=units.percent_text,
         ends=units.range_text, breakable=breakable, code=with_code, count=lambda value: f"{value:,}", op=units.short_op,
-        measure=units.measure_text,
+        measure=units.measure_text, gain=units.gain_text,
         large=headings.large_text, count_of=units.count_of,
     )  # fmt: skip
     environment.globals.update(

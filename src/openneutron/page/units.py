@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["bytes_text", "count_of", "decibels_text", "measure_text", "number_text", "percent_text", "range_text"]
+__all__ = [
+    "bytes_text", "count_of", "decibels_text", "gain_text", "measure_text", "number_text", "percent_text", "range_text",
+]  # fmt: skip
 
 _UNITS = (("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -46,6 +48,11 @@ def count_of(count: int, noun: str) -> str:
 def decibels_text(value: float | None) -> str:
     """Returns an SQNR with one digit after the point; "no error" for None, which stands for an infinite SQNR."""
     return "no error" if value is None else f"{round(value, 1) + 0.0:.1f} dB"
+
+
+def gain_text(gain: float | None) -> str:
+    """Returns a change of the SQNR with its sign; "unknown" for None, a change that is infinite or was not measured."""
+    return "unknown" if gain is None else f"{round(gain, 1) + 0.0:+.1f} dB"
 
 
 def percent_text(share: float | None) -> str:
