@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +206,25 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_value(path)
     path.write_bytes(whole)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(InputError, match=r"a\.png cannot be read as an image: Image size .* exceeds limit"):
+    with pytest.raises(InputError, match=r"a\.png has too many pixels: Image size .* exceeds limit"):
         read_value(path)
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match="pip install pillow"):
         read_value(path)
+
+
+@pytest.mark.parametrize("size", [(8193, 8192), (16384, 16384)])
+def test_small_files_of_huge_images_are_refused_before_they_are_decoded(size: tuple[int, int], tmp_path: Path) -> None:
+    """The header of a PNG is replaced: a file of some hundred bytes declares 67 or 268 million pixels."""
+    path = tmp_path / "a.png"
+    picture(8, 8).save(path)
+    whole = bytearray(path.read_bytes())
+    header = b"IHDR" + struct.pack(">II", *size) + bytes(whole[24:29])
+    whole[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(bytes(whole))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=rf"{size[0] * size[1]:,}|{size[0] * size[1]}") as caught:
+            read_value(path)
+    assert "Scale the image down" in str(caught.value)

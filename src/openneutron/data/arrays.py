@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +19,85 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.lib.npyio import NpzFile
 
-__all__ = ["arrays_in", "read_array", "read_arrays", "split_labels", "typed_damage"]
+__all__ = ["StoredRows", "arrays_in", "read_array", "read_arrays", "read_rows", "split_labels", "typed_damage"]
 
 # In a table, y is rather a coordinate.
 ARRAY_LABEL_NAMES = LABEL_NAMES | {"y"}
 
 
-def read_array(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
-    """Reads a .npy file. If it is `mapped`, its values are read from the disk when they are needed.
+@dataclass(frozen=True)
+class StoredRows:
+    """The rows of a .npy file, each of which is read when it is needed.
+
+    The file is not mapped into memory: a file that another program shortens would end the process by SIGBUS.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    """The position of the first row in the file, in bytes."""
+    version: tuple[int, ...]
+    """What identifies the contents of the file: its size and the time of its last change."""
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray[Any, Any]:
+        """Reads a row. Raises `IndexError`, and `InputError` if the file was changed."""
+        import numpy as np
+
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        row = self.shape[1:]
+        size = math.prod(row) * self.dtype.itemsize
+        with typed_damage(f"{self.path} cannot be read as an array", self.path), self.path.open("rb") as file:
+            is_same = _version_of(file.fileno()) == self.version
+            file.seek(self.offset + index % len(self) * size)
+            data = file.read(size)
+        if len(data) < size or not is_same:
+            raise InputError(
+                f"{self.path} was changed while its samples were read. Run again, and do not write to the file during "
+                "the run."
+            )
+        found = np.ndarray(row, self.dtype, bytearray(data))
+        return _in_native_order(found if row else found[()])
+
+
+def _version_of(file: int | Path) -> tuple[int, ...]:
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+def read_rows(path: Path) -> np.ndarray[Any, Any] | StoredRows:
+    """Returns the rows of a .npy file, which are read when they are needed; an array if its rows are not contiguous.
+
+    Raises `InputError` as `read_array` does.
+    """
+    import numpy as np
+
+    with typed_damage(f"{path} cannot be read as an array", path):
+        version = _version_of(path)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # reads the header and checks the size of the file
+    if not isinstance(found, np.memmap) or not found.ndim or not found.flags.c_contiguous:
+        return read_array(path)
+    return StoredRows(path, found.shape, found.dtype, found.offset, version)
+
+
+def read_array(path: Path) -> np.ndarray[Any, Any]:
+    """Reads a .npy file.
 
     Raises `InputError` for a damaged file, and for one that contains Python objects, which are not unpickled.
     """
     import numpy as np
 
     with typed_damage(f"{path} cannot be read as an array", path):
-        found: np.ndarray[Any, Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
+        found: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     if not isinstance(found, np.ndarray):
         raise InputError(f"{path} cannot be read as an array: it is an archive of arrays. Name it .npz.")
     return _in_native_order(found)

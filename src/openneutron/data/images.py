@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,23 +30,32 @@ LARGE_RANGE = 100
 IMAGE_RANK = 4
 # Numbers of channels of pixels: grey, RGB, RGB and alpha.
 _COUNTS = (1, 3, 4)
+# 8 times the pixels of a 4K image; about 270 MB of RGB. A file of a few kilobytes may declare more.
+LARGEST_IMAGE = 2**26
 # Modes of Pillow whose conversion to 8 bits clips values.
 _WIDE_MODES = ("I", "F")
+_SCALE_DOWN = "Scale the image down, or remove it from the data."
 
 
 def open_image(path: Path) -> Image:
     """Returns the first image of a file, decoded.
 
-    Raises `InputError`, which names the file, if it cannot be decoded, has more than 8 bits per channel, or Pillow is
-    not installed.
+    Raises `InputError`, which names the file, if it cannot be decoded, has more than 2^26 pixels, has more than 8 bits
+    per channel, or Pillow is not installed.
     """
     module = _pillow()
     try:
-        with module.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", module.DecompressionBombWarning)
+            opened = module.open(path)  # reads the header only
+        with opened as image:
+            _check_pixels(path, image.width * image.height)
             image.load()
             found: Image = image
-    except (MemoryError, KeyboardInterrupt):
+    except (MemoryError, KeyboardInterrupt, InputError):
         raise
+    except module.DecompressionBombError as error:
+        raise InputError(f"{path} has too many pixels: {first_line(error)}. {_SCALE_DOWN}") from error
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise InputError(
             f"{path} cannot be read as an image: {first_line(error)}. Save it again, or remove it from the data."
@@ -56,6 +66,11 @@ def open_image(path: Path) -> Image:
             "to 8 bits, or save its values as .npy."
         )
     return found
+
+
+def _check_pixels(path: Path, pixels: int) -> None:
+    if pixels > LARGEST_IMAGE:
+        raise InputError(f"{path} has {pixels:,} pixels, more than {LARGEST_IMAGE:,}. {_SCALE_DOWN}")
 
 
 def _pillow() -> Any:

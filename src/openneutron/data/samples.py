@@ -13,7 +13,7 @@ from typing import Any
 from openneutron.core.files import check_is_file, exists, is_file, is_folder, names_in, similar_path
 from openneutron.core.objects import check_object, is_reference, load_object, parse_reference
 from openneutron.core.user_code import code_of_user
-from openneutron.data.arrays import read_array, read_arrays, split_labels
+from openneutron.data.arrays import read_arrays, read_rows, split_labels
 from openneutron.data.files import (
     ARRAYS,
     AUDIO,
@@ -314,8 +314,9 @@ def _of_file(path: Path, names: ClassNames | None, *, labelled: bool) -> Samples
         return _of_table(path, names, labelled=labelled)
     if suffix in IMAGES | AUDIO | COMPRESSED_AUDIO and not labelled:
         return Samples(FileSource((path,)), str(path), class_names=names)
+    arrays: Mapping[str, Any]
     if suffix in ARRAYS:
-        arrays, labels = {"array": read_array(path, mapped=True)}, None
+        arrays, labels = {"array": read_rows(path)}, None
     elif suffix in NAMED_ARRAYS:
         arrays, labels = split_labels(read_arrays(path), are_samples=True)
     else:

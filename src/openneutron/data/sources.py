@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from openneutron.core.files import check_is_file, is_file, similar_path
 from openneutron.core.user_code import code_of_user
-from openneutron.data.arrays import read_array, read_arrays, split_labels
+from openneutron.data.arrays import StoredRows, read_array, read_arrays, split_labels
 from openneutron.data.audio import Waveform, read_waveform
 from openneutron.data.files import ARRAYS, AUDIO, COMPRESSED_AUDIO, IMAGES, NAMED_ARRAYS, TABLES
 from openneutron.data.images import open_image
@@ -121,7 +121,7 @@ class ArraySource:
     """
 
     path: Path
-    arrays: Mapping[str, np.ndarray[Any, Any]]
+    arrays: Mapping[str, np.ndarray[Any, Any] | StoredRows]
     labels: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
