@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch._export.utils as torch_export
 from executorch.exir.backend.utils import is_same_node
-from executorch.exir.lowered_backend_module import LoweredBackendModule
+from executorch.exir.delegate import executorch_call_delegate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 __all__ = ["forget_lowered_programs", "list_composite_operators_once"]
@@ -22,7 +22,7 @@ def forget_lowered_programs() -> None:
     """
     is_same_node.cache_clear()
     calls = FakeTensorMode.cache
-    for key in [key for key in calls if any(isinstance(value, LoweredBackendModule) for value in key.key)]:
+    for key in [key for key in calls if key.key[0] is executorch_call_delegate]:
         del calls[key]
 
 
