@@ -64,28 +64,37 @@ def test_a_program_has_the_bytes_of_a_traced_program(
         quantized = quantize(seeded(build), (sample,), [sample] * 2, recover=None)
     program = lower(quantized).buffer
     assert bool(traced) == needs_trace
-    monkeypatch.setattr(delegate_call, "_is_decomposed", lambda _: False)
+    monkeypatch.setattr(delegate_call, "is_decomposed", lambda _: False)
     assert lower(quantized).buffer == program
     assert traced
 
 
-def test_the_documented_flow_is_not_traced_after_partitioning(traced: list[ExportedProgram]) -> None:
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Returns a list that gets an item each time torch loads the composite operators."""
+    found: list[None] = []
+    utils: Any = torch._export.utils
+    load, collect = utils._materialize_cpp_cia_ops, utils._collect_all_valid_cia_ops_for_namespace
+    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", lambda: found.append(load()))
+    uncached = getattr(collect, "__wrapped__", collect)
+    monkeypatch.setattr(utils, "_collect_all_valid_cia_ops_for_namespace", uncached)
+    return found
+
+
+def test_the_documented_flow_is_not_traced_after_partitioning(traced: list[ExportedProgram], loads: list[None]) -> None:
     lower_documented(convert(seeded(small), (image(),)), (image(),))
     assert not traced
+    assert not loads
 
 
-def test_composite_operators_are_loaded_once_for_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    utils: Any = torch._export.utils
-    load, loads = utils._materialize_cpp_cia_ops, 0
-
-    def counted() -> None:
-        nonlocal loads
-        loads += 1
-        load()
-
-    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", counted)
-    collect = utils._collect_all_valid_cia_ops_for_namespace
-    monkeypatch.setattr(utils, "_collect_all_valid_cia_ops_for_namespace", getattr(collect, "__wrapped__", collect))
-    lower(quantize(seeded(small), (image(),), [image()] * 2, recover=None))
-    assert loads == 1
-    assert utils._materialize_cpp_cia_ops is counted
+@pytest.mark.parametrize(("name", "count"), [("one delegate", 0), ("float operator between delegates", 1)])
+def test_composite_operators_are_loaded_at_most_once_for_a_program(name: str, count: int, loads: list[None]) -> None:
+    build, _ = MODELS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = quantize(seeded(build), (image(),), [image()] * 2, recover=None)
+    load = torch._export.utils._materialize_cpp_cia_ops
+    loads.clear()
+    lower(quantized)
+    assert len(loads) == count
+    assert torch._export.utils._materialize_cpp_cia_ops is load

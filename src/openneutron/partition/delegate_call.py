@@ -29,8 +29,8 @@ from openneutron.partition.scheduling import Partition
 from openneutron.passes.functionalize import writes_memory
 
 __all__ = [
-    "Trace", "chain_end", "is_delegate_call", "is_partitioned", "is_trace", "output_indices", "partition_operator",
-    "replace_partitions",
+    "Trace", "chain_end", "is_decomposed", "is_delegate_call", "is_partitioned", "is_trace", "output_indices",
+    "partition_operator", "replace_partitions",
 ]  # fmt: skip
 
 _NAMESPACE = "openneutron"
@@ -310,16 +310,23 @@ class _PartitionedProgram(ExportedProgram):
         decompose_custom_triton_ops: bool = False,
     ) -> ExportedProgram:
         """Returns the decomposed program: a copy if no operator can be decomposed. Linear in nodes."""
-        if not _is_decomposed(self):
+        if not is_decomposed(self):
             decomposed: ExportedProgram = super().run_decompositions(decomp_table, decompose_custom_triton_ops)
             return decomposed
+        if self.verifiers == [Verifier]:
+            return self
         graph, copies = Graph(), dict[Node, Node]()
         graph.output(graph.graph_copy(self.graph, copies)).meta = dict(output_node(self.graph).meta)
-        return with_graph(self, graph, copies, verifiers=[Verifier])
+        return with_graph(self, graph, copies, verifiers=[Verifier], kind=_PartitionedProgram)
 
 
-def _is_decomposed(program: ExportedProgram) -> bool:
-    """Whether a program only calls delegates, quantizes and dequantizes, and returns the results."""
+def is_decomposed(program: ExportedProgram) -> bool:
+    """Whether a program is a result of `replace_partitions` that `run_decompositions` does not change.
+
+    Such a program only calls delegates, quantizes and dequantizes, and returns the results.
+    """
+    if not isinstance(program, _PartitionedProgram):
+        return False
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         return False
     returned = output_node(program.graph).args[0]

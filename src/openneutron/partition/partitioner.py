@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401  registers the out variants that to_executorch requires
+import torch
 from executorch.exir.backend.backend_details import BackendDetails, CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 from torch.export import ExportedProgram
@@ -22,7 +23,14 @@ from openneutron.errors import OptionError
 from openneutron.formats.payload import Payload
 from openneutron.partition.backend import NeutronBackend
 from openneutron.partition.compile import compile_partition
-from openneutron.partition.delegate_call import Trace, is_delegate_call, is_partitioned, is_trace, replace_partitions
+from openneutron.partition.delegate_call import (
+    Trace,
+    is_decomposed,
+    is_delegate_call,
+    is_partitioned,
+    is_trace,
+    replace_partitions,
+)
 from openneutron.partition.dependency_caches import forget_lowered_programs
 from openneutron.partition.dim_orders import assign_dim_orders
 from openneutron.partition.placing import Placed, Placement, place
@@ -101,6 +109,16 @@ class NeutronPartitioner(Partitioner):
             check_cpu_operators(placed)
         _warn_of_cpu_operators(placed.rows)
         return compile_placed(placed)
+
+    def ops_to_not_decompose(
+        self, ep: ExportedProgram
+    ) -> tuple[list[torch._ops.OpOverload], Callable[[Node], bool] | None]:
+        """Returns no operators, and a check that refuses all nodes if `ep` has nothing to decompose.
+
+        Without a check, ExecuTorch looks up all operators of `ep` in its table of decompositions. To fill this table,
+        torch searches all operators of all libraries, which takes a third of the time of the lowering.
+        """
+        return [], (lambda _: False) if is_decomposed(ep) else None
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tags the delegate calls of an edge program. `to_edge_transform_and_lower` calls it.
