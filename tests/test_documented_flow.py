@@ -85,8 +85,8 @@ class FoldedLoop(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.recurrent = nn.LayerNorm(UNITS), nn.Linear(UNITS, UNITS)
-        self.layer, self.batch_norm = nn.Linear(BANDS, UNITS, bias=False), nn.BatchNorm1d(UNITS)
+        self.norm, self.recurrent, self.layer = nn.LayerNorm(UNITS), nn.Linear(UNITS, UNITS), nn.Linear(BANDS, UNITS)
+        self.gate, self.batch_norm = nn.Linear(UNITS, UNITS, bias=False), nn.BatchNorm1d(UNITS)
         self.scale = nn.Parameter(torch.linspace(0.5, 1.5, UNITS))
         for parameter in (*self.norm.parameters(), *self.batch_norm.parameters()):
             nn.init.uniform_(parameter, 0.5, 1.5)
@@ -94,8 +94,8 @@ class FoldedLoop(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         hidden = torch.zeros(len(frames), UNITS)
         for frame in frames.unbind(1):
-            update = self.recurrent(self.norm(hidden)) * self.scale + self.batch_norm(self.layer(frame))
-            hidden = 0.5 * hidden + torch.tanh(update)
+            gate = torch.sigmoid(self.batch_norm(self.gate(hidden)))
+            hidden = gate * hidden + torch.tanh(self.recurrent(self.norm(hidden)) * self.scale + self.layer(frame))
         return hidden
 
 

@@ -32,6 +32,7 @@ class Loop(nn.Module):
         self.other.load_state_dict(self.layer.state_dict())
         self.norm, self.batch_norm = nn.LayerNorm(WIDTH), nn.BatchNorm1d(WIDTH)
         self.doubled = nn.Parameter(self.layer.weight.detach() * 2)
+        self.copied = nn.Parameter(self.layer.weight.detach().clone())
         self.zeros, self.zeros_too = (nn.Parameter(torch.zeros(WIDTH)) for _ in range(2))
         self.scale = nn.Parameter(torch.linspace(0.5, 1.5, WIDTH))
         for parameter in (*self.norm.parameters(), *self.batch_norm.parameters()):
@@ -43,8 +44,19 @@ class Loop(nn.Module):
         return x
 
 
-def folded(step: Callable[[Loop, Tensor, int], Tensor]) -> GraphModule:
-    module = torch.export.export(seeded(lambda: Loop(step)).eval(), (torch.randn(2, WIDTH),)).module()
+class Head(nn.Module):
+    """Applies one layer and one batch norm to parts of the input, which do not depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.batch_norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.batch_norm(self.layer(x * (1 + number))) for number in range(STEPS)])
+
+
+def folded(make: Callable[[], nn.Module]) -> GraphModule:
+    module = torch.export.export(seeded(make).eval(), (torch.randn(2, WIDTH),)).module()
     assert isinstance(module, GraphModule)
     fold_constants(module)
     fold_norm_affine(module)
@@ -69,6 +81,11 @@ DIFFERENT: dict[str, tuple[Callable[[Loop, Tensor, int], Tensor], int, int]] = {
     "a sum for each step": (lambda loop, x, number: loop.layer(x) + loop.scale * (1 + number), 1, STEPS),
     "a sum in one step": (lambda loop, x, n: loop.layer(x) + loop.scale if n == 2 else loop.layer(x), 1, 2),
     "two modules with equal weights": (lambda loop, x, n: (loop.other if n % 2 else loop.layer)(x), 2, 2),
+    "two parameters with equal values": (
+        lambda loop, x, n: linear(x, loop.layer.weight if n % 2 else loop.copied, loop.zeros),
+        2,
+        1,
+    ),
     "equal biases of different weights": (
         lambda loop, x, n: linear(
             x, loop.layer.weight if n % 2 else loop.doubled, loop.zeros if n % 2 else loop.zeros_too
@@ -81,7 +98,7 @@ DIFFERENT: dict[str, tuple[Callable[[Loop, Tensor, int], Tensor], int, int]] = {
 
 @pytest.mark.parametrize("name", SHARED)
 def test_steps_with_folded_constants_share_them(name: str) -> None:
-    module, x = folded(SHARED[name]), torch.randn(2, WIDTH)
+    module, x = folded(lambda: Loop(SHARED[name])), torch.randn(2, WIDTH)
     before = module(x)
     assert len(constants(module, "bias")) == STEPS
     assert share_equal_weights(module)
@@ -93,8 +110,14 @@ def test_steps_with_folded_constants_share_them(name: str) -> None:
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_other_constants_are_not_shared(name: str) -> None:
     step, weights, biases = DIFFERENT[name]
-    module, x = folded(step), torch.randn(2, WIDTH)
+    module, x = folded(lambda: Loop(step)), torch.randn(2, WIDTH)
     before = module(x)
     share_equal_weights(module)
     assert (len(constants(module, "weight")), len(constants(module, "bias"))) == (weights, biases)
     torch.testing.assert_close(module(x), before)
+
+
+def test_layers_that_do_not_depend_on_each_other_keep_their_weights() -> None:
+    module = folded(Head)
+    assert not share_equal_weights(module)
+    assert len(constants(module, "weight")) == len(constants(module, "bias")) == STEPS

@@ -1,72 +1,87 @@
-"""Lets the layers of a loop share one weight again, after earlier passes gave each of them a copy."""
+"""Lets the steps of a loop share one weight again, after earlier passes gave each of them a copy."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import hashlib
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.constants import constant_of
+from openneutron.core.constants import attribute
 from openneutron.core.fx import arguments, finish_rewrite, modules_of, set_argument
+from openneutron.core.recurrence import recurrent_groups
 from openneutron.ops.layers import constant_layer
 
 __all__ = ["share_equal_weights"]
-
-# The number of values in the key by which constants are found. Only constants with equal keys are compared wholly.
-SAMPLED = 32
 
 
 def share_equal_weights(module: GraphModule) -> bool:
     """Rules. Linear in nodes and weights:
 
-    1. A layer whose weight equals that of an earlier layer, of the same kind and called by the same module, reads the
-       weight of the earlier layer.
-    2. Layers with one weight and equal biases read one bias.
+    1. Layers with equal weights, of which one depends on another, read one weight. They are of one kind, and one module
+       called them. At most one of their weights is a parameter of the model, because training may change equal
+       parameters differently.
+    2. Among these layers, those with equal biases read one bias.
 
     If a loop calls a layer in each step, the passes that fold a batch norm, the weight of a norm or a product with a
-    constant write new weights for each step. Recovery finds the steps of a recurrent layer by their common weight, and
-    the program has a common weight once. Layers with different weights do not share a bias, because recovery corrects
-    a bias only if all layers that read it have one weight.
+    constant write a new weight for each step. Recovery finds the steps of a recurrent layer by their common weight, and
+    the program has a common weight once. Layers that do not depend on each other, such as a head that reads several
+    feature maps, keep their weights, so that each is rounded for its own inputs.
     """
-    known = _KnownConstants(module)
+    layers = _layers_by_weight(module)
     changed = False
-    for node in module.graph.nodes:
-        layer = constant_layer(module, node)
-        if layer is None:
+    for key in recurrent_groups(module.graph, layers):
+        weights = {str(arguments(node)["weight"].target) for node in layers[key]}
+        if sum(isinstance(attribute(module, name), torch.nn.Parameter) for name in weights) > 1:
             continue
-        form = layer.kind, layer.groups, modules_of(node)[-1:]
-        changed |= known.share(node, "weight", form)
-        if layer.bias is not None:
-            changed |= known.share(node, "bias", (form, arguments(node)["weight"].target))
+        changed |= _share(layers[key], "weight")
+        for equal in _by_value(module, layers[key], "bias").values():
+            changed |= _share(equal, "bias")
     return finish_rewrite(module, changed=changed)
 
 
-class _KnownConstants:
-    """The first constant of each value that layers read, for each group of layers."""
-
-    def __init__(self, module: GraphModule) -> None:
-        self._module = module
-        self._known: dict[Hashable, list[Node]] = {}
-
-    def share(self, layer: Node, role: str, group: Hashable) -> bool:
-        """Replaces a constant of `layer` by an equal one of an earlier layer in `group`. Returns whether it did."""
-        own = arguments(layer)[role]
-        values = self._values(own)
-        known = self._known.setdefault((role, group, values.dtype, values.shape, _sampled(values)), [])
-        same = next((one for one in known if torch.equal(self._values(one), values)), None)
-        if same is None:
-            known.append(own)
-        if same is None or same.target == own.target:
-            return False
-        set_argument(layer, role, same)
-        return True
-
-    def _values(self, constant: Node) -> torch.Tensor:
-        values = constant_of(self._module, constant)
-        assert values is not None
-        return values
+def _layers_by_weight(module: GraphModule) -> dict[Hashable, list[Node]]:
+    """Returns the layers of equal kind, module and weight. Leaves out layers that differ in kind or module from all
+    others.
+    """
+    alike: dict[Hashable, list[Node]] = {}
+    for node in module.graph.nodes:
+        layer = constant_layer(module, node)
+        if layer is not None:
+            alike.setdefault((layer.kind, layer.groups, modules_of(node)[-1:], layer.weight.shape), []).append(node)
+    return {
+        (form, value): equal
+        for form, nodes in alike.items()
+        if len({arguments(node)["weight"].target for node in nodes}) > 1
+        for value, equal in _by_value(module, nodes, "weight").items()
+    }
 
 
-def _sampled(values: torch.Tensor) -> tuple[float, ...]:
-    return tuple(values.flatten()[:: max(values.numel() // SAMPLED, 1)].tolist())
+def _by_value(module: GraphModule, layers: Sequence[Node], role: str) -> dict[Hashable, list[Node]]:
+    """Returns the layers with equal constants in `role`. Leaves out layers without one."""
+    digests: dict[str, Hashable] = {}
+    found: dict[Hashable, list[Node]] = {}
+    for layer in layers:
+        constant = arguments(layer)[role]
+        if constant is None:
+            continue
+        name = str(constant.target)
+        if name not in digests:
+            digests[name] = _digest(attribute(module, name).detach())
+        found.setdefault(digests[name], []).append(layer)
+    return found
+
+
+def _digest(values: torch.Tensor) -> Hashable:
+    """Returns a key that only equal values have."""
+    in_bytes = values.contiguous().flatten().view(torch.uint8).numpy().data
+    return values.dtype, values.shape, hashlib.sha256(in_bytes).digest()
+
+
+def _share(layers: Sequence[Node], role: str) -> bool:
+    """Lets all layers read the constant of the first one. Returns whether one of them read another constant."""
+    first, *others = (arguments(layer)[role] for layer in layers)
+    for layer in layers[1:]:
+        set_argument(layer, role, first)
+    return any(other.target != first.target for other in others)

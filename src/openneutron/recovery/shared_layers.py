@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch.fx import Graph, GraphModule, Node
 
 from openneutron.core.fx import arguments, first_operand
+from openneutron.core.recurrence import recurrent_groups
 from openneutron.ops.declared import layer_kind
 from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 
@@ -61,7 +62,7 @@ def layers_by_weight(module: GraphModule) -> tuple[list[WeightedLayer], list[Sha
     for layer in layers_of(module):
         uses.setdefault(_constant_name(layer.weight), []).append(layer)
     nodes_of_weights = {weight: [layer.node for layer in layers] for weight, layers in uses.items()}
-    recurrent = _recurrent_weights(module.graph, nodes_of_weights)
+    recurrent = recurrent_groups(module.graph, nodes_of_weights)
     alone, shared = [], []
     for weight, layers in uses.items():
         nodes = {layer.node for layer in layers}
@@ -96,27 +97,7 @@ def is_recurrent(graph: Graph) -> bool:
         weight = arguments(node)["weight"] if layer_kind(node) is not None else None
         if isinstance(weight, Node) and weight.op == "get_attr":
             uses.setdefault(str(weight.target), []).append(node)
-    return bool(_recurrent_weights(graph, uses))
-
-
-def _recurrent_weights(graph: Graph, uses: Mapping[str, Sequence[Node]]) -> set[str]:
-    """Returns the weights for which one of its layers, `uses`, depends on another one.
-
-    The set of shared weights on which a node depends is an integer with a bit for each weight. One pass over the graph
-    takes n * k / 64 steps for n nodes and k shared weights. k is the number of modules that the model calls several
-    times, usually below 64, so an integer is one machine word and the pass is linear.
-    """
-    weights = [weight for weight, layers in uses.items() if len(layers) > 1]
-    weight_bits = {layer: 1 << index for index, weight in enumerate(weights) for layer in uses[weight]}
-    ancestors: dict[Node, int] = {}
-    recurrent = 0
-    for node in graph.nodes if weight_bits else ():
-        above, own = 0, weight_bits.get(node, 0)
-        for source in node.all_input_nodes:
-            above |= ancestors[source]
-        recurrent |= above & own
-        ancestors[node] = above | own
-    return {weight for index, weight in enumerate(weights) if recurrent >> index & 1}
+    return bool(recurrent_groups(graph, uses))
 
 
 def _constant_name(dequantize: Node) -> str:
