@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from docs.generators.cures import cure_of, says_its_cure
 from docs.generators.messages import PACKAGE, Message, collect_messages
+from docs.generators.results import results
 
 import openneutron
 import openneutron.cli.main  # adds the verbs to the command line
@@ -120,7 +121,7 @@ def commands() -> str:
         "# Commands",
         "This page is generated from the commands. `openneutron VERB --help` prints the same.",
         "\n".join(f"- [`{name}`](#openneutron-{name}): {_first_sentence(one.help)}" for name, one in _verbs(group)),
-        "All verbs have `--json` (the result as one JSON document on stdout), `--quiet` and `--verbose`. "
+        "All verbs have `--json` (the result as one [JSON document](results.md) on stdout), `--quiet` and `--verbose`. "
         "`openneutron --version` prints the version, and `openneutron --install-completion` installs completion for "
         "your shell. Results are printed to stdout; steps, warnings and errors to stderr.",
         "| exit code | meaning |\n|---|---|\n| 0 | success |\n| 1 | a check failed, for example a limit of `validate` "
@@ -297,6 +298,7 @@ def _lines(head: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Iterator[str
 PAGES: Mapping[str, Callable[[], str]] = {
     "troubleshooting.md": troubleshooting,
     "reference/commands.md": commands,
+    "reference/results.md": results,
     "reference/settings.md": settings,
     "reference/targets.md": targets,
     **{f"reference/python/{name}.md": (lambda name=name: python_page(name)) for name in PYTHON_PACKAGES},  # type: ignore[misc]

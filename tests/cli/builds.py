@@ -14,7 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from tests.cli.schemas import SCHEMAS
+from docs.generators.schemas import SCHEMAS
 from torch import nn
 
 Image = pytest.importorskip("PIL.Image")

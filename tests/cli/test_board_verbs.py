@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from tests.cli.schemas import SCHEMAS
+from docs.generators.schemas import SCHEMAS
 from tests.verbs import call_verb
 from torch import nn
 

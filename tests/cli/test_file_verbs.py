@@ -12,8 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from docs.generators.schemas import SCHEMAS
 from tests.cli.builds import Here
-from tests.cli.schemas import SCHEMAS
 from tests.vendor.test_sdk import DOUBLES
 from tests.verbs import call_verb
 from torch import nn

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tests.cli.schemas import SCHEMAS
+from docs.generators.schemas import SCHEMAS
 from tests.verbs import call_verb
 
 from openneutron import NeutronTargetSpec

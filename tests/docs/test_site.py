@@ -18,6 +18,8 @@ from docs.generators.pages import (
     targets,
     troubleshooting,
 )
+from docs.generators.results import keys_of, results
+from docs.generators.schemas import SCHEMAS
 
 from openneutron import errors
 from openneutron.cli.verbs import app
@@ -115,3 +117,20 @@ def test_links_of_the_readme_exist() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
         assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("form", SCHEMAS)
+def test_each_key_of_a_result_is_listed(form: str) -> None:
+    keys = list(keys_of(SCHEMAS[form]))
+    assert {key.partition(".")[0].partition("[")[0] for key, _, _ in keys} == set(SCHEMAS[form]["properties"])
+    part = results().partition(f"## openneutron {form}\n")[2].partition("\n## ")[0]
+    assert all(f"| `{key}` | {kind} |" in part for key, kind, _ in keys)
+    assert not any("null or null" in kind for _, kind, _ in keys)
+
+
+def test_results_have_the_meanings_of_their_fields() -> None:
+    rows = {key: (kind, meaning) for key, kind, meaning in keys_of(SCHEMAS["run"])}
+    measured = "The median time of a run on this machine; null if it was not measured."
+    assert rows["runs[].seconds"] == ("number or null", measured)
+    assert rows["runs[].classes[][].score"][0] == "number or null"
+    assert rows["runs[].outputs[].shape"][0] == "list of integer or null"

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from tests.cli.schemas import SCHEMAS
+from docs.generators.schemas import SCHEMAS
 from tests.profiling.test_reading import a_run, etdump, event, records
 from tests.verbs import call_verb
 from torch import nn

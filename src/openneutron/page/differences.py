@@ -24,7 +24,9 @@ class Difference:
     name: str
     unit: str
     other: float | None
+    """The number of the other build, which is the first program of `openneutron compare`."""
     this: float | None
+    """The number of this build, which is the second program of `openneutron compare`."""
     higher_is_better: bool = False
     is_comparable: bool = True
     """Whether both numbers were measured on equally many samples."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import collections.abc
 import dataclasses
+import inspect
+import textwrap
 import types
 import typing
+from itertools import pairwise
 from typing import Any
 
 from openneutron.accuracy.board_outputs import BoardValidation
@@ -36,8 +40,11 @@ def schema_of(kind: Any) -> Schema:
     if kind in _PLAIN:
         return _PLAIN[kind]
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return an_object({field.name: schema_of(hints[field.name]) for field in dataclasses.fields(kind)})
+        hints, meanings = typing.get_type_hints(kind), _meanings(kind)
+        found = {field.name: schema_of(hints[field.name]) for field in dataclasses.fields(kind)}
+        return an_object({
+            name: {**one, "description": meanings[name]} if name in meanings else one for name, one in found.items()
+        })
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return {"anyOf": [schema_of(one) for one in arguments]}
@@ -52,11 +59,25 @@ def schema_of(kind: Any) -> Schema:
     raise TypeError(f"no schema of {kind!r}")
 
 
+def _meanings(kind: Any) -> dict[str, str]:
+    """Returns the texts below the fields of a dataclass, by the names of the fields."""
+    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    body = declared.body if isinstance(declared, ast.ClassDef) else []
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }  # fmt: skip
+
+
 def an_object(properties: dict[str, Schema]) -> Schema:
+    """Returns the schema of an object that has these keys and no others."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def a_list(items: Schema) -> Schema:
+    """Returns the schema of a list."""
     return {"type": "array", "items": items}
 
 
