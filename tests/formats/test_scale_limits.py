@@ -16,7 +16,7 @@ from openneutron.errors import FormatError
 from openneutron.formats import tflite
 from openneutron.ir.kinds import KINDS
 
-EXPONENTS = -126, -108, -64, -20, 0, 20, 64, 106, 107, 108, 126
+EXPONENTS = -126, -108, -64, -8, -7, 0, 20, 64, 106, 107, 108, 126
 
 
 def with_scales(model: bytes, exponents: Sequence[int]) -> bytes:
