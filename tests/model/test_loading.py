@@ -32,6 +32,12 @@ class Net(nn.Module):
 def make(width):
     return Net(width)
 
+def of_options(width, **options):
+    return Net(width, **options)
+
+def by_position(width, /, *more):
+    return Net(width)
+
 net = Net(2)
 number = 3
 
@@ -92,6 +98,10 @@ class TestModel:
             ("Net", "depth=3", OptionError, "unexpected keyword argument 'depth'"),
             ("Net", "widht=3", OptionError, "unexpected keyword argument 'widht'. Did you mean 'width'"),
             ("make", "widht=3", OptionError, "unexpected keyword argument 'widht'. Did you mean 'width'"),
+            ("of_options", "depth=3", OptionError, "these arguments: missing a required argument: 'width'. Give args"),
+            ("by_position", "width=3", OptionError, "'width' parameter is positional only"),
+            ("by_position", "3, widht=3", OptionError, "unexpected keyword argument 'widht'. Give args"),
+            ("by_position", "3, more=3", OptionError, "unexpected keyword argument 'more'. Give args"),
             ("Net", "width=3 + x", OptionError, "takes literals of Python"),
             ("Net", "**{}", OptionError, "takes literals of Python"),
             ("net", "3", OptionError, "is a module already"),

@@ -24,6 +24,7 @@ from openneutron.settings.model_texts import LIBRARIES, arguments_in, check_mode
 __all__ = ["load_model"]
 
 NO_WEIGHTS = "none"
+_BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def load_model(
@@ -125,13 +126,25 @@ def _check_arguments(found: Any, model: str, positional: list[Any], keywords: Ma
     try:
         signature.bind(*positional, **keywords)
     except TypeError as error:
-        unknown = [name for name in keywords if name not in signature.parameters]
-        reason = f"got an unexpected keyword argument '{unknown[0]}'" if unknown else first_line(error)
-        hint = did_you_mean(unknown[0], signature.parameters) if unknown else ""
+        unknown, known = _unknown_keyword(signature, keywords), _names_of(signature, *_BY_KEYWORD)
+        reason = first_line(error) if unknown is None else f"got an unexpected keyword argument '{unknown}'"
+        hint = "" if unknown is None else did_you_mean(unknown, known)
         raise OptionError(
             f"'{model}' cannot be called with these arguments: {reason}.{hint} Give args, such as 'width=16'. It "
             f"takes {signature}."
         ) from error
+
+
+def _unknown_keyword(signature: inspect.Signature, keywords: Mapping[str, Any]) -> str | None:
+    """Returns the first of `keywords` that no parameter has; None if there is none, or if all keywords are accepted."""
+    if _names_of(signature, inspect.Parameter.VAR_KEYWORD):
+        return None
+    known = _names_of(signature, *_BY_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    return next((name for name in keywords if name not in known), None)
+
+
+def _names_of(signature: inspect.Signature, *kinds: Any) -> list[str]:
+    return [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
 
 
 def _timm(name: str, pretrained: bool, keywords: Mapping[str, Any]) -> nn.Module:
