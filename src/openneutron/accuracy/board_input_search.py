@@ -22,13 +22,16 @@ from openneutron.errors import HostProcessError
 
 __all__ = ["searched_diagnoses"]
 
-_CANDIDATES = 8
+_CANDIDATES = 16
 """The number of coarse points that are examined with several vectors."""
-_STARTS = 2
+_STARTS = 4
 """The number of coarse points from which the search goes on."""
+_NEAR = 8
+"""The number of finest steps around the best parameter that are all examined: near it, the difference is not smooth."""
 _PROBES = 3
 """The number of vectors that the search compares. Few outputs of one vector may agree by chance."""
-_PARTS = 16
+_PARTS = 64
+_LEAST_PARTS = 16
 _COMMON_FACTORS = (1 / 3, 0.6, 2 / 3, 0.75, 0.8, 0.9, 1.1, 1.2, 1.25, 4 / 3, 1.5, 3)
 
 
@@ -54,7 +57,7 @@ def searched_diagnoses(
     """Returns the mistakes with a parameter that explain the differences, and notes on those not examined.
 
     For each kind of mistake, runs the program with coarse parameters on the vector with the largest difference, then
-    with parameters near the best ones on three vectors: about 200 runs. A program with states also runs the vectors
+    with parameters near the best ones on three vectors: about 350 runs. A program with states also runs the vectors
     before them.
     """
     probes = tuple(vectors_by_difference(case)[:_PROBES])
@@ -94,7 +97,8 @@ def _best_parameter(
 
     candidates = sorted(family.points, key=lambda parameter: difference(parameter, 1))[:_CANDIDATES]
     starts = sorted(candidates, key=difference)[:_STARTS]
-    return min((_refined(start, family, difference) for start in starts), key=difference)
+    best = min((_refined(start, family, difference) for start in starts), key=difference)
+    return min((best + step * family.finest for step in range(-_NEAR, _NEAR + 1)), key=difference)
 
 
 def _refined(start: float, family: _Family, difference: Callable[[float], float]) -> float:
@@ -127,7 +131,7 @@ def _families(number: int, tensor: BoardTensor) -> Iterator[_Family]:
     yield _wrong_scale(number, tensor)
     if tensor.scale is not None:
         yield _wrong_zero_point(number, tensor)
-    if tensor.size >= _PARTS:
+    if tensor.size >= _LEAST_PARTS:
         yield from _unwritten_parts(number, tensor)
 
 
@@ -180,7 +184,7 @@ def _affine(values: Array, tensor: BoardTensor, factor: float, steps: float) -> 
 
 def _unwritten_parts(number: int, tensor: BoardTensor) -> Iterator[_Family]:
     """The parameter is the number of elements before the border of the part that is zero."""
-    step = 2 ** math.ceil(math.log2(tensor.size / _PARTS))
+    step = 2 ** max(0, math.ceil(math.log2(tensor.size / _PARTS)))
     points = tuple(float(border) for border in range(step, tensor.size, step))
     positions = np.arange(tensor.size)
     for name, part, is_written in (
