@@ -96,6 +96,7 @@ def test_option_values_are_text_in_compile_specs_and_typed_in_options() -> None:
         {"operators_not_to_delegate": ("",)},
         {"operators_not_to_delegate": (" ",)},
         {"operators_not_to_delegate": (None,)},
+        {"operators_not_to_delegate": (3,)},
     ],
 )
 def test_invalid_option_values_are_refused(options: dict[str, Any]) -> None:
@@ -116,6 +117,8 @@ def test_unknown_targets(target: Any) -> None:
 def test_operators_come_in_a_list(value: Any) -> None:
     with pytest.raises(OptionError, match="takes a list of names"):
         generate_neutron_compile_spec("imxrt700", operators_not_to_delegate=value)
+    with pytest.raises(OptionError, match="takes a list of names"):
+        CompileOptions(operators_not_to_delegate=value)
 
 
 def test_a_system_config_other_than_none_is_refused() -> None:

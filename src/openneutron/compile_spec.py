@@ -56,11 +56,7 @@ class CompileOptions:
                 raise OptionError(f"{field.name} takes True or False, not {value!r}.")
             if field.type == "str | None" and not (value is None or isinstance(value, str)):
                 raise OptionError(f"{field.name} takes text or None, not {value!r}.")
-        for name in self.operators_not_to_delegate:
-            if not isinstance(name, str) or not name.strip() or "," in name:
-                raise OptionError(
-                    f"operators_not_to_delegate takes operator or node names, not {name!r}. Give one name in each item."
-                )
+        list_of_names(self.operators_not_to_delegate)
         if self.payload not in PAYLOADS:
             raise OptionError(f"payload is one of {', '.join(PAYLOADS)}, not {self.payload!r}.")
         object.__setattr__(self, "target", NeutronTargetSpec(self.target).name)
@@ -154,10 +150,16 @@ def _field_value(text: str) -> object:
 
 
 def list_of_names(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns `operators_not_to_delegate` as a tuple. Raises `OptionError` for a single string."""
+    """Returns `operators_not_to_delegate` as a tuple. Raises `OptionError` if it is not a list of names."""
     if isinstance(names, (str, bytes)) or not (names is None or isinstance(names, Iterable)):
         raise OptionError(f"operators_not_to_delegate takes a list of names, not {names!r}.")
-    return tuple(names or ())
+    found = tuple(names or ())
+    for name in found:
+        if not isinstance(name, str) or not name.strip() or "," in name:
+            raise OptionError(
+                f"operators_not_to_delegate takes operator or node names, not {name!r}. Give one name in each item."
+            )
+    return found
 
 
 def generate_neutron_compile_spec(  # noqa: PLR0917  the order of ExecuTorch's own function
