@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import subprocess
@@ -36,6 +37,7 @@ import openneutron
 from openneutron import (
     NeutronPartitioner,
     NeutronQuantizer,
+    flow,
     generate_neutron_compile_spec,
     lower,
     quantize,
@@ -347,3 +349,29 @@ def test_intermediates_are_written(tmp_path: Path) -> None:
     quantized = quantize(seeded(small), (image(),), [image()])
     lower(quantized, intermediates_dir=str(tmp_path))
     assert (tmp_path / "partition_0.tflite").read_bytes()[4:8] == b"TFL3"
+
+
+OPTIONS: dict[str, Any] = {
+    "recover": "fast", "recovery_seconds": 7.0, "strict": True, "transform": torch.neg, "batch_size": 2, "jobs": 2,
+    "stop_when_converged": True, "progress": False,
+}  # fmt: skip
+"""A value for each option of `quantize` that is not its default."""
+
+
+def test_each_option_of_quantize_reaches_the_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = inspect.signature(quantize).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+    assert defaults.keys() == OPTIONS.keys()
+
+    monkeypatch.setattr(flow, "_quantized_for", lambda *arguments: arguments)
+    arguments: Any = ("model", "inputs", "data", "imxrt700")
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [(OPTIONS, {"equalize": False}), ({}, {})]
+    for given, rest in cases:
+        found: Any = quantize(*arguments, **given, **rest)
+        *others, options = found
+        reached = {**vars(options), **vars(options.running)}
+        assert others == ["imxrt700", "model", "inputs", "data"]
+        assert {name: reached[name] for name in defaults} == {**defaults, **given}
+        assert options.quantizer == rest
+        found = flow.quantize_for_lowering(("aten::relu",), *arguments, **given, **rest)
+        assert found == (*others, replace(options, not_delegated=("aten::relu",)))

@@ -69,6 +69,8 @@ lowering.
 These and `PREPARING_SHARES` lie between the processor times measured for ResNet-20 and for MobileNetV2."""
 PREPARING_SHARES = (3, 1)
 """Relative durations of export and of the passes before annotation, for the progress bar of `quantize`."""
+_POSITIONAL = ("model", "example_inputs", "calibration", "target")
+"""The parameters of `quantize` that are not options."""
 
 
 @traces_alone
@@ -129,9 +131,17 @@ def quantize(
     `CalibrationError` if there are no calibration inputs, or inputs with another shape or dtype or with values that are
     not finite; `TargetError` for an unknown target; `OptionError` for invalid options.
     """
-    check_gradients("quantize")
-    running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
-    options = _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options)
+    options = _options_of(
+        recover=recover,
+        recovery_seconds=recovery_seconds,
+        strict=strict,
+        transform=transform,
+        batch_size=batch_size,
+        jobs=jobs,
+        stop_when_converged=stop_when_converged,
+        progress=progress,
+        quantizer_options=quantizer_options,
+    )
     return _quantized_for(target, model, example_inputs, calibration, options)
 
 
@@ -145,19 +155,33 @@ def quantize_for_lowering(
     """
     given = inspect.signature(quantize).bind(model, example_inputs, calibration, target, **options)
     given.apply_defaults()
-    named = dict(given.arguments)
-    running = CalibrationOptions(**{field.name: named[field.name] for field in fields(CalibrationOptions)})
-    own = {name: named[name] for name in ("recover", "recovery_seconds", "strict", "transform")}
-    chosen = _QuantizeOptions(
-        **own, running=running, quantizer=named["quantizer_options"], not_delegated=not_delegated
-    )
-    check_gradients("quantize")
+    named = {name: value for name, value in given.arguments.items() if name not in _POSITIONAL}
+    chosen = _options_of(**named, not_delegated=not_delegated)
     return _quantized_for(target, model, example_inputs, calibration, chosen)
+
+
+def _options_of(
+    *,
+    recover: str | Recipe | None,
+    recovery_seconds: float,
+    strict: bool,
+    transform: Callable[[Any], Any] | None,
+    batch_size: int | None,
+    jobs: int,
+    stop_when_converged: bool,
+    progress: bool | None,
+    quantizer_options: Mapping[str, Any],
+    not_delegated: Sequence[str] = (),
+) -> _QuantizeOptions:
+    """Returns the options of `quantize`, of which none has a default here, so that none can be left out."""
+    running = CalibrationOptions(batch_size, jobs, stop_when_converged, progress)
+    return _QuantizeOptions(recover, recovery_seconds, strict, transform, running, quantizer_options, not_delegated)
 
 
 def _quantized_for(
     target: Target, model: Any, example_inputs: Any, calibration: Data, options: _QuantizeOptions
 ) -> QuantizedModel:
+    check_gradients("quantize")
     spec = NeutronTargetSpec(target)
     with rare_full_collections():
         quantized = _quantized(model, example_inputs, calibration, options, options.quantizer_for(spec))
