@@ -460,7 +460,7 @@ def test_printed_results_are_summaries() -> None:
     text = str(program)
     assert text.splitlines()[0].startswith("Portable program, which this host runs; for imxrt700, ")
     assert "in  x: float32 (1, 3, 8, 8)" in text
-    assert "out 0: float32 (1, 5)" in text
+    assert "out output0: float32 (1, 5)" in text
     assert "on the CPU\n    linear (aten." in text
     assert "Quantized model for imxrt700: " in str(quantized)
     assert "operators in int8" in str(quantized)
