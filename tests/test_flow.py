@@ -364,14 +364,16 @@ def test_each_option_of_quantize_reaches_the_quantization(monkeypatch: pytest.Mo
     assert defaults.keys() == OPTIONS.keys()
 
     monkeypatch.setattr(flow, "_quantized_for", lambda *arguments: arguments)
-    arguments: Any = ("model", "inputs", "data", "imxrt700")
+    arguments = ("model", "inputs", "data", "imxrt700")
+    first: Any = flow.quantize
+    second: Any = flow.quantize_for_lowering
     cases: list[tuple[dict[str, Any], dict[str, Any]]] = [(OPTIONS, {"equalize": False}), ({}, {})]
     for given, rest in cases:
-        found: Any = quantize(*arguments, **given, **rest)
+        found = first(*arguments, **given, **rest)
         *others, options = found
         reached = {**vars(options), **vars(options.running)}
         assert others == ["imxrt700", "model", "inputs", "data"]
         assert {name: reached[name] for name in defaults} == {**defaults, **given}
         assert options.quantizer == rest
-        found = flow.quantize_for_lowering(("aten::relu",), *arguments, **given, **rest)
+        found = second(("aten::relu",), *arguments, **given, **rest)
         assert found == (*others, replace(options, not_delegated=("aten::relu",)))
