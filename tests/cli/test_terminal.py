@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import logging
+import logging.handlers
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,3 +198,31 @@ def text_of(block: Group) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(block)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "is_shown"),
+    [
+        ("net.data", logging.CRITICAL, True),
+        ("net.data", logging.ERROR, True),
+        ("net.data", logging.WARNING, False),
+        ("executorch.exir", logging.ERROR, True),
+        *((name, logging.ERROR, False) for name in terminal_module.LOGGERS_OF_RAISED_ERRORS),
+    ],
+)
+def test_errors_that_are_logged_are_printed_unless_torch_raises_them_too(name: str, level: int, is_shown: bool) -> None:
+    logger, records = logging.getLogger(name), logging.handlers.BufferingHandler(100)
+    logger.addHandler(records)
+    try:
+        with terminal_module.Terminal().messages():
+            logger.log(level, "within")
+        logger.error("after")
+    finally:
+        logger.removeHandler(records)
+    assert [record.getMessage() for record in records.buffer] == ["within"] * is_shown + ["after"]
+
+
+@pytest.mark.parametrize("name", terminal_module.LOGGERS_OF_RAISED_ERRORS)
+def test_torch_has_the_loggers_that_are_silenced(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.log.name == name

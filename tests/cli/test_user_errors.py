@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.builds import MODEL, SOURCE, Here
+from tests.cli.builds import MODEL, SOURCE, Here, run
 
 FAULTY = """
 import sys
@@ -28,6 +28,12 @@ def metric_that_ends(outputs, label):
 def data():
     yield from ()
     raise OSError("the camera is off")  # the line
+
+def logs(image):
+    import logging
+    logging.getLogger(__name__).error("no sensor")
+    logging.getLogger(__name__).warning("old sensor")
+    return image
 
 def warns(image):
     raise UserWarning("old format")  # the line
@@ -91,6 +97,14 @@ def test_an_error_in_a_function_of_the_user(
     assert "fault of OpenNeutron" not in result.err
     assert "Traceback" not in result.text
     assert result.out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("built")
+def test_an_error_that_a_function_of_the_user_logs_is_printed(faulty: Path) -> None:
+    result = run(faulty, "run", "out/model.pte", "labelled/left/000.png", "--transform", "faulty.py:logs")
+    assert "no sensor" in result.err
+    assert "old sensor" not in result.text
 
 
 @pytest.mark.slow

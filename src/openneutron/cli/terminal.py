@@ -24,6 +24,11 @@ __all__ = ["Terminal", "command_line", "print_error"]
 
 WIDTH = 160
 """The width of output that goes to a file or another program."""
+LOGGERS_OF_RAISED_ERRORS = (
+    "torch._dynamo.guards", "torch._guards", "torch._subclasses.fake_tensor", "torch.export._trace",
+    "torch.fx.experimental.recording",
+)  # fmt: skip
+"""Loggers of torch that log an error with its traceback and then raise it. The message of the verb reports it."""
 
 
 def _console(*, stderr: bool) -> Console:
@@ -71,6 +76,10 @@ def _wrapped_line(line: str, width: int) -> str:
         return line
     options: Any = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.fill(line, width, subsequent_indent=indent, **options)
+
+
+def _refuse(_: logging.LogRecord) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -126,15 +135,19 @@ class Terminal:
 
     @contextmanager
     def messages(self) -> Iterator[None]:
-        """Prints each warning of OpenNeutron once, in one line, and the log with `verbose`.
+        """Prints each warning of OpenNeutron once, in one line, and the errors that are logged; all with `verbose`.
 
-        Warnings and the log of other packages are about their own internals. They are printed with `verbose`.
+        Warnings of other packages are about their own internals, as are errors that torch logs before it raises them.
+        They are printed with `verbose`.
         """
+        silenced = () if self.verbose else tuple(map(logging.getLogger, LOGGERS_OF_RAISED_ERRORS))
         redirected: AbstractContextManager[Any] = redirect_stdout(sys.stderr) if self.json else nullcontext()
         if self.verbose:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
         else:
-            logging.disable(logging.ERROR)
+            logging.disable(logging.WARNING)
+        for logger in silenced:
+            logger.addFilter(_refuse)
         try:
             with warnings.catch_warnings(), redirected:
                 warnings.simplefilter("default")
@@ -142,6 +155,8 @@ class Terminal:
                 yield
         finally:
             logging.disable(logging.NOTSET)
+            for logger in silenced:
+                logger.removeFilter(_refuse)
 
     def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any) -> None:
         if category.__module__.startswith("openneutron") or self.verbose:
