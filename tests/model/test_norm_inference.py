@@ -79,3 +79,13 @@ def test_metadata_equal_those_of_the_decomposition(name: str, monkeypatch: pytes
 def test_statistics_of_other_channels_are_left_to_torch(channels: int) -> None:
     row = torch.ones(channels)
     assert not norm_inference._has_output_like(torch.randn(1, 4, 8, 8), None, None, row, row)
+
+
+def test_a_torch_without_the_decomposition_infers_shapes_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A table without the entry in place of torch's, from which the export reads the decomposition itself.
+    table: dict[Any, Any] = {}
+    monkeypatch.setattr(norm_inference, "decomposition_table", table)
+    model, value = seeded(bn), torch.randn(2, 4, 8, 6)
+    found = metadata(model, value)
+    assert (2, 4, 8, 6) in [shape for _, shape, _, _ in found]
+    assert not table

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._export.utils as torch_export
+from executorch.exir.backend.utils import is_same_node
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from tests.flow_support import seeded
 from tests.models import Model, conv, image
@@ -32,3 +34,19 @@ def test_calls_of_lowered_programs_are_forgotten(between: Any, monkeypatch: pyte
     assert 0 < len(others) < len(calls)
     forget_lowered_programs()
     assert set(calls) == others
+
+
+def test_lowering_needs_none_of_the_private_functions_and_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seeded(lambda: Model(lambda m, x: m.c(x), c=conv()))
+    quantized = quantize(model, (image(),), [image()] * 2, recover=None)
+    expected = lower(quantized).buffer
+    load = torch_export._materialize_cpp_cia_ops
+    with monkeypatch.context() as patch:
+        patch.delattr(torch_export, "_materialize_cpp_cia_ops")
+        with dependency_caches.list_composite_operators_once():
+            assert not hasattr(torch_export, "_materialize_cpp_cia_ops")
+    assert torch_export._materialize_cpp_cia_ops is load
+    monkeypatch.setattr(dependency_caches, "is_same_node", is_same_node.__wrapped__)  # without a cache
+    monkeypatch.setattr(dependency_caches, "FakeTensorMode", object)
+    monkeypatch.setattr(dependency_caches, "torch_export", object())
+    assert lower(quantized).buffer == expected

@@ -22,9 +22,13 @@ def infer_norms_without_arithmetic() -> Iterator[None]:
     """Lets torch infer the output of a batch norm in eval mode from its input, while a model is traced in the block.
 
     torch writes the norm as arithmetic and infers the shape of each of its ten results, which takes a fifth of the
-    time of the export of a convolutional network. Not for two threads at once.
+    time of the export of a convolutional network. A release of torch without this decomposition infers the shapes in
+    its own way. Not for two threads at once.
     """
-    decompose: Any = decomposition_table[_NORM]
+    decompose: Any = decomposition_table.get(_NORM)
+    if decompose is None:
+        yield
+        return
 
     @functools.wraps(decompose)  # torch prefers C++ to functions of other modules than that of its decompositions
     def infer(value: Tensor, *rest: Any) -> Any:  # weight, bias, mean, variance, momentum, eps

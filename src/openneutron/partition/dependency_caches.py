@@ -18,10 +18,11 @@ def forget_lowered_programs() -> None:
     """Removes lowered programs, with their payloads, from caches that have no limit. Linear in the entries.
 
     ExecuTorch caches the comparison of each node before and after partitioning. torch caches the shapes of the outputs
-    of each call, and a call of a delegate has the delegate as an operand.
+    of each call, and a call of a delegate has the delegate as an operand. A release without such a cache keeps nothing.
     """
-    is_same_node.cache_clear()
-    calls = FakeTensorMode.cache
+    if clear := getattr(is_same_node, "cache_clear", None):
+        clear()
+    calls = getattr(FakeTensorMode, "cache", {})
     for key in [key for key in calls if key.key[0] is executorch_call_delegate]:
         del calls[key]
 
@@ -31,9 +32,12 @@ def list_composite_operators_once() -> Iterator[None]:
     """Lets torch load the composite operators of all libraries once in the block, which must not define operators.
 
     ExecuTorch reads a table of decompositions, and torch loads these operators again for each library that it enters
-    there. Not for two threads at once.
+    there. The function is private; a release of torch without it loads them each time. Not for two threads at once.
     """
-    load = torch_export._materialize_cpp_cia_ops
+    load = getattr(torch_export, "_materialize_cpp_cia_ops", None)
+    if load is None:
+        yield
+        return
     torch_export._materialize_cpp_cia_ops = functools.cache(load)
     try:
         yield
