@@ -197,7 +197,13 @@ class TestFaults:
 
     @pytest.mark.parametrize("scale", [0.0, math.inf, math.nan, 1e-39, 2.0**107.01, 1e39])
     def test_scales_beyond_the_limits_of_litert(self, scale: float) -> None:
-        assert "take scales from" in scale_fault(operator(ADD, scale, 1.0))
+        fault = scale_fault(operator(ADD, scale, 1.0))
+        assert fault.startswith(f"has a scale of {scale:.3g}, which is not between 2^-126")
+        assert "multiply the tensor by a constant" in fault
+
+    @pytest.mark.parametrize("scale", [2.0**-126, 1.0, 2.0**107])
+    def test_scales_at_the_limits_of_litert(self, scale: float) -> None:
+        assert not scale_fault(operator(MAXIMUM, scale, scale))
 
     def test_an_operator_without_a_limit(self) -> None:
         assert not scale_fault(operator(MAXIMUM, 1e20, 1e-20))

@@ -60,7 +60,11 @@ def scale_fault(op: Op) -> str:
     for tensor in (*op.inputs, op.output):
         for scale in tensor.qparams.scale:
             if not _is_supported(scale):
-                return f"has a scale of {scale:.3g}, but LiteRT's kernels take scales from 2^-126 to 2^107"
+                return (
+                    f"has a scale of {scale:.3g}, which is not between 2^-126, the least normal float32, and 2^107, "
+                    "above which LiteRT's sums overflow; multiply the tensor by a constant in the model so that its "
+                    "scale is within these bounds"
+                )
     if op.kind.accumulator is None:
         return ""
     accumulator, output = op.kind.accumulator, op.output.qparams.scale[0]
