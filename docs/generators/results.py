@@ -3,65 +3,86 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from docs.generators.schemas import SCHEMAS
+from docs.generators.schemas import SCHEMAS, Schema
 
-__all__ = ["keys_of", "results"]
+__all__ = ["keys_of", "results", "types_within"]
 
 
 def results() -> str:
-    """Returns the page of the keys of each command's `--json`, with their types and meanings."""
+    """Returns the page of the documents of all commands' `--json`, and of the types of the objects in them.
+
+    A type is listed once, although many documents contain it.
+    """
     blocks = [
         "# Results as JSON",
         "This page is generated from the results. With `--json`, a command prints one JSON document to stdout, and "
         "nothing else; steps, warnings and errors go to stderr. If a command fails, stdout is empty. If a check "
         "fails (exit code 1), the document has the numbers. A number that is infinite or not a number is null, so "
         "the `sqnr_db` of equal values is null. Units are in the names: `_bytes`, `_db`, `_hz`, `seconds`. Numbers "
-        "named `cycles` are cycles of the NPU, and `lsb` are steps of int8. `[]` is an element of a list, and `*` any "
-        "name.",
+        "named `cycles` are cycles of the NPU, and `lsb` are steps of int8.",
+        "The first part lists the documents of the commands, and the second part the types of the objects in them.",
+        "## Documents",
     ]
+    types = types_within(SCHEMAS.values())
     for form, schema in SCHEMAS.items():
-        rows = (f"| `{key}` | {kind} | {meaning} |" for key, kind, meaning in keys_of(schema))
-        blocks += [f"## openneutron {form}", "\n".join(["| key | type | meaning |", "|---|---|---|", *rows])]
+        is_type = schema in types.values()
+        blocks += [f"### openneutron {form}", *([f"One {_type(schema)}."] if is_type else _described(schema))]
+    blocks += ["## Types"]
+    for name, schema in sorted(types.items()):
+        blocks += [f"### {name}", *_described(schema)]
     return "\n\n".join(blocks) + "\n"
 
 
-def keys_of(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yields the path, the type and the meaning of each value within a schema, the outer ones first."""
-    for name, one in schema.get("properties", {}).items():
-        yield from _values(one, f"{path}.{name}" if path else name, one.get("description", ""))
+def _described(schema: Schema) -> list[str]:
+    """Returns the blocks of an object: its description, if it has one, and the table of its keys."""
+    rows = (f"| `{key}` | {kind} | {meaning} |" for key, kind, meaning in keys_of(schema))
+    table = "\n".join(["| key | type | meaning |", "|---|---|---|", *rows])
+    return [_in_json(schema["$comment"]), table] if "$comment" in schema else [table]
 
 
-def _values(schema: dict[str, Any], path: str, meaning: str) -> Iterator[tuple[str, str, str]]:
-    yield path, _type(schema), re.sub(r"\bNone\b", "null", meaning).replace("|", r"\|")
-    for one in [schema, *schema.get("anyOf", [])]:
-        if "properties" in one:
-            yield from keys_of(one, path)
-        if isinstance(one.get("items"), dict):
-            yield from _inner(one["items"], f"{path}[]")
-        if isinstance(one.get("additionalProperties"), dict):
-            yield from _inner(one["additionalProperties"], f"{path}.*")
+def keys_of(schema: Schema) -> Iterator[tuple[str, str, str]]:
+    """Yields the name, the type and the meaning of each key of an object."""
+    for name, one in schema["properties"].items():
+        yield name, _type(one), _in_json(one.get("description", "")).replace("|", r"\|")
 
 
-def _inner(schema: dict[str, Any], path: str) -> Iterator[tuple[str, str, str]]:
-    """Yields the values within an element. The type of its list states what a plain element is."""
-    if "properties" in schema:
-        yield from keys_of(schema, path)
-    elif "items" in schema or "anyOf" in schema:
-        yield from list(_values(schema, path, ""))[1:]
+def types_within(schemas: Iterable[Schema]) -> dict[str, Schema]:
+    """Returns the objects with a title that are within other objects, by their titles."""
+    found: dict[str, Schema] = {}
+    waiting = [one for schema in schemas for one in schema["properties"].values()]
+    while waiting:
+        schema = waiting.pop()
+        if "title" in schema:
+            found[schema["title"]] = schema
+        waiting += [*schema.get("properties", {}).values(), *_elements(schema)]
+    return found
 
 
-def _type(schema: dict[str, Any]) -> str:
-    """Returns a type as text: "integer", "number or null", "list of string"."""
+def _elements(schema: Schema) -> list[Schema]:
+    """Returns the schemas of the elements of a list or a mapping, and of the members of a union."""
+    single = [schema[name] for name in ("items", "additionalProperties") if isinstance(schema.get(name), dict)]
+    return [*single, *schema.get("anyOf", []), *schema.get("prefixItems", [])]
+
+
+def _in_json(text: str) -> str:
+    return re.sub(r"\bNone\b", "null", text)
+
+
+def _type(schema: Schema) -> str:
+    """Returns a type as text: "integer", "number or null", "list of string", a link for an object with a title."""
+    if "title" in schema:
+        return f"[{schema['title']}](#{schema['title'].lower()})"
     if "anyOf" in schema:
         kinds = [kind for one in schema["anyOf"] for kind in _type(one).split(" or ")]
         return " or ".join(dict.fromkeys(kinds))
-    kind = schema.get("type", "any")
+    kind: Any = schema.get("type", "any")
     if isinstance(kind, list):
         return " or ".join(kind)
     if kind == "array":
-        elements = [schema["items"]] if "items" in schema else schema["prefixItems"]
-        return f"list of {' and '.join(dict.fromkeys(map(_type, elements)))}"
+        return f"list of {' and '.join(dict.fromkeys(map(_type, _elements(schema))))}"
+    if kind == "object":
+        return f"object of {_type(schema['additionalProperties'])}"
     return str(kind)

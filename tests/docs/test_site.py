@@ -18,7 +18,7 @@ from docs.generators.pages import (
     targets,
     troubleshooting,
 )
-from docs.generators.results import keys_of, results
+from docs.generators.results import keys_of, results, types_within
 from docs.generators.schemas import SCHEMAS
 
 from openneutron import errors
@@ -119,18 +119,43 @@ def test_links_of_the_readme_exist() -> None:
         assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize("form", SCHEMAS)
-def test_each_key_of_a_result_is_listed(form: str) -> None:
-    keys = list(keys_of(SCHEMAS[form]))
-    assert {key.partition(".")[0].partition("[")[0] for key, _, _ in keys} == set(SCHEMAS[form]["properties"])
-    part = results().partition(f"## openneutron {form}\n")[2].partition("\n## ")[0]
-    assert all(f"| `{key}` | {kind} |" in part for key, kind, _ in keys)
-    assert not any("null or null" in kind for _, kind, _ in keys)
+TYPES = types_within(SCHEMAS.values())
+OBJECTS = {**{f"openneutron {form}": schema for form, schema in SCHEMAS.items()}, **TYPES}
 
 
-def test_results_have_the_meanings_of_their_fields() -> None:
-    rows = {key: (kind, meaning) for key, kind, meaning in keys_of(SCHEMAS["run"])}
-    measured = "The median time of a run on this machine; null if it was not measured."
-    assert rows["runs[].seconds"] == ("number or null", measured)
-    assert rows["runs[].classes[][].score"][0] == "number or null"
-    assert rows["runs[].outputs[].shape"][0] == "list of integer or null"
+@pytest.mark.parametrize("name", OBJECTS)
+def test_each_key_of_a_result_is_listed_with_its_meaning(name: str) -> None:
+    keys = list(keys_of(OBJECTS[name]))
+    assert [key for key, _, _ in keys] == list(OBJECTS[name]["properties"])
+    assert [key for key, _, meaning in keys if not meaning] == [], "write a text below the field of the dataclass"
+    assert not any("null or null" in kind or "None" in meaning for _, kind, meaning in keys)
+    part = results().partition(f"\n### {name}\n")[2].partition("\n#")[0]
+    if OBJECTS[name] in TYPES.values() and name not in TYPES:  # the document is a type, which the second part lists
+        assert part.strip() == f"One [{OBJECTS[name]['title']}](#{OBJECTS[name]['title'].lower()})."
+    else:
+        assert all(f"| `{key}` | {kind} | {meaning} |" in part for key, kind, meaning in keys)
+
+
+def test_each_type_of_the_results_is_listed_once() -> None:
+    page = results()
+    headings = re.findall(r"^### (.*)$", page, re.MULTILINE)
+    assert len(headings) == len(set(headings)) == len(OBJECTS)
+    assert {link for _, link in re.findall(r"\[(\w+)\]\(#(\w+)\)", page)} <= {one.lower() for one in TYPES}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "kind", "meaning"),
+    [
+        ("FileRun", "seconds", "number or null", "The median time of a run on this machine; null if it was not"),
+        ("FileRun", "classes", "list of list of [ClassScore](#classscore) or null", "For each row of the first output"),
+        ("OutputSummary", "shape", "list of integer or null", "Its shape; null if"),
+        ("Summary", "versions", "object of string", "Versions of Python"),
+        ("LayerAccuracyRow", "saturation", "number or null", "Share of its float values"),  # of `LayerAccuracy`
+        ("LayerRow", "source", "string or null", "The line of the user's sources"),  # of all results
+    ],
+)  # fmt: skip
+def test_a_key_has_the_meaning_of_its_field(name: str, key: str, kind: str, meaning: str) -> None:
+    objects = {**TYPES, "Summary": SCHEMAS["build"]}
+    rows = {one: (found, text) for one, found, text in keys_of(objects[name])}
+    assert rows[key][0] == kind
+    assert rows[key][1].startswith(meaning)

@@ -72,8 +72,11 @@ class BoardDifference:
     """The difference of one output of the board, over all vectors that the dump holds."""
 
     output: int
+    """Index of the output."""
     shape: tuple[int, ...]
+    """Shape of the output."""
     dtype: str
+    """Dtype of the output."""
     vectors: int
     """The number of vectors that were compared."""
     wrong: int
@@ -87,7 +90,9 @@ class BoardDifference:
     index: tuple[int, ...]
     """The index of the element with the largest difference."""
     expected: float
+    """This machine's value of that element."""
     given: float
+    """The board's value of that element."""
     where: str
     """What the differing elements have in common, such as "all in channel 3"; empty if nothing."""
     name: str
@@ -101,12 +106,15 @@ class BoardValidation:
     vectors: int
     """The number of vectors that the board should have run."""
     max_lsb: float
+    """The limit of the differences, in LSBs."""
     outputs: tuple[BoardDifference, ...]
+    """The differences of the outputs."""
     missing: tuple[str, ...]
     """A text for each vector and output that the dump does not hold."""
     diagnoses: tuple[Diagnosis, ...]
     """The known mistakes that explain differences. Several mistakes of one output are alternatives."""
     notes: tuple[str, ...]
+    """Sentences about the dump and about mistakes that were not examined."""
 
     @property
     def passed(self) -> bool:

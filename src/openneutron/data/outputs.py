@@ -24,8 +24,11 @@ class ClassScore:
     """A class of an output: its index, its name (the index as text, if it has none), and its value."""
 
     index: int
+    """Index of the class."""
     name: str
+    """Name of the class; its index as text, if it has no name."""
     score: float
+    """Value of the output for this class."""
 
 
 def top_classes(output: Any, labels: ClassNames | Sequence[str] | None = None, k: int = 5) -> list[list[ClassScore]]:
@@ -69,12 +72,19 @@ class OutputSummary:
     """
 
     name: str
+    """Name of the output."""
     dtype: str
+    """Its dtype; the type of an output that is not a tensor."""
     shape: tuple[int, ...] | None
+    """Its shape; None if it is not a tensor."""
     minimum: float | None
+    """The smallest value; None if it has no numbers."""
     mean: float | None
+    """The mean of the values; None if it has no numbers."""
     maximum: float | None
+    """The largest value; None if it has no numbers."""
     first: tuple[Any, ...]
+    """The first values."""
 
 
 def summarize_outputs(outputs: Any, names: Sequence[str] | None = None) -> list[OutputSummary]:

@@ -67,7 +67,9 @@ class PlannedBuffer:
     """A planned buffer for tensors. `index` is its position in the list of buffers that the application passes."""
 
     index: int
+    """Its position in the list of buffers that the application passes."""
     bytes: int
+    """Its size."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Allocation:
     """Bytes that are allocated for one purpose, with the padding for alignment before them."""
 
     name: str
+    """The purpose."""
     bytes: int
+    """Its size, with the padding before it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Pool:
     """The allocations from one pool, by purpose."""
 
     parts: tuple[Allocation, ...] = ()
+    """The allocations of known size."""
     unknown: tuple[str, ...] = ()
     """Allocations of unknown size, which `parts` lack."""
 
@@ -102,7 +107,9 @@ class Pools:
     """The two pools of a method at their peak."""
 
     method: Pool
+    """The pool of the method allocator."""
     temporary: Pool
+    """The pool of the temporary allocator."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class MeasuredPools:
     """Bytes that the runtime allocated on this machine in one load and one run."""
 
     method_bytes: int
+    """Bytes from the method allocator."""
     load_bytes: int
     """The peak of the temporary allocator during the load."""
     run_bytes: int
@@ -129,6 +137,7 @@ class DelegateMemory:
     scratch_bytes: int
     """Memory for intermediate tensors: read from microcode, estimated for a portable program."""
     profile_bytes: int | None
+    """The buffer for the times of kernels."""
     debug_bytes: int | None
     """The debug buffer. It and the profile buffer are None for a portable program with `use_profiling`."""
     prefetch_bytes: int | None
@@ -146,7 +155,9 @@ class MethodMemory:
     """The memory of a method. All sizes are in bytes."""
 
     method: str
+    """Name of the method."""
     planned: tuple[PlannedBuffer, ...]
+    """The planned buffers for tensors."""
     device: Pools
     """On the board, with 32-bit pointers and NXP's delegate."""
     host: Pools

@@ -193,18 +193,25 @@ class Microcode:
     version: int
     """Version of the microcode. The firmware must have the same version."""
     microcode_bytes: int
+    """The instructions."""
     weight_bytes: int
+    """The weights."""
     kernel_bytes: int
+    """The kernels."""
     scratch_bytes: int
     """Memory for intermediate tensors."""
     sram_scratch_bytes: int
+    """Memory for weights that are copied from flash."""
     inputs: int
+    """Number of inputs."""
     outputs: int
+    """Number of outputs."""
     operators: int
     """Number of NPU operators."""
     profile_bytes: int = 0
     """Memory for the times of kernels."""
     debug_bytes: int = 0
+    """Memory for debugging."""
 
 
 def microcode_header(microcode: bytes | memoryview, version: int = 0) -> Microcode:

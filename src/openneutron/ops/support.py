@@ -19,6 +19,7 @@ class SupportedOperator:
     """One operator that runs on the NPU, itself or as the operators that replace it."""
 
     name: str
+    """Name of the operator's declaration."""
     aten: tuple[str, ...]
     """Names of the ATen operators."""
     becomes: str

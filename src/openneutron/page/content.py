@@ -43,6 +43,7 @@ class SampleRow:
     name: str
     """Name of the sample, for example its path in the data folder."""
     label: str
+    """The class that the data state."""
     before: str
     """The float model's class."""
     after: str
@@ -60,15 +61,19 @@ class AccuracyRow:
     name: str
     """ "float", "int8" or ".pte". The first row of a summary is the one that others are compared with."""
     value: float | None
-    """None if it is not a finite number."""
+    """The value of the metric; None if it is not a finite number."""
     samples: int
+    """Number of samples."""
     interval: tuple[float, float] | None = None
     """The 95 % interval of `value`; None if it is unknown."""
     changed: tuple[SampleRow, ...] = ()
     """The samples that changed sides against the first row: from right to wrong, or from wrong to right."""
     metric: str = "top1"
+    """Name of the metric."""
     unit: str = "%"
+    """Unit of `value`; empty for a plain number."""
     higher_is_better: bool = True
+    """Whether a higher value is better."""
 
     @property
     def counts_sides(self) -> bool:
@@ -93,8 +98,9 @@ class ValidationRow:
     name: str
     """Name of the output, or of the layer's node."""
     sqnr_db: float | None
-    """None if the two are equal."""
+    """The SQNR of the `.pte` against the reference; None if the two are equal."""
     cosine: float | None
+    """The cosine between the output and the reference; None if it is not finite."""
     max_error: float | None
     """The largest absolute difference, in the output's unit; None if it is not finite."""
     lsb: float | None = None
@@ -102,6 +108,7 @@ class ValidationRow:
     reference: str = "float"
     """What the `.pte` is compared with: "float" or "int8" for the converted module."""
     samples: int | None = None
+    """Number of samples; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ class PlacementRow:
     where: str
     """ "npu" or "cpu"."""
     partition: int | None = None
+    """Index of the partition that contains it; None on the CPU."""
     reason: str | None = None
     """The reason why it is on the CPU."""
     module: str | None = None
@@ -151,6 +159,7 @@ class LayerRow:
     """Name of its output tensor in the TFLite model."""
     output_shape: tuple[int, ...]
     delegate: int
+    """Index of the delegate in the program."""
     macs: int
     cycles: int
     utilization: float
@@ -174,9 +183,11 @@ class KernelRow:
     """A kernel of the NPU. The converter names kernels if the option `use_profiling` is on."""
 
     delegate: int
+    """Index of the delegate in the program."""
     number: int
     """Its position in the profile of the delegate."""
     name: str
+    """The converter's name of the kernel."""
     nodes: tuple[str, ...]
     """The nodes of the quantized graph that it computes."""
 
@@ -190,14 +201,17 @@ class ProfileRow:
     operator: str
     """The TFLite names of the operators; the names of the kernels if no operator is known."""
     delegate: int
+    """Index of the delegate in the program."""
     kernels: tuple[int, ...]
+    """Positions of the kernels in the profile of the delegate."""
     cycles: int
     """The median of all runs."""
     low: int
+    """The least cycles of a run."""
     high: int
-    """The least and the largest cycles of a run."""
+    """The largest cycles of a run."""
     estimated: int | None
-    """None if the operators are unknown."""
+    """The estimated cycles of the operators; None if the operators are unknown."""
     layers: tuple[int, ...] = ()
     """Positions of the operators in the summary's `layers`."""
     module: str | None = None
@@ -209,7 +223,9 @@ class CpuTimeRow:
     """The measured time of a call on the CPU, in ticks of the board's clock for ExecuTorch."""
 
     name: str
+    """Name of the operator or of the delegate call."""
     ticks: int
+    """The median of all runs, in ticks."""
 
 
 @dataclass(frozen=True)
@@ -217,12 +233,15 @@ class ProfileRows:
     """The profile of a board, joined with the program."""
 
     runs: int
+    """Number of runs in the profile."""
     rows: tuple[ProfileRow, ...]
     """In order of execution."""
     end_cycles: int
     """Cycles after the last kernels of all delegates, in which the NPU writes the profile."""
     cpu: tuple[CpuTimeRow, ...] = ()
+    """The times of the calls on the CPU."""
     notes: tuple[str, ...] = ()
+    """Sentences about numbers that the profile lacks or that may mislead."""
 
     @property
     def cycles(self) -> int:
@@ -250,7 +269,9 @@ class Memory:
     needed_bytes: int
     missing_bytes: int
     weight_bytes: int
+    """Bytes of the constants in the NPU's format."""
     scratch_bytes: int
+    """The arenas of all intermediate tensors of the NPU."""
     peak_bytes: int
     io_bytes: int
     planned_bytes: int
@@ -262,6 +283,7 @@ class Memory:
     channels_last_saves: int
     blame: tuple[str, ...] = ()
     tensors: tuple[ScratchTensor, ...] = ()
+    """The intermediate tensors, in the order in which they are written."""
     on_board: BoardFit | None = None
     """What lies in which region of the board, and what would make it fit; None for a chip without a board."""
 
@@ -301,6 +323,7 @@ class LayerAccuracyRow:
     dead_channels: int
     lost_channels: int
     weight_range: tuple[float, float] | None = None
+    """Range of its float weight. This and the next two are None for a layer without a quantized weight."""
     weight_channels: int | None = None
     weak_channels: int | None = None
     lsb: int | None = None
@@ -316,6 +339,7 @@ class RecurrentRow:
     """A recurrent layer with the steps that are unrolled. Gains in dB: with the layer, or a part of it, in float."""
 
     name: str
+    """Names of its modules, and its number among several recurrent layers of these modules."""
     steps: int
     error_share: float | None
     gain_db: float | None
@@ -325,7 +349,7 @@ class RecurrentRow:
     step_sqnr_db: tuple[float | None, ...]
     """SQNR of the output of each step; None for a step without an error."""
     gains: tuple[Gain, ...]
-    """Infinite gains are None."""
+    """The gains of options, the largest first, and training last. Infinite gains are None."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +374,9 @@ class FileRow:
     """A file of the build, or a section of the `.pte`, and its size in bytes."""
 
     name: str
+    """Name of the file or the section."""
     bytes: int
+    """Its size."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +386,9 @@ class Verdict:
     level: str
     """ "ready", "check" (something needs a decision) or "blocked"."""
     sentence: str
+    """The verdict."""
     reasons: tuple[str, ...] = ()
+    """A sentence for each finding that blocks the build or needs a check."""
 
 
 @dataclass(frozen=True)
@@ -368,20 +396,29 @@ class Summary:
     """The content of `summary.json`. The same build has the same summary, byte for byte, with the same `date`."""
 
     model: str
+    """Name of the model."""
     target: TargetRow
+    """The target, with the numbers that the estimates use."""
     payload: str
     """ "portable", "device", "mixed", or "none" for a program without a part for the NPU."""
     verdict: Verdict
+    """The verdict."""
     memory: Memory
+    """The memory that the program needs."""
     layers: tuple[LayerRow, ...]
+    """The operators on the NPU, in order of execution."""
     placement: tuple[PlacementRow, ...]
+    """Where each operator runs."""
     program_bytes: int
+    """Size of the `.pte`."""
     cycles: int | None
     """Estimated cycles of the NPU; None if a delegate is compiled, so that its operators are unknown."""
     milliseconds: float | None
     """Time of the cycles at the target's clock; None if the clock is unknown."""
     date: str | None = None
+    """Date of the build; None if it is not stated."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of Python and of packages, by name."""
     flavor: str | None = None
     """The converter whose limits apply; None for the modern generation."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -389,12 +426,17 @@ class Summary:
     recipe: Mapping[str, str] = field(default_factory=dict)
     """The recovery recipe that was followed, as text; empty without recovery."""
     inputs: tuple[str, ...] = ()
+    """The inputs of the program, as text."""
     outputs: tuple[str, ...] = ()
+    """The outputs of the program, as text."""
     accuracy: tuple[AccuracyRow, ...] = ()
+    """The accuracy on labelled samples, for each form of the model; empty if it was not measured."""
     validation: tuple[ValidationRow, ...] = ()
+    """The differences between the `.pte` and its references; empty without a validation."""
     failures: tuple[str, ...] = ()
     """A sentence for each limit of the validation that is exceeded."""
     analysis: AnalysisRows | None = None
+    """The accuracy layer by layer; None without an analysis."""
     sections: tuple[FileRow, ...] = ()
     """Sections of the `.pte`."""
     files: tuple[FileRow, ...] = ()
@@ -402,6 +444,7 @@ class Summary:
     kernels: tuple[KernelRow, ...] = ()
     """The NPU's kernels of a device program that was lowered with `use_profiling`."""
     profile: ProfileRows | None = None
+    """The profile of a board; None without one."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Time of each step. Leave it empty for a summary that is compared byte by byte."""
 

@@ -22,12 +22,15 @@ class Difference:
     """A number of two builds. None is unknown."""
 
     name: str
+    """What the number is."""
     unit: str
+    """Its unit; empty for counts and bytes."""
     other: float | None
     """The number of the other build, which is the first program of `openneutron compare`."""
     this: float | None
     """The number of this build, which is the second program of `openneutron compare`."""
     higher_is_better: bool = False
+    """Whether a higher number is better."""
     is_comparable: bool = True
     """Whether both numbers were measured on equally many samples."""
 
@@ -62,10 +65,14 @@ class Move:
     """An operator that runs elsewhere in this build, or that only one build has."""
 
     node: str
+    """Name of the operator's node, or its kernel and the number of the call in a bare `.pte`."""
     op: str
     other: str
+    """Where it runs in the other build, the first program of `openneutron compare`: "NPU", "CPU" or "not there"."""
     this: str
+    """Where it runs in this build, the second program."""
     reason: str | None
+    """The reason why it is on the CPU in this build; None if it is not."""
 
 
 def differences_of(summary: Summary, other: Summary) -> list[Difference]:

@@ -68,6 +68,7 @@ class CostFit:
     """Coefficients that were fitted to profiles."""
 
     costs: Costs
+    """The coefficients."""
     rows: int
     """The rows of the profiles that were used."""
     kinds: tuple[str, ...]

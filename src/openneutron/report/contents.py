@@ -24,11 +24,17 @@ class TensorSummary:
     """An input or output of the file or of a delegate."""
 
     name: str
+    """Name of the tensor."""
     shape: tuple[int, ...]
+    """Its shape."""
     dtype: str
+    """Its dtype."""
     scale: float | None = None
+    """Its quantization scale, the first one if it has several; None if it is not quantized or unknown."""
     zero_point: int | None = None
+    """Its zero point; None if it is not quantized or unknown."""
     channels_last: bool = False
+    """Whether the channels are its innermost dimension in memory."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,9 @@ class Section:
     """A section of the file and its size in bytes."""
 
     name: str
+    """Name of the section."""
     bytes: int
+    """Its size."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,15 @@ class Delegate:
     """"portable" (TFLite, for the host), "device" (microcode), "plain" (the NPU's part of an unconverted TFLite file),
     or "foreign" (another backend)."""
     backend: str
+    """Name of the backend."""
     target: str | None
+    """The target that the delegate was compiled for; None if the file does not state it."""
     payload_bytes: int
+    """Size of its payload."""
     inputs: tuple[TensorSummary, ...] = ()
+    """Its inputs."""
     outputs: tuple[TensorSummary, ...] = ()
+    """Its outputs."""
     operators: tuple[str, ...] = ()
     """TFLite operators in order of execution; empty for a device payload, whose operators are unknown."""
     microcode: Microcode | None = None
@@ -74,18 +87,25 @@ class Report:
     """The contents of a file. Cycles are estimates. Sizes are read from microcode, else estimated."""
 
     path: str
+    """Path of the file."""
     format: str
     """"pte" or "tflite"."""
     bytes: int
+    """Size of the file."""
     description: str
+    """The description that a TFLite file contains; empty for a `.pte`."""
     inputs: tuple[TensorSummary, ...]
+    """The inputs of the program."""
     outputs: tuple[TensorSummary, ...]
+    """The outputs of the program."""
     delegates: tuple[Delegate, ...]
+    """The delegates, in order of execution."""
     cpu_operators: tuple[str, ...]
     """Operators on the CPU, in order of execution."""
     planned_bytes: int
     """Memory that ExecuTorch's runtime plans for the program's tensors."""
     sections: tuple[Section, ...]
+    """The sections of the file."""
     estimate: Estimate
     """The estimate for all delegates whose operators are known, together."""
 

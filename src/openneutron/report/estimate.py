@@ -33,8 +33,11 @@ class LayerEstimate:
     output: str
     """Name of the output tensor."""
     output_shape: tuple[int, ...]
+    """Shape of the output tensor."""
     macs: int
+    """Multiply-accumulates."""
     cycles: int
+    """Estimated cycles of the NPU."""
     utilization: float
     """Mean share of the NPU's multipliers that the operator uses, 0 to 1."""
     weight_bytes: int
@@ -54,10 +57,15 @@ class ScratchTensor:
     """An intermediate tensor in the NPU's scratch memory, needed from layer `first` to layer `last`."""
 
     name: str
+    """Name of the tensor in the TFLite model."""
     shape: tuple[int, ...]
+    """Its shape."""
     bytes: int
+    """Its size."""
     first: int
+    """Position of the operator that writes it."""
     last: int
+    """Position of the last operator that reads it."""
     offset: int
     """Its offset in the arena of its delegate."""
 
@@ -71,6 +79,7 @@ class Fit:
     sram_bytes: int | None
     """SRAM of the target."""
     flash_bytes: int | None
+    """Flash of the target; None if unknown."""
     needed_bytes: int
     """SRAM that the model needs. With the verdicts "fits with fetch_constants_to_sram" and "does not fit", this is the
     need with that option; with the others, the need without it.
@@ -86,7 +95,9 @@ class Estimate(ShownAsTable):
     """The estimated needs of a model's NPU part on one target."""
 
     target: str
+    """Name of the target."""
     layers: tuple[LayerEstimate, ...]
+    """The operators on the NPU, in order of execution."""
     scratch_bytes: int
     """Size of one arena for all intermediate tensors."""
     peak_bytes: int
@@ -94,11 +105,15 @@ class Estimate(ShownAsTable):
     io_bytes: int
     """Bytes of inputs and outputs."""
     weight_bytes: int
+    """Bytes of the constants in the NPU's format."""
     cycles: int
+    """Estimated cycles of all operators on the NPU."""
     milliseconds: float | None
     """Time of the cycles at the target's clock; None if the clock is unknown."""
     fit: Fit
+    """Whether the program fits into the target's memory."""
     assumptions: tuple[str, ...]
+    """Sentences about numbers that the estimate assumes, because NXP does not publish them."""
     memory: RuntimeMemory | None = None
     """Memory of ExecuTorch's runtime for a `.pte`; None for a TFLite file and for a single delegate."""
     on_board: BoardFit | None = None

@@ -43,10 +43,13 @@ class PlacedPart:
     """A part, and the region in which it is placed."""
 
     role: str
+    """A key of the board's `placement`."""
     what: str
+    """The part in words."""
     bytes: int
+    """Its size."""
     region: str | None
-    """None if no region has room for it."""
+    """Name of the region; None if no region has room for it."""
     missing_bytes: int = 0
     """Bytes that are missing in the region with the most free bytes."""
 
@@ -56,10 +59,13 @@ class RegionUse:
     """The use of a region. `None` means unknown."""
 
     name: str
+    """Name of the region."""
     kind: str
+    """Kind of the memory, such as "SRAM" or "flash"."""
     free_bytes: int | None
     """Bytes that the firmware itself does not need."""
     used_bytes: int
+    """Bytes that the program needs there."""
 
     @property
     def left_bytes(self) -> int | None:
@@ -76,7 +82,7 @@ class Remedy:
     ram_bytes: int
     """The bytes that the changed program needs in writable regions."""
     fits: bool | None
-    """None if the changed program lies in a region of unknown size."""
+    """Whether the changed program fits; None if it lies in a region of unknown size."""
     how: str = "computed"
     """"computed" from the program, or "tried" with the model."""
 
@@ -86,13 +92,17 @@ class BoardFit:
     """The verdict on a program on a board."""
 
     board: str
+    """Name of the board."""
     verdict: str
     """"fits", "fits with fetch_constants_to_sram", "does not fit", or "unknown" if the size of a region is unknown."""
     parts: tuple[PlacedPart, ...]
+    """The parts of the program, and where they are placed."""
     regions: tuple[RegionUse, ...]
+    """The regions of the board, and their use."""
     remedies: tuple[Remedy, ...] = ()
     """If the program does not fit: changes of it. Those with which it fits are first, then unknown ones."""
     notes: tuple[str, ...] = ()
+    """Sentences about the placement, such as numbers that are unknown."""
 
     @property
     def ram_bytes(self) -> int:

@@ -35,6 +35,7 @@ class Comparison:
     """The differences between a converted module and a `.pte`."""
 
     samples: int
+    """Number of samples."""
     output_lsb: float
     """The largest difference of the program's outputs in int8 steps, with the differences of all layers together."""
     layers: tuple[LayerDifference, ...]

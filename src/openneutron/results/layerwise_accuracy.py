@@ -14,9 +14,13 @@ class Bins:
     """Counts of the float and of the dequantized values of a layer's output, in equal bins from `low` to `high`."""
 
     low: float
+    """Lower end of the first bin."""
     high: float
+    """Upper end of the last bin."""
     reference: tuple[int, ...]
+    """Number of float values in each bin."""
     quantized: tuple[int, ...]
+    """Number of dequantized values in each bin."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Advice:
     """A remedy for one layer."""
 
     node: str
+    """Name of the layer's node."""
     module: str | None
     why: str
     """The cause of the error, with numbers."""
@@ -125,6 +130,7 @@ class RecurrentAccuracy:
     number: int | None
     """Its number among the recurrent layers of these modules, from 1 in graph order; None if it is the only one."""
     steps: int
+    """Number of its steps."""
     error_share: float | None
     """The share of the squared error that disappears if all its steps are in float; None if there is no error."""
     gain_db: float
@@ -165,6 +171,7 @@ class LayerwiseAccuracy:
     activations_sqnr_db: float
     """SQNR of the outputs with only activations quantized. Better quantization of weights can reach about this SQNR."""
     samples: int
+    """Number of samples of the analysis."""
     share_samples: int
     """Number of samples on which the shares were measured."""
     verdict: str

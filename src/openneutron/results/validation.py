@@ -40,7 +40,9 @@ class Validation:
     """The differences of a `.pte` from its references. `failures` is empty if all limits hold."""
 
     samples: int
+    """Number of samples."""
     outputs: tuple[OutputDifference, ...]
+    """The differences of the outputs, by reference."""
     layers: Comparison | None
     """The differences of the layers from those of the converted module; None without a converted module."""
     failures: tuple[str, ...]

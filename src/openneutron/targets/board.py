@@ -17,9 +17,11 @@ class Region:
     """A region of memory. `None` means unknown."""
 
     name: str
+    """Name of the region."""
     kind: str
-    """One of `KINDS`."""
+    """Kind of the memory: "SRAM", "TCM", "PSRAM", "DDR" or "flash"."""
     bytes: int | None = None
+    """Its size."""
     start: int | None = None
     """The address of its first byte, as the processor that runs ExecuTorch sees it."""
     npu_reads: bool | None = None
@@ -71,7 +73,9 @@ class Clocks:
     """Clocks in Hz. `None` means unknown."""
 
     npu_hz: int | None = None
+    """Clock of the NPU."""
     cpu_hz: int | None = None
+    """Clock of the processor that runs ExecuTorch."""
     source: str = ""
     """The document that the numbers are from."""
 
@@ -81,14 +85,19 @@ class Board:
     """A board with one of the chips of `TARGETS`."""
 
     name: str
+    """Name of the board, as Zephyr names it, or of its file."""
     chip: str
     """The converter's name of the target."""
     title: str = ""
     """The name under which the board is sold."""
     regions: tuple[Region, ...] = ()
+    """The regions of memory."""
     placement: Placement = Placement()
+    """The regions that may hold each part of a program."""
     clocks: Clocks = Clocks()
+    """The clocks."""
     costs: Costs = field(default_factory=Costs)
+    """Coefficients of the estimated cycles."""
 
     def region(self, name: str) -> Region:
         """Returns the region of this name."""

@@ -39,21 +39,35 @@ class NeutronTarget:
     """
 
     name: str
+    """The converter's name of the target, or the name of the board."""
     soc: str
+    """NXP's name of the chip."""
     npu: str | None
+    """NXP's name of the NPU."""
     neutron_class: str
+    """NXP's class of the NPU."""
     hardware_version: HardwareVersion | None = None
+    """Generation of the NPU's hardware: 1 for N1, 2 for N3."""
     macs_per_cycle: int | None = None
+    """Multiply-accumulates per cycle of the whole array."""
     pipelines: int | None = None
+    """Number of pipelines."""
     macs_per_pipeline: int | None = None
+    """Multiply-accumulates per cycle of one pipeline."""
     clock_hz: int | None = None
+    """Clock of the NPU."""
     sram_bytes: int | None = None
+    """SRAM of the target."""
     flash_bytes: int | None = None
+    """Flash of the target."""
     fused_activations: frozenset[str] = frozenset({"RELU", "RELU6", "RELU_N1_TO_1"})
+    """TFLite's names of the activations that a layer may include."""
     source: str = ""
     """The documents that state the numbers."""
     costs: Costs = field(default_factory=Costs)
+    """Coefficients of the estimated cycles."""
     board: Board | None = None
+    """The board; None for a chip alone."""
 
     @property
     def label(self) -> str:

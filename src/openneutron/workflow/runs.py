@@ -32,7 +32,9 @@ class FileRun:
     """The results of a run on a file, or on a file for each input."""
 
     name: str
+    """Name of the file, or of the files."""
     outputs: tuple[OutputSummary, ...]
+    """The outputs of the program."""
     classes: tuple[tuple[ClassScore, ...], ...] | None = None
     """For each row of the first output, the classes with the largest values; None without names of classes."""
     seconds: float | None = None
