@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.board_models import as_codes, as_floats
 from tests.firmware_models import IMAGE, PROGRAMS, program
+
+from openneutron.accuracy.board_tensors import board_outputs
+from openneutron.accuracy.validate import load_program
 
 _LIBRARY = Path(sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("LDLIBRARY") or "missing")
 _MISSING = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
@@ -69,6 +73,21 @@ def _near_outputs(path: Path) -> Path:
     return path
 
 
+def _outputs_one_code_off(path: Path) -> Path:
+    """Writes a vector of the program "floats" whose outputs are dequantized from the codes beside the right ones."""
+    made = program("floats")
+    image = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
+    (output,) = board_outputs(load_program(made))
+    values = made.run(image)
+    right = values.numpy() if isinstance(values, torch.Tensor) else values[0].numpy()
+    assert output.scale is not None
+    codes = as_codes(output, right).astype(np.int64)
+    near = as_floats(output, np.where(codes == 127, 126, codes + 1))
+    assert float((np.abs(near.astype(np.float64) - right) / output.scale).max()) > 1
+    np.savez(path, input0=image.numpy()[None], output0=near[None])
+    return path
+
+
 @pytest.fixture(scope="session")
 def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tree:
     folder = tmp_path_factory.mktemp("firmware")
@@ -93,6 +112,11 @@ def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         assert "INT64_C(3)" in text
         header.write_text(text.replace("INT64_C(3)", "INT64_C(4)"))
         lines.append("add_subdirectory(altered)")
+    if "floats" in _selected(request):
+        vectors = _outputs_one_code_off(folder / "one_off.npz")
+        for name, tolerance in {"one_off": 1, "less_off": 0.9999}.items():
+            program("floats").package(folder / name, name=name, vectors=vectors, tolerance=tolerance)
+            lines.append(f"add_subdirectory({name})")
     if "outputs" in _selected(request):
         program("outputs").package(folder / "near", name="near", vectors=_near_outputs(folder / "vectors.npz"))
         lines.append("add_subdirectory(near)")
@@ -123,6 +147,16 @@ def test_outputs_are_compared_as_numbers(tree: Tree, name: str) -> None:
     assert code == 0, text
     assert found is not None, text
     assert 0 < float(found[1]) < 1
+
+
+@pytest.mark.parametrize("name", ["floats"])
+def test_float_outputs_may_differ_by_a_code_and_rounding(tree: Tree, name: str) -> None:
+    code, text = tree.run("one_off")
+    assert code == 0, text
+    assert text.splitlines()[-1] == "PASS: one_off, 1 vectors, largest difference 1 LSB, allowed 1 LSB"
+    code, text = tree.run("less_off")
+    assert code == 1
+    assert text.splitlines()[-1] == "FAIL: less_off, 1 vectors, largest difference 1 LSB, allowed 0.9999 LSB"
 
 
 @pytest.mark.parametrize("name", ["constants"])

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, Pair
+from openneutron.accuracy.lsb_rounding import FLOAT32_EPSILON, rounding_in_lsb
 
 __all__ = [
-    "NEEDED_BITS", "BoardCase", "ExplainedValues", "Explanation", "explanation_of", "lsb_distance", "lsb_of",
-    "mean_difference",
+    "NEEDED_BITS", "BoardCase", "ExplainedValues", "Explanation", "agreement", "explanation_of", "lsb_distance",
+    "lsb_of", "mean_difference",
 ]  # fmt: skip
 
 NEEDED_BITS = 16.0
@@ -91,6 +92,21 @@ def lsb_distance(given: Array, wanted: Array, tensor: BoardTensor) -> npt.NDArra
     return np.nan_to_num(found, nan=np.inf, posinf=np.inf)
 
 
+def agreement(given: Array, wanted: Array, tensor: BoardTensor, limit: float) -> npt.NDArray[np.bool_]:
+    """Returns whether each difference is at most `limit` LSBs, and for floats the rounding of the values."""
+    found: npt.NDArray[np.bool_] = lsb_distance(given, wanted, tensor) <= limit + _rounding(wanted, tensor, limit)
+    return found
+
+
+def _rounding(wanted: Array, tensor: BoardTensor, limit: float) -> float:
+    """Returns the rounding of the largest value in LSBs; 0 for integers."""
+    if tensor.dtype.kind != "f":
+        return 0.0
+    finite = wanted[np.isfinite(wanted)].astype(np.float64)
+    steps = float(np.abs(finite).max(initial=0.0)) / lsb_of(wanted, tensor)
+    return rounding_in_lsb(steps, limit, max(FLOAT32_EPSILON, float(np.finfo(tensor.dtype).eps)))  # type: ignore[type-var]
+
+
 def lsb_of(wanted: Array, tensor: BoardTensor) -> float:
     """Returns the size of an LSB in units of the values."""
     if tensor.dtype.kind != "f":
@@ -133,7 +149,7 @@ def explanation_of(
     before = _before(case, compared)
     after = _root(sum(_squares(one.given, one.wanted, one.tensor) for one in compared), compared)
     penalty = parameters * _BITS_OF_A_PARAMETER
-    if all(lsb_distance(one.given, one.wanted, one.tensor).max() <= one.tolerance for one in compared):
+    if all(agreement(one.given, one.wanted, one.tensor, one.tolerance).all() for one in compared):
         is_clear = after * _LEAST_IMPROVEMENT <= before and _bits(case, compared) - penalty >= needed_bits
         return Explanation(True, before, after) if is_clear else None
     ratio = min(before, _spread(compared)) / after
@@ -246,7 +262,7 @@ def _changed_elements(case: BoardCase, one: ExplainedValues) -> int:
     observed = case.observed[one.pair]
     if expected.size != observed.size or one.tensor.dtype != expected.dtype:
         return one.given.size
-    differing = int((lsb_distance(observed, expected, case.outputs[output]) > case.limit).sum())
+    differing = int((~agreement(observed, expected, case.outputs[output], case.limit)).sum())
     return min(differing, one.given.size)
 
 
@@ -256,7 +272,7 @@ def _chances(one: ExplainedValues) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         given = np.sort(one.given[::step].astype(np.float64))
     wanted = one.wanted[::step].astype(np.float64)
-    reach = one.tolerance * lsb_of(one.wanted, one.tensor)
+    reach = (one.tolerance + _rounding(one.wanted, one.tensor, one.tolerance)) * lsb_of(one.wanted, one.tensor)
     low = np.searchsorted(given, wanted - reach, "left")
     high = np.searchsorted(given, wanted + reach, "right")
     found: npt.NDArray[np.float64] = ((high - low) / given.size).clip(2.0**-10, 1.0)

@@ -12,8 +12,8 @@ from openneutron.accuracy.board_evidence import (
     BoardCase,
     ExplainedValues,
     Explanation,
+    agreement,
     explanation_of,
-    lsb_distance,
     lsb_of,
 )
 from openneutron.accuracy.board_transforms import (
@@ -228,8 +228,7 @@ def _partly_written(case: BoardCase, pairs: list[Pair]) -> str | None:
     written = set()
     for vector, output in pairs:
         tensor, observed = case.outputs[output], case.observed[vector, output]
-        agrees = lsb_distance(observed, case.expected[vector][output], tensor) <= case.limit
-        wrong = np.flatnonzero(~agrees)
+        wrong = np.flatnonzero(~agreement(observed, case.expected[vector][output], tensor, case.limit))
         first, last = int(wrong[0]), int(wrong[-1])
         head, tail = observed[first:], observed[: last + 1]
         if first and constant_text(head) is not None and head.nbytes >= _LEAST_UNWRITTEN:
@@ -240,7 +239,7 @@ def _partly_written(case: BoardCase, pairs: list[Pair]) -> str | None:
             return None
     tensor = case.outputs[pairs[0][1]]
     firsts = [
-        int(np.flatnonzero(lsb_distance(case.observed[pair], case.expected[pair[0]][pair[1]], tensor) > case.limit)[0])
+        int(np.flatnonzero(~agreement(case.observed[pair], case.expected[pair[0]][pair[1]], tensor, case.limit))[0])
         for pair in pairs
     ]
     if len(written) != 1:
@@ -342,7 +341,7 @@ def _is_of(case: BoardCase, pairs: list[Pair], other: int) -> bool:
         observed, wanted = case.observed[pair], case.expected[other][pair[1]]
         if observed.size != wanted.size:
             return False
-        if lsb_distance(observed, wanted, case.outputs[pair[1]]).max(initial=0.0) > case.limit:
+        if not agreement(observed, wanted, case.outputs[pair[1]], case.limit).all():
             return False
     return True
 

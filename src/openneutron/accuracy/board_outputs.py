@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from openneutron.accuracy.board_dump import Array, BoardTensor, Dump, Pair, read_dump
-from openneutron.accuracy.board_evidence import BoardCase, lsb_distance
+from openneutron.accuracy.board_evidence import BoardCase, agreement, lsb_distance
 from openneutron.accuracy.board_input_changes import Normalization
 from openneutron.accuracy.board_input_mistakes import input_diagnoses
 from openneutron.accuracy.board_input_search import searched_diagnoses
@@ -171,7 +171,7 @@ def validate_board(
       the random inputs of `validate`.
     - `samples`: the largest number of vectors from `data`.
     - `max_lsb`: the largest difference of an element that passes, in integer steps of the output, or in steps of the
-      scale from which a float output is dequantized.
+      scale from which a float output is dequantized. Unless it is 0, rounding of floats may add less than 0.0001 steps.
     - `normalization`: how pixels become the model's input, to recognize an input that is not normalized.
 
     If outputs differ, tries known mistakes: undoes each mistake in the outputs, and runs the program with each mistake
@@ -246,7 +246,7 @@ def _validation(
         pair
         for pair, values in sorted(typed.items())
         if values.size != outputs[pair[1]].size
-        or lsb_distance(values, expected[pair[0]][pair[1]], outputs[pair[1]]).max(initial=0.0) > limit
+        or not agreement(values, expected[pair[0]][pair[1]], outputs[pair[1]], limit).all()
     )
     case = BoardCase(simulation.inputs, outputs, tuple(expected), typed, failing, limit)
     value_diagnoses, unexamined = _diagnoses(case, simulation, vectors.inputs, normalization)
@@ -386,8 +386,7 @@ def _agrees(
     if len({byte for piece in pieces.values() for byte in piece}) < 2:
         return False
     return all(
-        lsb_distance(as_type(piece, outputs[output].dtype), expected[vector][output], outputs[output]).max(initial=0.0)
-        <= limit
+        agreement(as_type(piece, outputs[output].dtype), expected[vector][output], outputs[output], limit).all()
         for (vector, output), piece in pieces.items()
     )
 
@@ -437,7 +436,10 @@ def _difference(case: BoardCase, output: int, name: str) -> BoardDifference:
         return row
     worst = max(pairs, key=lambda pair: float(distances[pair].max()))
     at = int(distances[worst].argmax())
-    wrong = {pair: np.flatnonzero(distances[pair] > case.limit) for pair in pairs}
+    wrong = {
+        pair: np.flatnonzero(~agreement(case.observed[pair], case.expected[pair[0]][output], tensor, case.limit))
+        for pair in pairs
+    }
     return replace(
         row,
         wrong=sum(len(positions) for positions in wrong.values()),

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from openneutron.accuracy.compare import compare_layers
+from openneutron.accuracy.lsb_rounding import LARGEST_CODE, rounding_in_lsb
 from openneutron.accuracy.statistics import Noise
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import is_dequantize, output_node
@@ -287,6 +288,11 @@ class DifferenceSum:
         return OutputDifference(self.output, self.reference, self.noise.sqnr_db, cosine, self.largest, lsb, self.name)
 
 
+def _is_beyond(lsb: float | None, limit: float) -> bool:
+    """Whether a difference in LSBs exceeds the limit, and the rounding of the floats from which it is computed."""
+    return lsb is not None and lsb > limit + rounding_in_lsb(LARGEST_CODE, limit)
+
+
 def _failures(
     rows: Sequence[OutputDifference], layers: Comparison | None, min_sqnr_db: float | None, max_lsb: float | None
 ) -> Iterator[str]:
@@ -299,7 +305,7 @@ def _failures(
             continue
         if row.reference == FLOAT and min_sqnr_db is not None and row.sqnr_db < min_sqnr_db:
             yield f"{row.title} has {row.sqnr_db:.1f} dB against float, less than {min_sqnr_db:g} dB."
-        if row.reference == CONVERTED and max_lsb is not None and row.lsb is not None and row.lsb > max_lsb:
+        if row.reference == CONVERTED and max_lsb is not None and _is_beyond(row.lsb, max_lsb):
             yield f"{row.title} differs from the converted module by {row.lsb:.4g} LSB, more than {max_lsb:g}."
     for layer in layers.layers if layers is not None else ():
         if layer.is_beyond:

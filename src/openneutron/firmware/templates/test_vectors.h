@@ -7,7 +7,8 @@
 #define @NAME@_VECTORS @count@
 #define @NAME@_VECTOR_BYTES @stride@u /* of the inputs and outputs of one vector, each aligned to 16 bytes */
 
-/* The allowed difference of outputs, in steps of their scale (LSBs). */
+/* The allowed difference of outputs, in steps of their scale (LSBs). main.cpp adds the rounding of floats, unless it
+   is 0. */
 #ifndef @NAME@_TOLERANCE_LSB
 #define @NAME@_TOLERANCE_LSB @tolerance@
 #endif
