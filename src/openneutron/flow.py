@@ -27,7 +27,7 @@ from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
 from openneutron.documented_flow import NeutronQuantizer
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
-from openneutron.model.arguments import text_of_leaves
+from openneutron.model.arguments import INPUT_NAMES, text_of_leaves
 from openneutron.model.data import Data, calibration_inputs, forms_of
 from openneutron.model.examples import Examples, examples_of, leaves_of
 from openneutron.model.exporting import (
@@ -53,7 +53,7 @@ from openneutron.recovery.layerwise import Samples
 from openneutron.recovery.recipes import BEST, Recipe, quantize_by_recipe, recipe_of
 from openneutron.recovery.search import SearchSpace, Trial, check_seconds, try_recipes
 from openneutron.recovery.wide_inputs import inputs_to_widen, widen_inputs
-from openneutron.runtime.program import INPUT_NAMES, HostProgram
+from openneutron.runtime.program import HostProgram
 from openneutron.targets import NeutronTargetSpec, Target
 from openneutron.training.recurrent_layers import train_recurrent_layers
 from openneutron.training.trainable import TrainableModel

@@ -22,8 +22,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec, load, lower, quantize
 from openneutron.accuracy import analyze, evaluate
 from openneutron.accuracy.compare import compare_layers
-from openneutron.errors import InputError, ModelError
+from openneutron.errors import FormatError, HostError, InputError, ModelError
 from openneutron.model.arguments import paths_from_tree
+from openneutron.report.inspect import inspect_bytes
 from openneutron.runtime import HostProgram, TensorInfo
 from openneutron.runtime.program import ConstantInfo
 
@@ -184,6 +185,13 @@ def assert_close(wanted: Any, found: Any, floor: float = 25.0) -> None:
             assert torch.equal(one, other)
 
 
+def assert_names_are_equal(pte: bytes) -> None:
+    """Asserts that `inspect` reads the names of the inputs that `load` reads, which differ."""
+    names = load(pte).input_names()
+    assert [one.name for one in inspect_bytes(pte, "a program").inputs] == names
+    assert len(set(names)) == len(names)
+
+
 def quietly_lowered(quantized: Any, *args: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -248,6 +256,7 @@ def test_arguments(name: str, recover: str | None) -> None:
     for run in (program.run, load(program.buffer).run):
         found = run(**data[0]) if isinstance(data[0], dict) and kind is not OneDict else run(*_as_tuple(data[0]))
         assert_close(wanted, found)
+    assert_names_are_equal(program.buffer)
     flat = quantized.examples.leaves
     assert_close(wanted, program.run(*flat))
     assert_close(wanted, program.run(*(value for value in flat if isinstance(value, Tensor))))
@@ -298,6 +307,7 @@ def test_arguments_in_the_documented_flow(name: str) -> None:
     specs = generate_neutron_compile_spec("imxrt700")
     edge = to_edge_transform_and_lower(again, partitioner=[NeutronPartitioner(specs)])
     program = HostProgram.from_bytes(bytes(edge.to_executorch().buffer))
+    assert_names_are_equal(program.buffer)
     tensors = [value for value in examples.leaves if isinstance(value, Tensor)]
     with torch.no_grad():
         assert_close(called(model, data[0]), program.run(*tensors))
@@ -320,8 +330,21 @@ def test_plain_inputs_by_name() -> None:
     ):
         with pytest.raises(InputError, match=message):
             program.run(*inputs, **named)
+    assert_names_are_equal(program.buffer)
     with pytest.raises(InputError, match=r"does not contain the names of its inputs.*example_inputs are a mapping"):
         load(program.buffer).run(x=data[0][0], mask=data[0][1])
+
+
+@pytest.mark.parametrize("damage", [(b'[[["batch"', b'{[["batch"'), (b'[[["batch"', b'[[[ 9000 "')])
+def test_damaged_names_of_inputs_are_refused(damage: tuple[bytes, bytes]) -> None:
+    kind, sample = ARGUMENTS["one dict"]
+    data = [sample() for _ in range(2)]
+    pte = lower(quantize(seeded(kind, linear), data[0], data, recover=None, progress=False)).buffer
+    assert pte.count(damage[0]) == 1
+    with pytest.raises(FormatError, match=r"a file: the names of its inputs cannot be read: .*Lower the model again"):
+        inspect_bytes(pte.replace(*damage), "a file")
+    with pytest.raises(HostError, match="cannot be loaded"):
+        load(pte.replace(*damage))
 
 
 def test_another_constant_is_refused() -> None:
@@ -330,7 +353,7 @@ def test_another_constant_is_refused() -> None:
     quantized = quantize(model, data[0], data, progress=False)
     program = lower(quantized)
     for run in (program.run, load(program.buffer).run):
-        with pytest.raises(InputError, match=r"input 3 is 'gelu', expected 'relu': the program was exported with"):
+        with pytest.raises(InputError, match=r"input 'mode' is 'gelu', expected 'relu': the program was exported with"):
             run(*data[0][:3], "gelu")
     with pytest.raises(InputError, match=r"the model takes .*'relu'"):
         analyze(None, quantized, [(*data[0][:3], "gelu")])
@@ -417,7 +440,7 @@ def test_a_text_is_left_out_of_a_documented_program() -> None:
     wanted = converted(*sample)
     for given in (sample[:3], (sample[0], sample[2]), (*sample[:3], None)):
         assert torch.allclose(load(pte).run(*given), wanted, atol=0.05)
-    with pytest.raises(InputError, match=r"input 3 is the text 'relu', but this .*Leave this input out"):
+    with pytest.raises(InputError, match=r"input 'argument 3' is the text 'relu', but this .*Leave this input out"):
         load(pte).run(*sample)
     assert compare_layers(converted, pte, [sample], samples=1).output_lsb <= 1
 

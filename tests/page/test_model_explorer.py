@@ -73,6 +73,8 @@ def test_graphs_and_node_data_agree_with_the_summary(built: Built, tmp_path: Pat
     assert labels["aten.linear.default"].namespace == "head"
     assert {one.key: one.value for one in labels["aten.argmax.default"].attrs}["runs on"] == "CPU"
     assert "CONV_2D" in {node.label for node in graphs["delegate0"].nodes}
+    ends = [node.id for node in graphs["delegate0"].nodes if node.label in ("input", "output")]
+    assert ends == ["input0", "output0", "output1"]
 
     summary = summarize("Net", program, quantized=quantized, analysis=analysis)
     cycles = results_in(tmp_path, "cycles.json")

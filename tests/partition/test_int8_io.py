@@ -233,10 +233,10 @@ class TestOnTheHost:
 
     def test_a_float_input_is_refused_with_the_qparams(self, model: QuantizedModel) -> None:
         program = lower(model, int8_io=True)
-        (info,) = program.inputs
+        (info,), (leaf,) = program.inputs, program.leaves or ()
         message = (
-            rf"input 0 has dtype torch\.float32, expected torch\.int8 of scale {info.scale:.9g} and zero point "
-            rf"{info.zero_point}: give inputs\[0\]\.quantize\(values\)"
+            rf"input '{leaf.name}' has dtype torch\.float32, expected torch\.int8 of scale {info.scale:.9g} and zero "
+            rf"point {info.zero_point}: give inputs\[0\]\.quantize\(values\)"
         )
         with pytest.raises(InputError, match=message):
             program.run(*inputs_of(1))

@@ -246,10 +246,10 @@ class TestProgram:
         [
             ((), "takes 1 inputs, got 0"),
             ((blank(SHAPE), blank(SHAPE)), "takes 1 inputs, got 2"),
-            ((blank((1, 4, 8, 6)),), r"input 0 has shape \(1, 4, 8, 6\), expected \(1, 4, 6, 8\)"),
-            ((torch.zeros(SHAPE),), "input 0 has dtype torch.float32, expected torch.int8"),
-            ((np.zeros(SHAPE, object),), "input 0: can't convert np.ndarray of type numpy.object_"),
-            (("text",), "input 0 is a str, expected a torch tensor or a numpy array"),
+            ((blank((1, 4, 8, 6)),), r"input 'input0' has shape \(1, 4, 8, 6\), expected \(1, 4, 6, 8\)"),
+            ((torch.zeros(SHAPE),), "input 'input0' has dtype torch.float32, expected torch.int8"),
+            ((np.zeros(SHAPE, object),), "input 'input0': can't convert np.ndarray of type numpy.object_"),
+            (("text",), "input 'input0' is a str, expected a torch tensor or a numpy array"),
             (([1, 2],), "does not contain the structure of its inputs: give only the tensors, in order"),
         ],
     )

@@ -11,9 +11,12 @@ from typing import Any, Final
 from openneutron.errors import InputError
 
 __all__ = [
-    "MISSING", "Leaf", "Path", "argument_names", "check_names", "leaves_at", "leaves_from_text", "output_names",
-    "paths_from_tree", "text_of_leaves",
+    "INPUT_NAMES", "MISSING", "Leaf", "Path", "argument_names", "check_names", "input_names", "leaves_at",
+    "leaves_from_text", "named_paths", "output_names", "paths_from_tree", "text_of_leaves",
 ]  # fmt: skip
+
+INPUT_NAMES = "input_names"
+"""Name of the method of a `.pte` that returns, as text, the path of each input in the arguments of `forward`."""
 
 Path = tuple[str | int, ...]
 """The name of an argument of `forward`, followed by the keys, indices and attributes that lead to one leaf."""
@@ -129,6 +132,33 @@ def paths_from_tree(text: str) -> list[Path] | None:
         return [path for name, tree in arguments for path in _paths_in(tree, (name,))]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def named_paths(tree: str | None, are_tensors: Sequence[bool]) -> list[Path] | None:
+    """Returns the path of each input from the `tree` of arguments; None if all of them are positional tensors.
+
+    Positional arguments have no names in that tree. `are_tensors` has an item for each input of the program.
+    """
+    paths = None if tree is None else paths_from_tree(tree)
+    if paths is None or len(paths) != len(are_tensors):
+        return None
+    is_flat = all(len(path) == 1 and path[0] == f"argument {index}" for index, path in enumerate(paths))
+    return None if is_flat and all(are_tensors) else paths
+
+
+def input_names(text: str | None, tree: str | None, are_tensors: Sequence[bool]) -> tuple[str, ...]:
+    """Returns the name of each input of a `.pte`: its path as text, or "input0" and so on if the file has no paths.
+
+    `text` is the result of the method `INPUT_NAMES`, None without it; see `named_paths` for the others. Raises
+    `ValueError` if `text` is not a list of all inputs.
+    """
+    if text is None:
+        leaves = tuple(map(Leaf, named_paths(tree, are_tensors) or ()))
+    else:
+        leaves = leaves_from_text(text)
+        if len(leaves) != len(are_tensors):
+            raise ValueError(f"it has {len(are_tensors)} inputs, but names for {len(leaves)}")
+    return tuple(leaf.name for leaf in leaves) or tuple(f"input{i}" for i in range(len(are_tensors)))
 
 
 def output_names(text: str | None, count: int, unnamed: str = "output{}") -> tuple[str, ...]:

@@ -67,8 +67,8 @@ def write_model_explorer(
 def _delegate_graph(name: str, graph: tflite.Subgraph, layers: Sequence[LayerRow]) -> Graph:
     """Returns the graph of a TFLite model. The id of a node is the name of its first output tensor."""
     rows = {row.tensor: row for row in layers}
-    producers = {tensor.index: (_input_id(tensor), 0) for tensor in graph.inputs}
-    nodes = [_node(_input_id(tensor), "input", outputs=[_tensor(tensor)]) for tensor in graph.inputs]
+    producers = {tensor.index: (f"input{number}", 0) for number, tensor in enumerate(graph.inputs)}
+    nodes = [_node(f"input{i}", "input", outputs=[_tensor(tensor)]) for i, tensor in enumerate(graph.inputs)]
     for operator in graph.operators:
         identifier = operator.outputs[0].name
         row = rows.get(identifier)
@@ -88,10 +88,6 @@ def _delegate_graph(name: str, graph: tflite.Subgraph, layers: Sequence[LayerRow
         edges = [producers[tensor.index]] if tensor.index in producers else []
         nodes.append(_node(f"output{number}", "output", edges=edges))
     return {"id": name, "nodes": nodes}
-
-
-def _input_id(tensor: tflite.FileTensor) -> str:
-    return f"input {tensor.index}"
 
 
 def _estimates(row: LayerRow | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from openneutron.formats.payload import (
     microcode_header,
     parse,
 )
-from openneutron.model.arguments import output_names
+from openneutron.model.arguments import INPUT_NAMES, input_names, output_names
 from openneutron.report.board_parts import Contents, changes_of, parts_of, prefetch_window
 from openneutron.report.contents import NEUTRON_BACKEND, Delegate, Report, Section, TensorSummary
 from openneutron.report.estimate import Estimate, Fit
@@ -67,10 +67,11 @@ def inspect_bytes(data: bytes, what: str, target: Target | None = None) -> Repor
 def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report:
     program = pte.read(data, path)
     method = program.methods[0]
-    outputs = output_names(method.outputs_tree, len(method.outputs))
+    inputs, outputs = _input_names(path, program, method), output_names(method.outputs_tree, len(method.outputs))
     target = target or _target_of(method)
-    delegates = tuple(_delegate_of_pte(call, target) for call in method.calls if isinstance(call, pte.DelegateCall))
-    segments = {call.segment: call.backend for call in method.calls if isinstance(call, pte.DelegateCall)}
+    calls = [call for call in method.calls if isinstance(call, pte.DelegateCall)]
+    delegates = tuple(_delegate_of_pte(call, f"delegate{number}", target) for number, call in enumerate(calls))
+    segments = {call.segment: call.backend for call in calls}
     sections = [Section("flatbuffer", program.flatbuffer_bytes)]
     for number, segment in enumerate(program.segments):
         what = f"payload of {segments[number]}" if number in segments else "constants"
@@ -81,7 +82,7 @@ def _inspect_pte(path: str, data: bytes, target: NeutronTarget | None) -> Report
         format="pte",
         bytes=len(data),
         description=f"ExecuTorch program, method '{method.name}'",
-        inputs=tuple(_summarize_program_value(f"input{i}", value) for i, value in enumerate(method.inputs)),
+        inputs=tuple(map(_summarize_program_value, inputs, method.inputs)),
         outputs=tuple(map(_summarize_program_value, outputs, method.outputs)),
         delegates=delegates,
         cpu_operators=tuple(call.name for call in method.calls if isinstance(call, pte.KernelCall)),
@@ -169,7 +170,18 @@ def _summarize_program_value(name: str, value: pte.ProgramValue) -> TensorSummar
     return TensorSummary(name, value.shape, value.dtype, channels_last=value.dim_order == (0, 2, 3, 1))
 
 
-def _delegate_of_pte(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
+def _input_names(path: str, program: pte.Program, method: pte.Method) -> tuple[str, ...]:
+    """Returns the names that `HostProgram.input_names` returns. Raises `FormatError` for a wrong list in the file."""
+    texts = [one.outputs[0].constant for one in program.methods if one.name == INPUT_NAMES and one.outputs]
+    are_tensors = [value.constant is None and value.dtype != "none" for value in method.inputs]
+    try:
+        return input_names(str(texts[0]) if texts else None, method.inputs_tree, are_tensors)
+    except ValueError as error:
+        raise FormatError(f"{path}: the names of its inputs cannot be read: {error}. Lower the model again.") from error
+
+
+def _delegate_of_pte(call: pte.DelegateCall, name: str, target: NeutronTarget) -> Delegate:
+    """Reads a call of a delegate. A tensor has the name of its TFLite tensor, or "delegate0.output0" without one."""
     if call.backend != NEUTRON_BACKEND:
         return Delegate("foreign", call.backend, None, len(call.payload))
     payload = parse(call.payload)
@@ -182,9 +194,11 @@ def _delegate_of_pte(call: pte.DelegateCall, target: NeutronTarget) -> Delegate:
                 f"A call of the delegate has {len(arguments)} arguments, but its payload has {header.argument_count} "
                 f"inputs and {len(header.output_map)} outputs."
             )
-        inputs = tuple(_summarize_program_value(f"input{i}", arguments[at]) for i, at in enumerate(header.input_map))
+        inputs = tuple(
+            _summarize_program_value(f"{name}.input{i}", arguments[at]) for i, at in enumerate(header.input_map)
+        )
         outputs = tuple(
-            _summarize_program_value(f"output{i}", arguments[header.argument_count + at])
+            _summarize_program_value(f"{name}.output{i}", arguments[header.argument_count + at])
             for i, at in enumerate(header.output_map)
         )
         microcode = microcode_header(payload.microcode, header.version)

@@ -26,24 +26,22 @@ from openneutron.formats.flatbuffer import Source
 from openneutron.formats.method_memory import MeasuredPools, MethodMemory, memory_of
 from openneutron.ir.scales import LARGEST_SCALE, LEAST_SCALE
 from openneutron.model.arguments import (
+    INPUT_NAMES,
     MISSING,
     Leaf,
     argument_names,
     check_names,
     leaves_at,
     leaves_from_text,
+    named_paths,
     output_names,
-    paths_from_tree,
 )
 from openneutron.runtime.child import ChildSession
 from openneutron.runtime.index_faults import index_fault
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.session import METHOD, Session
 
-__all__ = ["INPUT_NAMES", "ConstantInfo", "HostProgram", "TensorInfo", "load"]
-
-INPUT_NAMES = "input_names"
-"""Name of the method of a `.pte` that returns, as text, the path of each input in the arguments of `forward`."""
+__all__ = ["ConstantInfo", "HostProgram", "TensorInfo", "load"]
 
 MOST_THREADS = 256
 PTE_IDENTIFIER_AT = slice(4, 6)
@@ -148,6 +146,7 @@ class HostProgram:
         self.has_state = method.has_state
         self._names_are_known = self._leaves is not None
         self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
+        self._input_names = [leaf.name for leaf in self._leaves or ()] or [f"input{i}" for i in range(len(inputs))]
         self.inputs = tuple(itertools.starmap(self._with_string_constant, enumerate(inputs)))
         # None stands for the default order, so that run() need not compare dimensions.
         orders = [value.dim_order for value in method.inputs]
@@ -175,7 +174,7 @@ class HostProgram:
 
     def input_names(self) -> list[str]:
         """Returns the name of each input, or "input0" for an input without a name."""
-        return [leaf.name for leaf in self._leaves or ()] or [f"input{i}" for i in range(len(self.inputs))]
+        return list(self._input_names)
 
     def output_names(self, unnamed: str = "output{}") -> tuple[str, ...]:
         """Returns the name of each output: its path in a dict or dataclass ("boxes"), else `unnamed` with its position.
@@ -261,9 +260,9 @@ class HostProgram:
     def _checked_inputs(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         values = self.values_of(*inputs, **named)
         return [
-            _to_dim_order(_to_tensor(i, value, info), order)
+            _to_dim_order(_to_tensor(self._input_names[i], i, value, info), order)
             if isinstance(info, TensorInfo)
-            else _checked_constant(i, value, info)
+            else _checked_constant(self._input_names[i], value, info)
             for i, (value, info, order) in enumerate(zip(values, self.inputs, self._dim_orders, strict=True))
         ]
 
@@ -369,16 +368,16 @@ def _is_nested(value: object) -> bool:
     return not isinstance(value, (torch.Tensor, np.ndarray, int, float, str, type(None)))
 
 
-def _checked_constant(index: int, value: object, info: ConstantInfo) -> int | float | bool | None:
+def _checked_constant(name: str, value: object, info: ConstantInfo) -> int | float | bool | None:
     """Returns the value to pass to the runtime for a constant input. Raises InputError if `value` is another one."""
     if isinstance(value, str) and info.value is None:
         raise InputError(
-            f"input {index} is the text {value!r}, but this .pte was not written by lower(), so it stores no texts. "
+            f"input '{name}' is the text {value!r}, but this .pte was not written by lower(), so it stores no texts. "
             "Leave this input out. The program uses the text that the model was exported with"
         )
     if type(value) is not type(info.value) or value != info.value:
         raise InputError(
-            f"input {index} is {value!r}, expected {info.value!r}: the program was exported with that value. Lower a "
+            f"input '{name}' is {value!r}, expected {info.value!r}: the program was exported with that value. Lower a "
             "program for each value, or export the model with a tensor input"
         )
     return None if isinstance(info.value, str) else info.value
@@ -394,15 +393,9 @@ def _leaves(constant: Callable[[str], Any], inputs: int) -> tuple[Leaf, ...] | N
 
 
 def _unnamed_leaves(tree: str | None, inputs: Sequence[TensorInfo | ConstantInfo]) -> tuple[Leaf, ...] | None:
-    """Returns the path of each input from the `tree` of arguments; None if all of them are positional tensors.
-
-    Positional arguments have no names in that tree. The `.pte` stores None for a string argument.
-    """
-    paths = None if tree is None else paths_from_tree(tree)
-    if paths is None or len(paths) != len(inputs):
-        return None
-    is_flat = all(len(path) == 1 and path[0] == f"argument {index}" for index, path in enumerate(paths))
-    if is_flat and all(isinstance(info, TensorInfo) for info in inputs):
+    """Returns the leaves at `named_paths`; None if that has no paths. The `.pte` stores None for a string argument."""
+    paths = named_paths(tree, [isinstance(info, TensorInfo) for info in inputs])
+    if paths is None:
         return None
     return tuple(
         Leaf(path) if isinstance(info, TensorInfo) else Leaf(path, False, info.value)
@@ -438,8 +431,8 @@ def _check_qparams(dtype: torch.dtype, scale: object, zero_point: object, name: 
         )
 
 
-def _to_tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
-    """Converts `value` to a tensor in the CPU's memory.
+def _to_tensor(name: str, index: int, value: object, info: TensorInfo) -> torch.Tensor:
+    """Converts `value` to a tensor in the CPU's memory. The input has a `name`, and `index` in the program's inputs.
 
     Raises InputError for another shape or dtype than `info` has.
     """
@@ -447,15 +440,15 @@ def _to_tensor(index: int, value: object, info: TensorInfo) -> torch.Tensor:
         try:
             value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
         except TypeError as error:
-            raise InputError(f"input {index}: {error}") from error
+            raise InputError(f"input '{name}': {error}") from error
     if not isinstance(value, torch.Tensor):
-        raise InputError(f"input {index} is a {type(value).__name__}, expected a torch tensor or a numpy array")
+        raise InputError(f"input '{name}' is a {type(value).__name__}, expected a torch tensor or a numpy array")
     if value.dtype != info.dtype:
         how = "" if info.scale is None else f" of scale {info.scale:.9g} and zero point {info.zero_point}"
         hint = f": give inputs[{index}].quantize(values)" if how and value.is_floating_point() else ""
-        raise InputError(f"input {index} has dtype {value.dtype}, expected {info.dtype}{how}{hint}")
+        raise InputError(f"input '{name}' has dtype {value.dtype}, expected {info.dtype}{how}{hint}")
     if value.shape != info.shape:
-        raise InputError(f"input {index} has shape {tuple(value.shape)}, expected {info.shape}")
+        raise InputError(f"input '{name}' has shape {tuple(value.shape)}, expected {info.shape}")
     # Calls into torch take ten times as long after a run, which evicts torch from the caches. So avoid them.
     return value.detach().cpu() if value.requires_grad or not value.is_cpu else value
 
