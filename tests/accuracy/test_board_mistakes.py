@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -75,7 +76,35 @@ class TestOutputs:
         def half(values: Array) -> Array:
             return np.where(np.arange(values.size) < values.size // 2, values, 0).astype(values.dtype)
 
-        assert "partly written" in named(one.check(one.with_output(0, half)))
+        found = one.check(one.with_output(0, half))
+        assert "partly written" in named(found)
+        border = one.simulation.outputs[0].size // 2
+        text = next(one.text for one in found.diagnoses if one.mistake == "partly written")
+        assert "the end is not" in text
+        if border % math.prod(one.simulation.outputs[0].shape[2:]):
+            assert "weights" not in text
+
+    def test_partly_written_or_constant_channels(self, name: str, int8_io: bool) -> None:
+        one = board(name, int8_io)
+        tensor = one.simulation.outputs[0]
+        rows = tensor.shape[1]
+        for channels, change in (("channel 0", slice(1)), ("channels 0 to 1", slice(2)),
+                                 (f"channel {rows - 1}", slice(-1, None)),
+                                 (f"channels {rows - 2} to {rows - 1}", slice(-2, None))):  # fmt: skip
+
+            def constant(values: Array, change: slice = change) -> Array:
+                made = values.reshape(rows, -1).copy()
+                made[change] = 0.25 if tensor.dtype.kind == "f" else 7
+                return made.reshape(-1)
+
+            found = one.check(one.with_output(0, constant))
+            texts = [one.text for one in found.diagnoses if one.mistake == "partly written"]
+            if name == "pair":  # its channels have one element
+                assert not any("weights" in text for text in texts)
+                continue
+            part = "beginning" if " 0" in channels else "end"
+            assert len(texts) == 1
+            assert f"(the {part} is not), or the board's weights of {channels} are zero" in texts[0]
 
     @pytest.mark.parametrize("group", [2, 4])
     def test_byte_order(self, name: str, int8_io: bool, group: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -100,7 +101,7 @@ def _specific_mistakes(case: BoardCase, output: int, pairs: list[Pair]) -> Itera
             yield diagnosis_of(mistake, text, own, found)
     yield from best_of(list(_shifts(case, output, pairs)))[:1]
     if (text := _partly_written(case, pairs)) is not None:
-        yield Diagnosis("partly written", f"{what} is only partly written: {text}.", own)
+        yield Diagnosis("partly written", f"{what} {text}.", own)
 
 
 def _rearrangements(
@@ -224,28 +225,51 @@ def _other_outputs(
 
 
 def _partly_written(case: BoardCase, pairs: list[Pair]) -> str | None:
-    """Returns a text about the part of the output that is not written; None if no constant part is found."""
-    written = set()
+    """Returns what is said of an output with a constant part at one end; None if no constant part is found."""
+    tensor = case.outputs[pairs[0][1]]
+    parts, firsts, channels = set(), [], set()
     for vector, output in pairs:
-        tensor, observed = case.outputs[output], case.observed[vector, output]
+        observed = case.observed[vector, output]
         wrong = np.flatnonzero(~agreement(observed, case.expected[vector][output], tensor, case.limit))
         first, last = int(wrong[0]), int(wrong[-1])
         head, tail = observed[first:], observed[: last + 1]
         if first and constant_text(head) is not None and head.nbytes >= _LEAST_UNWRITTEN:
-            written.add("the end is not")
+            parts.add("end")
+            channels.add(_constant_channels(tensor, observed, from_end=True))
         elif last + 1 < observed.size and constant_text(tail) is not None and tail.nbytes >= _LEAST_UNWRITTEN:
-            written.add("the beginning is not")
+            parts.add("beginning")
+            channels.add(_constant_channels(tensor, observed, from_end=False))
         else:
             return None
-    tensor = case.outputs[pairs[0][1]]
-    firsts = [
-        int(np.flatnonzero(~agreement(case.observed[pair], case.expected[pair[0]][pair[1]], tensor, case.limit))[0])
-        for pair in pairs
-    ]
-    if len(written) != 1:
+        firsts.append(first)
+    if len(parts) != 1:
         return None
-    where = next(iter(written))
-    return f"{where}, from about element {min(firsts)} on" if "end" in where else where
+    part = next(iter(parts))
+    if len(channels) == 1 and (constant := next(iter(channels))) is not None:
+        count = len(constant)
+        which = f"channel {constant[0]}" if count == 1 else f"channels {constant[0]} to {constant[-1]}"
+        return (
+            f"is only partly written (the {part} is not), or the board's weights of {which} are zero: exactly "
+            f"{'this channel is' if count == 1 else 'these channels are'} constant"
+        )
+    start = f", from about element {min(firsts)} on" if part == "end" else ""
+    return f"is only partly written: the {part} is not{start}"
+
+
+def _constant_channels(tensor: BoardTensor, values: Array, *, from_end: bool) -> range | None:
+    """Returns the channels that make up the constant values at an end; None if these are not whole channels."""
+    if len(tensor.shape) < 3 or tensor.shape[0] != 1:
+        return None
+    place = tensor.dim_order.index(1)
+    is_outermost = math.prod(tensor.memory_shape[:place]) == 1
+    size = math.prod(tensor.memory_shape[place + 1 :])
+    ordered = values[::-1] if from_end else values
+    is_other = (ordered != ordered[0]) & ~(np.isnan(ordered) & np.isnan(ordered[0]))
+    constant = int(is_other.argmax())  # the part is not the whole output, which is never constant here
+    if not is_outermost or size == 1 or not constant or constant % size:
+        return None
+    count = constant // size
+    return range(tensor.shape[1] - count, tensor.shape[1]) if from_end else range(count)
 
 
 def _affine(case: BoardCase, output: int, pairs: list[Pair]) -> Iterator[Diagnosis]:
