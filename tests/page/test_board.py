@@ -13,7 +13,7 @@ from torch import nn
 import openneutron
 from openneutron.page import Summary, page_of, summarize
 from openneutron.page.content import Memory
-from openneutron.page.headings import board_heading, resident_label
+from openneutron.page.headings import board_heading, memory_heading, resident_label
 from openneutron.page.verdict import verdict_of
 from openneutron.report.regions import BoardFit, PlacedPart, RegionUse, Remedy
 
@@ -74,7 +74,7 @@ def test_a_chip_has_no_table_of_regions() -> None:
         ("fits", "each part has room"),
         ("fits with fetch_constants_to_sram", "with fetch_constants_to_sram, each part has room"),
         ("unknown", "the size of a region is unknown"),
-        ("does not fit", "7.32 KiB are missing"),
+        ("does not fit", "no region has room for the program"),
     ],
 )
 def test_the_heading_has_the_verdict(verdict: str, heading: str) -> None:
@@ -98,13 +98,25 @@ def test_the_rest_of_the_memory_is_named(memory: Memory, label: str) -> None:
     assert resident_label(memory) == label
 
 
-def test_the_verdict_counts_the_missing_room_of_regions() -> None:
+def test_the_verdict_names_the_parts_without_room() -> None:
     """The regions together may have more bytes than the program needs."""
     found = verdict_of(summary_with(TOO_SMALL, verdict="does not fit", missing_bytes=7500, needed_bytes=10))
     assert found.level == "blocked"
-    assert "its parts need 7.32 KiB more than the regions of the board have room for" in " ".join(
-        (found.sentence, *found.reasons)
-    )
+    reason = "no region of the board has room for its program (8.79 KiB, 7.32 KiB more than are free)"
+    assert reason in found.reasons
+    assert found.sentence.endswith(f"as it is: {reason}.")
+
+
+def test_the_heading_of_a_program_that_does_not_fit_names_the_board() -> None:
+    """The missing bytes of a part are not the difference between the needed bytes and the SRAM."""
+    found = memory_heading(summary_with(TOO_SMALL, verdict="does not fit", needed_bytes=11_500))
+    assert found == "The program needs 11.2 KiB of memory, and does not fit into the regions of our_board."
+
+
+@pytest.mark.parametrize(("board", "place"), [(None, "i.MX RT700 (imxrt700)"), ("our_board", "i.MX RT700 (our_board)")])
+def test_the_verdict_names_the_board(board: str | None, place: str) -> None:
+    summary = small_summary()
+    assert f" {place}" in verdict_of(replace(summary, target=replace(summary.target, board=board))).sentence
 
 
 def test_a_program_and_its_bare_file_have_the_verdict_on_the_board() -> None:

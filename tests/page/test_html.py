@@ -277,11 +277,11 @@ def test_the_differences_equal_two_summaries(page: Element, summary: Summary) ->
     assert rows["bytes of the .pte"] == [
         count(summary.program_bytes + 24),
         count(summary.program_bytes),
-        "-24 (-0.0 %)",
+        "-24 (under 0.1 %)",
     ]
     assert rows["estimated cycles of the NPU"][2].startswith("+1,000 (+")
     assert rows["operators on the CPU"] == ["0", "1", "+1"]
-    assert rows["top1 of .pte"] == ["90.5", "90.5", "equal"]
+    assert rows["top1 of .pte"] == ["90.50 %", "90.50 %", "equal"]
     assert rows["SQNR of the outputs"][2] == "equal"
     assert table(page, "differences", 1)[1:] == [
         ["sort_0", "sort", "not there", "CPU", "OpenNeutron has no such operator."]
@@ -303,7 +303,7 @@ def test_accuracies_are_judged_on_equally_many_samples(
     other = replace(summary, accuracy=(percentage_row(".pte", 91.0, samples),))
     (found,) = (one for one in differences_of(summary, other) if one.name.startswith("top1"))
     assert (found.name, found.judgement) == (f"top1 of .pte{note}", judgement)
-    assert found.text == "-0.500 points"
+    assert (found.text, found.other_text, found.this_text) == ("-0.50 points", "91.00 %", "90.50 %")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from openneutron.page.units import number_text, short_op
 __all__ = ["Difference", "Move", "differences_of", "layer_differences", "moves_between", "setting_differences"]
 
 MOST_LAYERS = 10
+SMALLEST_PERCENT = 0.1
+"""The smallest change in percent that is shown as a number."""
 _CALL = re.compile(r"call \d+")
 """The name of a kernel call of a bare `.pte`."""
 
@@ -48,9 +50,32 @@ class Difference:
         if change == 0:
             return "equal"
         sign = "+" if change > 0 else "-"
-        size = f"{abs(change):,}" if isinstance(change, int) else number_text(abs(change))
-        percent = f" ({100 * change / self.other:+.1f} %)" if self.other and not self.unit else ""
-        return f"{sign}{size} {self.unit}".rstrip() + percent
+        percent = self._percent(change) if self.other and not self.unit else ""
+        return f"{sign}{self._number(abs(change))} {self.unit}".rstrip() + percent
+
+    @property
+    def other_text(self) -> str:
+        """The number of the other build with its unit."""
+        return self._with_unit(self.other)
+
+    @property
+    def this_text(self) -> str:
+        """The number of this build with its unit."""
+        return self._with_unit(self.this)
+
+    def _with_unit(self, value: float | None) -> str:
+        unit = "%" if self.unit == "points" else self.unit
+        return "unknown" if value is None else f"{self._number(value)} {unit}".rstrip()
+
+    def _number(self, value: float) -> str:
+        """Returns a number with as many digits as the difference needs: two after the point for percentages."""
+        if self.unit == "points":
+            return f"{value:.2f}"
+        return f"{value:,}" if isinstance(value, int) else number_text(value)
+
+    def _percent(self, change: float) -> str:
+        percent = 100 * change / (self.other or 1)
+        return f" ({percent:+.1f} %)" if abs(percent) >= SMALLEST_PERCENT else f" (under {SMALLEST_PERCENT} %)"
 
     @property
     def judgement(self) -> str:

@@ -89,6 +89,8 @@ def memory_heading(summary: Summary) -> str:
     needed = bytes_text(memory.needed_bytes)
     if sram is None:
         return f"The program needs {needed}; the SRAM of the {summary.target.soc} is unknown."
+    if memory.verdict == "does not fit" and memory.on_board is not None:
+        return f"The program needs {needed} of memory, and does not fit into the regions of {memory.on_board.board}."
     text = f"The program needs {needed} of {bytes_text(sram)} of SRAM"
     if memory.verdict == "fits with fetch_constants_to_sram":
         return f"{text}, if its weights stay in flash."
@@ -105,7 +107,8 @@ def board_heading(found: BoardFit) -> str:
         return f"Memory on the board {found.board}: with fetch_constants_to_sram, each part has room."
     if found.verdict == "unknown":
         return f"Memory on the board {found.board}: the size of a region is unknown."
-    return f"Memory on the board {found.board}: {bytes_text(found.missing_bytes)} are missing."
+    parts = " and ".join(one.what for one in found.without_room)
+    return f"Memory on the board {found.board}: no region has room for the {parts}."
 
 
 def resident_label(memory: Memory) -> str:

@@ -32,7 +32,7 @@ MOST_ROWS = (400, 200, 100, 50, 20)
 """The largest number of rows of a table: the first with which the page has at most `MOST_BYTES`."""
 PICTURE_BYTES = 300_000
 _TEXT_OUTSIDE_OF_CELLS = re.compile(r"(?:<(?!td\b)[^<>]*>)[^<>]+")
-_NUMBER_AND_UNIT = re.compile(r"(\d) (%|dB\b|[KM]iB\b|B\b|ms\b|MHz\b|LSB\b|thousand\b|million\b|billion\b)")
+_NUMBER_AND_UNIT = re.compile(r"(\d) (%|points\b|dB\b|[KM]iB\b|B\b|ms\b|MHz\b|LSB\b|thousand\b|million\b|billion\b)")
 TOP_LAYERS = 10
 LONGEST_UNBROKEN = 14
 SHORTEST_PART = 4
@@ -137,7 +137,12 @@ def _with_units_unbroken(page: str) -> str:
     """Joins numbers and units by no-break spaces, so that no line begins with a unit. Cells of tables stay breakable,
     because they must fit into narrow columns.
     """
-    return _TEXT_OUTSIDE_OF_CELLS.sub(lambda text: _NUMBER_AND_UNIT.sub("\\1\N{NO-BREAK SPACE}\\2", text[0]), page)
+    return _TEXT_OUTSIDE_OF_CELLS.sub(lambda text: unbroken(text[0]), page)
+
+
+def unbroken(text: str) -> str:
+    """Joins numbers and units of a text by no-break spaces."""
+    return _NUMBER_AND_UNIT.sub("\\1\N{NO-BREAK SPACE}\\2", text)
 
 
 def analysis_page(analysis: AnalysisRows) -> str:
@@ -268,7 +273,8 @@ def _environment() -> Any:
     )
     environment.filters.update(
         size=units.bytes_text, number=units.number_text, db=units.decibels_text, percent=units.percent_text,
-        ends=units.range_text, breakable=breakable, code=with_code, count=lambda value: f"{value:,}", op=units.short_op,
+        ends=units.range_text, breakable=breakable, unbroken=unbroken, code=with_code,
+        count=lambda value: f"{value:,}", op=units.short_op,
         measure=units.measure_text, gain=units.gain_text,
         large=headings.large_text, count_of=units.count_of,
     )  # fmt: skip

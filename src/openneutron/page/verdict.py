@@ -22,7 +22,7 @@ def verdict_of(summary: Summary) -> Verdict:
     """Returns the verdict on a build. Its level is the level of the worst finding."""
     blocked, check = list(_blocked(summary)), list(_concerns(summary))
     reasons = (*blocked, *check)
-    place = f"{summary.target.soc} ({summary.target.name})"
+    place = f"{summary.target.soc} ({summary.target.board or summary.target.name})"
     if blocked:
         return Verdict(BLOCKED, f"{summary.model} cannot go to the {place} as it is: {_joined(blocked)}.", reasons)
     if check:
@@ -39,7 +39,11 @@ def verdict_of(summary: Summary) -> Verdict:
 def _blocked(summary: Summary) -> Iterator[str]:
     memory, target = summary.memory, summary.target
     if memory.verdict == "does not fit" and memory.on_board is not None:
-        yield f"its parts need {bytes_text(memory.missing_bytes)} more than the regions of the board have room for"
+        yield from (
+            f"no region of the board has room for its {one.what} ({bytes_text(one.bytes)}, "
+            f"{bytes_text(one.missing_bytes)} more than are free)"
+            for one in memory.on_board.without_room
+        )
     elif memory.verdict == "does not fit":
         yield (
             f"it needs {bytes_text(memory.needed_bytes)} of SRAM, {bytes_text(memory.missing_bytes)} more than there is"

@@ -140,8 +140,8 @@ def fit_of(layers: Sequence[LayerEstimate], scratch: int, outside_bytes: int, ta
 def _blame(layers: Sequence[LayerEstimate]) -> tuple[str, ...]:
     worst = sorted(layers, key=lambda layer: layer.live_bytes + layer.weight_bytes, reverse=True)[:_WORST_LAYERS]
     return tuple(
-        f"{layer.operator} '{layer.output}' {layer.output_shape}: {layer.live_bytes} bytes of tensors, "
-        f"{layer.weight_bytes} of weights"
+        f"{layer.operator} '{layer.output}' {layer.output_shape}: {layer.live_bytes:,} bytes of tensors, "
+        f"{layer.weight_bytes:,} of weights"
         for layer in worst
     )
 

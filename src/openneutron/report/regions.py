@@ -111,6 +111,11 @@ class BoardFit:
         return sum(part.bytes for part in self.parts if part.region not in flash)
 
     @property
+    def without_room(self) -> tuple[PlacedPart, ...]:
+        """The parts that no region has room for."""
+        return tuple(part for part in self.parts if part.region is None)
+
+    @property
     def missing_bytes(self) -> int:
         """Bytes that are missing; 0 if all parts fit."""
         return sum(part.missing_bytes for part in self.parts)
