@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from benchmarks.networks import NETWORKS as TRAINED
+from rich.console import Console
 from tests.board_models import VECTORS, Board, as_codes, as_floats, board, board_of, named, raw, serial
 
 from openneutron import lower, quantize
-from openneutron.accuracy.board_dump import Array
+from openneutron.accuracy import board_input_search
+from openneutron.accuracy.board_dump import Array, BoardTensor
+from openneutron.accuracy.board_simulation import Simulation, Vector, run_or_refuse
+from openneutron.core.progress import shown_step
 
 Outputs = list[tuple[Array, ...]]
 
@@ -247,3 +252,51 @@ class TestTrained:
 
         assert named(one.check(one.with_output(0, noisy))) == []
         assert named(one.check(one.with_output(0, generator.permutation))) == []
+
+
+DOCUMENTED_RUNS = {"wrong input scale": 370, "wrong input zero point": 270, "input partly written": 430}
+
+
+def _most_runs(family: board_input_search._Family) -> float:
+    coarse = len(family.points)
+    return coarse + board_input_search._PROBES * (family.examined - coarse)
+
+
+def test_an_image_needs_no_more_runs_than_the_docs_state() -> None:
+    image = BoardTensor((1, 3, 224, 224), np.dtype(np.int8), (0, 1, 2, 3), 0.02, -3)
+    runs = [(family.mistake, _most_runs(family)) for family in board_input_search._families(0, image)]
+    assert {mistake for mistake, _ in runs} == set(DOCUMENTED_RUNS)
+    for mistake, most in runs:
+        assert 0.95 * DOCUMENTED_RUNS[mistake] <= most <= DOCUMENTED_RUNS[mistake]
+    assert sum(most for _, most in runs) == 1482
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(60.0, 400, 1482), (0.0, 50, 250)])
+def test_a_slow_program_is_searched_in_fewer_runs(
+    seconds: float, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = board("image", int8_io=True)
+    outputs = scaled(0.5, one)
+    runs = 0
+
+    def counted(simulation: Simulation, vectors: Sequence[Vector]) -> list[tuple[Array, ...]] | None:
+        nonlocal runs
+        runs += len(vectors)
+        return run_or_refuse(simulation, vectors)
+
+    monkeypatch.setattr(board_input_search, "run_or_refuse", counted)
+    monkeypatch.setattr(board_input_search, "_MOST_SECONDS", seconds)
+    found = one.check(outputs)
+    assert least <= runs <= most
+    assert any("6% of the parameters were examined" in note for note in found.notes) == (seconds == 0)
+    if seconds:
+        assert named(found) == ["wrong input scale"]
+
+
+def test_a_bar_shows_the_progress_of_the_search() -> None:
+    one = board("image", int8_io=True)
+    stream = io.StringIO()
+    with shown_step("validate", Console(file=stream, force_terminal=True, width=100)):
+        one.check(scaled(0.5, one))
+    assert "mistakes in inputs" in stream.getvalue()
+    assert "parameters of mistakes" in stream.getvalue()

@@ -24,6 +24,7 @@ from openneutron.accuracy.board_input_changes import (
 from openneutron.accuracy.board_output_mistakes import Diagnosis, diagnosis_of
 from openneutron.accuracy.board_simulation import Simulation, Vector, run_or_refuse
 from openneutron.accuracy.board_transforms import as_type
+from openneutron.core.progress import phase_bar
 from openneutron.errors import HostProcessError
 
 __all__ = ["explanation_by_run", "input_diagnoses", "note_of_ended_process", "vectors_by_difference"]
@@ -45,17 +46,20 @@ def input_diagnoses(
     ends its process is not examined.
     """
     found, notes = dict[tuple[str, str], Diagnosis](), list[str]()
-    for mistake, text, changed in _mistaken_vectors(simulation, vectors, normalization):
-        # A constant input often causes constant outputs, which are weaker evidence.
-        needed = _BITS_OF_CONSTANTS if mistake == _CONSTANT else NEEDED_BITS
-        try:
-            explanation = explanation_by_run(case, simulation, changed, needed_bits=needed)
-        except HostProcessError:
-            notes.append(note_of_ended_process(simulation, text))
-            continue
-        known = found.get((mistake, text))
-        if explanation is not None and (known is None or explanation.after < known.remaining_lsb):
-            found[mistake, text] = diagnosis_of(mistake, text, case.failing, explanation)
+    mistaken = list(_mistaken_vectors(simulation, vectors, normalization))
+    with phase_bar("mistakes in inputs", [1.0] * len(mistaken)) as end_phase:
+        for mistake, text, changed in mistaken:
+            # A constant input often causes constant outputs, which are weaker evidence.
+            needed = _BITS_OF_CONSTANTS if mistake == _CONSTANT else NEEDED_BITS
+            try:
+                explanation = explanation_by_run(case, simulation, changed, needed_bits=needed)
+            except HostProcessError:
+                notes.append(note_of_ended_process(simulation, text))
+                explanation = None
+            end_phase()
+            known = found.get((mistake, text))
+            if explanation is not None and (known is None or explanation.after < known.remaining_lsb):
+                found[mistake, text] = diagnosis_of(mistake, text, case.failing, explanation)
     failing = sorted({vector for vector, _ in case.failing})
     for text, used, starts, skipped in _state_mistakes(simulation, vectors):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from openneutron.accuracy.board_input_mistakes import (
 )
 from openneutron.accuracy.board_output_mistakes import Diagnosis, diagnosis_of
 from openneutron.accuracy.board_simulation import Simulation, Vector, run_or_refuse
+from openneutron.core.progress import phase_bar
 from openneutron.errors import HostProcessError
 
 __all__ = ["searched_diagnoses"]
@@ -30,6 +32,9 @@ _NEAR = 8
 """The number of finest steps around the best parameter that are all examined: near it, the difference is not smooth."""
 _PROBES = 3
 """The number of vectors that the search compares. Few outputs of one vector may agree by chance."""
+_MOST_SECONDS = 60.0
+"""The expected time of the search for one kind of mistake in one input. A longer search examines fewer parameters."""
+_LEAST_SHARE = 1 / 16
 _PARTS = 64
 _LEAST_PARTS = 16
 _COMMON_FACTORS = (1 / 3, 0.6, 2 / 3, 0.75, 0.8, 0.9, 1.1, 1.2, 1.25, 4 / 3, 1.5, 3)
@@ -50,6 +55,12 @@ class _Family:
     apply: Callable[[Array, float], Array]
     text: Callable[[float], str]
 
+    @property
+    def examined(self) -> float:
+        """The number of parameters that the whole search examines, if none is examined twice."""
+        refinements = math.ceil(math.log2(self.step / self.finest))
+        return len(self.points) + _CANDIDATES + 2 * _STARTS * refinements + 2 * _NEAR + 1
+
 
 def searched_diagnoses(
     case: BoardCase, simulation: Simulation, vectors: Sequence[Vector]
@@ -57,48 +68,88 @@ def searched_diagnoses(
     """Returns the mistakes with a parameter that explain the differences, and notes on those not examined.
 
     For each kind of mistake, runs the program with coarse parameters on the vector with the largest difference, then
-    with parameters near the best ones on three vectors: about 350 runs. A program with states also runs the vectors
-    before them.
+    with parameters near the best ones on three vectors. A program with states also runs the vectors before them. If
+    this is expected to take more than a minute, examines fewer parameters, and says so in a note.
     """
     probes = tuple(vectors_by_difference(case)[:_PROBES])
-    if not probes:
+    families = [family for number, tensor in enumerate(simulation.inputs) for family in _families(number, tensor)]
+    if not probes or not families:
         return [], []
+    seconds = _seconds_of_a_parameter(simulation, vectors, probes)
     found, notes = list[Diagnosis](), list[str]()
-    for number, tensor in enumerate(simulation.inputs):
-        for family in _families(number, tensor):
+    with phase_bar("parameters of mistakes", [family.examined for family in families]) as end_phase:
+        for family in families:
+            what = f"Input '{simulation.inputs[family.number].name}' has the mistake: {family.mistake}."
+            share = _share_of_search(family, seconds)
+            if share < 1:
+                notes.append(
+                    f"The program is slow on this machine: {share:.0%} of the parameters were examined for the "
+                    f"assumption: {what}"
+                )
             try:
-                parameter = _best_parameter(case, simulation, vectors, family, probes)
+                parameter = _best_parameter(case, simulation, vectors, family, probes, share=share)
                 made = functools.partial(_changed_vector, vectors, family, parameter)
                 explanation = explanation_by_run(case, simulation, made, parameters=1)
             except HostProcessError:
-                notes.append(
-                    note_of_ended_process(simulation, f"Input '{tensor.name}' has the mistake: {family.mistake}.")
-                )
-                continue
+                notes.append(note_of_ended_process(simulation, what))
+                explanation = None
+            end_phase()
             if explanation is not None:
                 found.append(diagnosis_of(family.mistake, family.text(parameter), case.failing, explanation))
     return found, notes
 
 
+def _seconds_of_a_parameter(simulation: Simulation, vectors: Sequence[Vector], probes: tuple[int, ...]) -> float:
+    """Returns the time to run the program on the vectors that the search compares."""
+    start = time.perf_counter()
+    list(simulation.run([vectors[vector] for vector in _run_vectors(simulation, probes)]))
+    return time.perf_counter() - start
+
+
+def _run_vectors(simulation: Simulation, used: Sequence[int]) -> list[int]:
+    """Returns the vectors to run for the outputs of `used`: with states, also all vectors before them."""
+    return list(range(max(used) + 1)) if simulation.host.has_state else list(used)
+
+
+def _share_of_search(family: _Family, seconds: float) -> float:
+    """Returns the share of the parameters of a family that are examined, if each takes `seconds`."""
+    expected = family.examined * seconds
+    return 1.0 if expected <= _MOST_SECONDS else max(_LEAST_SHARE, _MOST_SECONDS / expected)
+
+
 def _best_parameter(
-    case: BoardCase, simulation: Simulation, vectors: Sequence[Vector], family: _Family, probes: tuple[int, ...]
+    case: BoardCase,
+    simulation: Simulation,
+    vectors: Sequence[Vector],
+    family: _Family,
+    probes: tuple[int, ...],
+    *,
+    share: float,
 ) -> float:
-    """Returns the parameter whose outputs are nearest to those of the board, for the vectors `probes`."""
+    """Returns the parameter whose outputs are nearest to those of the board, for the vectors `probes`.
+
+    Examines about `share` of the coarse parameters, of those with which the search goes on, and of the finest ones.
+    """
 
     @functools.cache
     def difference(parameter: float, count: int = len(probes)) -> float:
         used = probes[:count]
-        run = list(range(max(used) + 1)) if simulation.host.has_state else list(used)
+        run = _run_vectors(simulation, used)
         outputs = run_or_refuse(simulation, [_changed(vectors[vector], family, parameter) for vector in run])
         if outputs is None:
             return math.inf
         by_vector = dict(zip(run, outputs, strict=True))
         return sum(_difference(case, vector, by_vector[vector]) for vector in used)
 
-    candidates = sorted(family.points, key=lambda parameter: difference(parameter, 1))[:_CANDIDATES]
-    starts = sorted(candidates, key=difference)[:_STARTS]
+    def part(count: int) -> int:
+        return max(1, round(share * count))
+
+    points = family.points[:: round(1 / share)]
+    candidates = sorted(points, key=lambda parameter: difference(parameter, 1))[: part(_CANDIDATES)]
+    starts = sorted(candidates, key=difference)[: part(_STARTS)]
     best = min((_refined(start, family, difference) for start in starts), key=difference)
-    return min((best + step * family.finest for step in range(-_NEAR, _NEAR + 1)), key=difference)
+    near = part(_NEAR)
+    return min((best + step * family.finest for step in range(-near, near + 1)), key=difference)
 
 
 def _refined(start: float, family: _Family, difference: Callable[[float], float]) -> float:
