@@ -208,7 +208,7 @@ def _seconds_row(what: str, runs: Sequence[Figures], other: Sequence[Figures], m
     text, title = f"{seconds:.2f} ({_stages(runs[-1])})", f"processor seconds from export to .pte, {what}"
     return Row(
         title, text, "-" if theirs is None else f"{theirs:.2f} ({_stages(other[-1])})",
-        _ratio(seconds, theirs), f"<= {most:.0%} of theirs", met,
+        _ratio(seconds, theirs), f"<= {100 * most:.0f} % of theirs", met,
     )  # fmt: skip
 
 

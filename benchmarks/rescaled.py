@@ -136,8 +136,8 @@ def main() -> None:
         other = rescaled(network)
         print(
             f"{member.name}: trained in {seconds:.0f} s, test images right: "
-            f"{accuracy(network, split.test_images, split.test_labels):.2%}, rescaled "
-            f"{accuracy(other, split.test_images, split.test_labels):.2%}, logits differ by "
+            f"{100 * accuracy(network, split.test_images, split.test_labels):.2f} %, rescaled "
+            f"{100 * accuracy(other, split.test_images, split.test_labels):.2f} %, logits differ by "
             f"{largest_difference(network, other, split.test_images):.1e} at most; "
             f"{sum(map(len, (channels.writers[0].weight for channels in other.scalable())))} channels rescaled"
         )

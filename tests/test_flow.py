@@ -45,7 +45,7 @@ from openneutron import (
 from openneutron.errors import OptionError
 from openneutron.runtime.program import HostProgram
 
-# Relative to the largest value of an output. int8 has steps of 1/255; wrong weights cause errors of 50% and more.
+# Relative to the largest value of an output. int8 has steps of 1/255; wrong weights cause errors of 50 % and more.
 MAX_QUANTIZATION_ERROR = 0.05
 
 

@@ -2,7 +2,7 @@
 
 Quantizes the digits network, lowers it for the NPU, saves the program, loads the file, and runs it on the whole test
 split, as well as the float network and the quantized module. Exits with status 1 if the top-1 classes of the file and
-the quantized module differ for more than 1% of the images.
+the quantized module differ for more than 1 % of the images.
 """
 
 from __future__ import annotations
@@ -112,12 +112,13 @@ def run(out: Path, calibration_images: int, console: Console) -> float:
     agreement = share_equal(pte_classes, int8_classes)
     results = {
         "import": "PyTorch's and ExecuTorch's compilers",
-        "float network": f"{share_equal(float_classes, split.test_labels):.2%} of {len(test_images)} images right",
+        "float network": f"{100 * share_equal(float_classes, split.test_labels):.2f} % of {len(test_images)} images "
+        "right",
         "quantize": f"calibrated with {len(calibration)} images",
         "lower and save": f"{out}, {out.stat().st_size:,} bytes",
-        "quantized module": f"{share_equal(int8_classes, split.test_labels):.2%} right",
-        ".pte on this machine": f"{share_equal(pte_classes, split.test_labels):.2%} right, "
-        f"{agreement:.2%} the same class as the quantized module",
+        "quantized module": f"{100 * share_equal(int8_classes, split.test_labels):.2f} % right",
+        ".pte on this machine": f"{100 * share_equal(pte_classes, split.test_labels):.2f} % right, "
+        f"{100 * agreement:.2f} % the same class as the quantized module",
     }
     summary = Table("step", "seconds", "result", title="Results", title_justify="left")
     for title, result in results.items():
@@ -145,7 +146,7 @@ def main() -> int:
     console = Console()
     agreement = run(options.out, options.calibration, console)
     if agreement < 1 - MOST_DISAGREEMENT:
-        console.print(f"[red]The .pte and the quantized module agree on only {agreement:.2%} of the images.")
+        console.print(f"[red]The .pte and the quantized module agree on only {100 * agreement:.2f} % of the images.")
         return 1
     return 0
 

@@ -83,9 +83,9 @@ def main() -> None:
     table = Table("bits of the weights", "calibrated", "trained")
     for bits in (8, 4, 3):
         found = accuracy(calibrate(data, bits), *tests), accuracy(train_quantized(data, bits, options.seed), *tests)
-        table.add_row(str(bits), *(f"{share:.1%}" for share in found))
-    console = Console()
-    console.print(f"float: {accuracy(load_network(), *tests):.1%} of {len(data.test_images)} test images", table)
+        table.add_row(str(bits), *(f"{100 * share:.1f} %" for share in found))
+    of_float = 100 * accuracy(load_network(), *tests)
+    Console().print(f"float: {of_float:.1f} % of {len(data.test_images)} test images", table)
 
 
 if __name__ == "__main__":

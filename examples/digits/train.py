@@ -69,8 +69,8 @@ def main() -> None:
     torch.set_num_threads(1)
     network = train(options.epochs, options.seed)
     split = load_digits_split()
-    print(f"train {accuracy(network, split.train_images, split.train_labels):.2%}")
-    print(f"test  {accuracy(network, split.test_images, split.test_labels):.2%}")
+    print(f"train {100 * accuracy(network, split.train_images, split.train_labels):.2f} %")
+    print(f"test  {100 * accuracy(network, split.test_images, split.test_labels):.2f} %")
     torch.save(network.state_dict(), options.out)
     print(f"wrote {options.out}, {options.out.stat().st_size} bytes")
 

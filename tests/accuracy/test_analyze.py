@@ -244,7 +244,7 @@ def test_saturation_asks_for_another_observer_or_calibration() -> None:
     assert layer.saturation > 0.1
     finding = finding_of(TreatedLayer(layer, None))
     assert code_of(finding, analysis.layers) == "observer=RangeObserver"
-    assert f"{layer.saturation:.1%} of its values" in finding.why
+    assert f"{100 * layer.saturation:.1f} % of its values" in finding.why
 
 
 def test_every_rule_says_why_with_numbers_of_a_layer(found: Analysis) -> None:

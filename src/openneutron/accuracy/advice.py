@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from openneutron.accuracy.quantized_layers import INPUT, REQUANTIZE
+from openneutron.core.numbers import in_percent
 from openneutron.page.verdict import LOW_SQNR_DB
 from openneutron.results.layerwise_accuracy import LayerAccuracy, RecurrentAccuracy
 
@@ -107,7 +108,8 @@ class Finding:
     def why(self) -> str:
         """The rule's reason, with the layer's numbers."""
         codes = self.layer.largest_codes
-        return self.rule.why.format_map({**vars(self.layer), "median_code": median_low(codes) if codes else 0})
+        texts = {"median_code": median_low(codes) if codes else 0, "saturated": in_percent(self.layer.saturation, 1)}
+        return self.rule.why.format_map({**vars(self.layer), **texts})
 
     @property
     def what(self) -> str:
@@ -156,7 +158,7 @@ RULES = (
     AdviceRule(
         OBSERVER,
         lambda case: _is_clipped(case.layer) and not case.layer.fixed_range,
-        "{saturation:.1%} of its values are outside of the int8 range ({int8_range[0]:.4g} to {int8_range[1]:.4g}; "
+        "{saturated} of its values are outside of the int8 range ({int8_range[0]:.4g} to {int8_range[1]:.4g}; "
         "the float range is {float_range[0]:.4g} to {float_range[1]:.4g}).",
         "Take ranges from the extremes (observer=RangeObserver), and calibrate with inputs like these.",
     ),
@@ -235,7 +237,7 @@ def verdict(
         cause = f"Activations cause most of it, and other weights would gain little: treat all layers ({recover}"
         cause += 'recover="best", which tries other ranges, '
     return (
-        f"{kept} No measured layer causes {SMALLEST_SHARE:.0%} of the error by itself. {cause}"
+        f"{kept} No measured layer causes {in_percent(SMALLEST_SHARE)} of the error by itself. {cause}"
         "quantization-aware training)."
     )
 
@@ -247,8 +249,8 @@ def _about(loop: RecurrentAccuracy) -> str:
     best = next((gain for gain in loop.gains if (gain.gain_db or 0.0) >= SMALLEST_GAIN_DB), loop.gains[-1])
     gain = "" if best.gain_db is None else f" ({best.gain_db:+.1f} dB; {best.how})"
     return (
-        f"The {loop.steps} steps of the recurrent layer {loop.name} cause {loop.error_share:.0%} of the error: in "
-        f"float, the SQNR changes by {loop.gain_db:+.1f} dB ({costs}). Try {best.code} first{gain}."
+        f"The {loop.steps} steps of the recurrent layer {loop.name} cause {in_percent(loop.error_share or 0.0)} of the "
+        f"error: in float, the SQNR changes by {loop.gain_db:+.1f} dB ({costs}). Try {best.code} first{gain}."
     )
 
 

@@ -19,6 +19,7 @@ from openneutron.accuracy.board_input_mistakes import (
 )
 from openneutron.accuracy.board_output_mistakes import Diagnosis, diagnosis_of
 from openneutron.accuracy.board_simulation import Simulation, Vector, run_or_refuse
+from openneutron.core.numbers import in_percent
 from openneutron.core.progress import phase_bar
 from openneutron.errors import HostProcessError
 
@@ -83,7 +84,7 @@ def searched_diagnoses(
             share = _share_of_search(family, seconds)
             if share < 1:
                 notes.append(
-                    f"The program is slow on this machine: {share:.0%} of the parameters were examined for the "
+                    f"The program is slow on this machine: {in_percent(share)} of the parameters were examined for the "
                     f"assumption: {what}"
                 )
             try:

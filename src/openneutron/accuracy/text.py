@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from openneutron.core.numbers import in_percent
 from openneutron.core.tables import ResultTable
 from openneutron.page.units import short_op
 from openneutron.results.layerwise_accuracy import LayerAccuracy, LayerwiseAccuracy, RecurrentAccuracy
@@ -38,7 +39,7 @@ def _text_blocks(analysis: LayerwiseAccuracy) -> Iterator[Any]:
     for advice in analysis.advice:
         yield Text(f"  {advice.node}" + (f" (module '{advice.module}')" if advice.module else "") + f": {advice.why}")
         share = advice.error_reduction
-        removes = "" if share is None else f" On the samples, it removes {share:.0%} of the error."
+        removes = "" if share is None else f" On the samples, it removes {in_percent(share)} of the error."
         yield Text(f"    {advice.what}{removes}")
         if advice.code:
             yield Text(f"    quantize(..., {advice.code})")
@@ -58,7 +59,7 @@ def recurrent_lines(loops: Sequence[RecurrentAccuracy]) -> Iterator[str]:
     """Returns the accuracy of recurrent layers as text: parts, steps, and, once for all layers of a module, options."""
     described: set[tuple[str, ...]] = set()
     for loop in loops:
-        share = "" if loop.error_share is None else f" {loop.error_share:.0%} of the error,"
+        share = "" if loop.error_share is None else f" {in_percent(loop.error_share)} of the error,"
         yield (
             f"Recurrent layer {loop.name}, {loop.steps} steps:{share} {loop.gain_db:+.1f} dB in float (states "
             f"{loop.states_gain_db:+.1f}, gates {loop.gates_gain_db:+.1f}, weights {loop.weights_gain_db:+.1f})"
@@ -107,12 +108,12 @@ def cells_of(layer: LayerAccuracy) -> tuple[str, ...]:
     return (
         name,
         short_op(layer.op) + activation,
-        "not measured" if layer.error_share is None else f"{layer.error_share:.1%}",
+        "not measured" if layer.error_share is None else in_percent(layer.error_share, 1),
         f"{layer.sqnr_db:.1f}",
         f"{layer.own_sqnr_db:.1f}",
         _range_text(layer.float_range),
         _range_text(layer.int8_range),
-        f"{layer.saturation:.2%}" if layer.saturation else "0",
+        in_percent(layer.saturation, 2) if layer.saturation else "0",
         lost,
         "" if layer.weight_range is None else _range_text(layer.weight_range),
         "" if layer.weak_channels is None else f"{layer.weak_channels} of {layer.weight_channels}",

@@ -12,6 +12,7 @@ from rich.text import Text
 from openneutron.cli.fitting_table import FittingTable
 from openneutron.cli.terminal import command_line
 from openneutron.core.messages import as_argument
+from openneutron.core.numbers import in_percent
 from openneutron.page.units import count_of
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _profile_blocks(profile: ProfileRows) -> Iterator[RenderableType]:
 def _profile_table(rows: Sequence[ProfileRow], profile: ProfileRows) -> FittingTable:
     table = FittingTable("operator", "node", "source", "cycles", "of all", "estimated", "ratio")
     for row in rows[:_SHOWN_OPERATORS]:
-        share = f"{100 * row.cycles / max(1, profile.cycles):.1f} %"
+        share = in_percent(row.cycles / max(1, profile.cycles), 1)
         ratio = f"{row.cycles / row.estimated:.2f}" if row.estimated else "-"
         where = row.source or row.module or ""
         table.add_row(row.operator, row.name, where, f"{row.cycles:,}", share, _number(row.estimated, ","), ratio)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from openneutron.core.numbers import in_percent
+
 __all__ = [
     "bytes_text", "count_of", "decibels_text", "gain_text", "measure_text", "number_text", "percent_text", "range_text",
 ]  # fmt: skip
@@ -57,7 +59,7 @@ def gain_text(gain: float | None) -> str:
 
 def percent_text(share: float | None) -> str:
     """Returns a share from 0 to 1 in percent with one digit after the point."""
-    return "unknown" if share is None else f"{100 * share:.1f} %"
+    return "unknown" if share is None else in_percent(share, 1)
 
 
 def range_text(ends: tuple[float, float] | None, unit: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from openneutron.core.numbers import in_percent
 from openneutron.page.content import BLOCKED, CHECK, READY, AccuracyRow, AnalysisRows, Summary, Verdict
 from openneutron.page.units import bytes_text, count_of, decibels_text, number_text
 from openneutron.settings.declaration import RANDOM
@@ -63,7 +64,7 @@ def _concerns(summary: Summary) -> Iterator[str]:
     share = cpu_share(summary)
     if share is not None and share >= COSTLY_SHARE:
         count = count_of(len(summary.on_cpu), "operator")
-        yield f"{count} on the CPU take{'s' if len(summary.on_cpu) == 1 else ''} about {100 * share:.0f} % of the time"
+        yield f"{count} on the CPU take{'s' if len(summary.on_cpu) == 1 else ''} about {in_percent(share)} of the time"
     for row in summary.accuracy[-1:]:
         if len(summary.accuracy) > 1 and is_beyond_chance(row, summary.accuracy[0]):
             yield _loss(row, summary.accuracy[0])

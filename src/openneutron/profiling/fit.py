@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from openneutron.core.numbers import in_percent
 from openneutron.errors import InputError
 from openneutron.page.content import LayerRow, Summary
 from openneutron.profiling.join import layer_cycles
@@ -83,8 +84,8 @@ class CostFit:
     def __str__(self) -> str:
         factors = ", ".join(f"{kind} {factor:.3g}" for kind, factor in self.costs.compute)
         return (
-            f"{self.rows} rows; median relative error of the estimates {100 * self.error_before:.1f} % before, "
-            f"{100 * self.error_after:.1f} % after{'; the coefficients of the target are kept' * self.kept}\n"
+            f"{self.rows} rows; median relative error of the estimates {in_percent(self.error_before, 1)} before, "
+            f"{in_percent(self.error_after, 1)} after{'; the coefficients of the target are kept' * self.kept}\n"
             f"  start of an operator: {self.costs.operator_cycles:.4g} cycles\n"
             f"  bytes per cycle: {self.costs.bytes_per_cycle:.4g}\n"
             f"  factors of computation: {factors or 'none'}"

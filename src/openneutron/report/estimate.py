@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from openneutron.core.numbers import in_percent
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.report.regions import BoardFit
 from openneutron.report.runtime_memory import RuntimeMemory
@@ -217,8 +218,8 @@ def _layer_rows(estimate: Estimate) -> tuple[tuple[str, ...], ...]:
             "x".join(map(str, layer.output_shape)),
             f"{layer.macs:,}",
             f"{layer.cycles:,}",
-            f"{layer.cycles / max(1, estimate.cycles):.1%}",
-            f"{layer.utilization:.1%}",
+            in_percent(layer.cycles / max(1, estimate.cycles), 1),
+            in_percent(layer.utilization, 1),
             f"{layer.weight_bytes:,}",
             f"{layer.live_bytes:,}",
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from openneutron.core.numbers import in_percent
+
 __all__ = ["Comparison", "LayerDifference"]
 
 
@@ -56,7 +58,7 @@ class Comparison:
             name = first.node + (f" (module '{first.module}')" if first.module else "")
             yield (
                 f"  The first layer that exceeds its tolerance is {name}, {first.op}: {first.lsb} LSB instead of "
-                f"{first.tolerance}, in {first.differing:.1%} of its values."
+                f"{first.tolerance}, in {in_percent(first.differing, 1)} of its values."
             )
         beyond = [layer.node for layer in self.layers if layer.is_beyond and layer is not first]
         if beyond:
