@@ -472,7 +472,7 @@ def _portable_program(
     """
     from executorch.exir import to_edge_transform_and_lower
 
-    from openneutron.partition.dependency_caches import forget_lowered_programs, list_composite_operators_once
+    from openneutron.partition.dependency_caches import forget_lowered_programs, load_composite_operators_once
     from openneutron.partition.partitioner import NeutronPartitioner, check_cpu_operators, compile_placed
 
     with warnings.catch_warnings():
@@ -481,7 +481,7 @@ def _portable_program(
         program = compile_placed(placed)
         end_phase()
         records = placed.graphs.options.use_profiling
-        with list_composite_operators_once():
+        with load_composite_operators_once():
             edge = to_edge_transform_and_lower(
                 program, partitioner=partitioner, constant_methods=constant_methods, generate_etrecord=records
             )

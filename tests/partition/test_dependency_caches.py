@@ -43,7 +43,7 @@ def test_lowering_needs_none_of_the_private_functions_and_caches(monkeypatch: py
     load = torch_export._materialize_cpp_cia_ops
     with monkeypatch.context() as patch:
         patch.delattr(torch_export, "_materialize_cpp_cia_ops")
-        with dependency_caches.list_composite_operators_once():
+        with dependency_caches.load_composite_operators_once():
             assert not hasattr(torch_export, "_materialize_cpp_cia_ops")
     assert torch_export._materialize_cpp_cia_ops is load
     monkeypatch.setattr(dependency_caches, "is_same_node", is_same_node.__wrapped__)  # without a cache

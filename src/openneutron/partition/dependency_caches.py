@@ -1,4 +1,4 @@
-"""Caches of ExecuTorch and torch: some would keep each lowered program in memory, and one is missing."""
+"""Removes lowered programs from caches of ExecuTorch and torch, and caches what torch loads again and again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from executorch.exir.backend.utils import is_same_node
 from executorch.exir.delegate import executorch_call_delegate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["forget_lowered_programs", "list_composite_operators_once"]
+__all__ = ["forget_lowered_programs", "load_composite_operators_once"]
 
 
 def forget_lowered_programs() -> None:
@@ -28,11 +28,11 @@ def forget_lowered_programs() -> None:
 
 
 @contextmanager
-def list_composite_operators_once() -> Iterator[None]:
+def load_composite_operators_once() -> Iterator[None]:
     """Lets torch load the composite operators of all libraries once in the block, which must not define operators.
 
-    ExecuTorch reads a table of decompositions, and torch loads these operators again for each library that it enters
-    there. The function is private; a release of torch without it loads them each time. Not for two threads at once.
+    ExecuTorch reads a table of decompositions. For each library that it adds to the table, torch loads these operators
+    again. The function that loads them is private; without it, this block has no effect. Not for two threads at once.
     """
     load = getattr(torch_export, "_materialize_cpp_cia_ops", None)
     if load is None:
