@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def run(folder: Path, *command: str) -> str:
 
 
 INCLUDES = ("-I.", "-Ikws", "-Ivision")
+PYTHON_LIBRARY = Path(sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("LDLIBRARY") or "missing")
 
 
 @pytest.mark.parametrize(("compiler", "standard"), [("cc", "c11"), ("c++", "c++17")])
@@ -111,3 +113,20 @@ def test_main_compiles_without_warnings(name: str, folder: Path) -> None:
             folder, "c++", "-std=c++17", *STRICT, "-fsyntax-only", "-DC10_USING_CUSTOM_GENERATED_MACROS",
             "-DOPENNEUTRON_HOST", *defined, *includes, f"-I{name}", f"{name}/main.cpp",
         )  # fmt: skip
+
+
+def test_both_programs_run_in_turn_with_one_temporary_pool(tmp_path: Path) -> None:
+    """The NPU computes the program "int8" (in LiteRT, on this host), and the CPU the program "cpu"."""
+    if shutil.which("cmake") is None or not PYTHON_LIBRARY.exists():
+        pytest.skip("needs cmake and Python's library")
+    for name, model in (("kws", "int8"), ("vision", "cpu")):
+        program(model).package(tmp_path / name, name=name, array="c")
+    sources = "kws/kws.c kws/test_vectors.c kws/host_backend.cpp vision/vision.c vision/test_vectors.c"
+    text = (tmp_path / "kws" / "CMakeLists.txt").read_text().replace("include(python.cmake", "include(kws/python.cmake")
+    application = f'"{Path(__file__).with_name("two_programs.cpp")}" {sources}'
+    (tmp_path / "CMakeLists.txt").write_text(
+        text.replace("main.cpp host_backend.cpp kws.c test_vectors.c", application)
+    )
+    run(tmp_path, "cmake", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug")
+    run(tmp_path, "cmake", "--build", "build")
+    assert run(tmp_path, "./build/kws_test") == "3 vectors, 0 different outputs\n"
