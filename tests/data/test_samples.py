@@ -107,6 +107,35 @@ def test_a_file_that_cannot_be_read_is_named_when_it_is_read(tmp_path: Path) -> 
         list(samples)
 
 
+@pytest.mark.parametrize(
+    ("damaged", "text"),
+    [
+        ("b", r"remove it from the data\.$"),
+        ("bd", r" 1 of the next 8 images cannot be read, either: \S*d\.png\.$"),
+        (
+            "bcdfgi",
+            r" 5 of the next 8 images cannot be read, either: \S*c\.png, \S*d\.png, \S*f\.png, \S*g\.png and 1 other\.",
+        ),
+    ],
+)
+def test_up_to_five_images_that_cannot_be_read_are_named(tmp_path: Path, damaged: str, text: str) -> None:
+    for name in "abcdefghij":
+        image(tmp_path / f"{name}.png")
+    for name in damaged:
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    (tmp_path / "k.npy").write_bytes(b"no array")  # is no image
+    with pytest.raises(InputError, match=r"b\.png cannot be read as an image.*" + text):
+        list(read_data(tmp_path))
+
+
+def test_the_search_for_images_that_cannot_be_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openneutron.data.sources.MOST_CHECKED", 2)
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r" 2 of the next 2 images cannot be read, either: \S*b\.png, \S*c\.png\.$"):
+        list(read_data(tmp_path))
+
+
 # -------------------------------------------------------------------------------------------------- folders of classes
 
 

@@ -53,7 +53,7 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     """Returns the first `limit` of `names`, separated by commas, and the number of the others."""
     names = list(names)
     rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} others" if rest > 0 else "")
+    return ", ".join(names[:limit]) + (f" and {rest} other{'s' * (rest > 1)}" if rest > 0 else "")
 
 
 def shown(value: object) -> str:

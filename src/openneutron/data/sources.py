@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openneutron.core.files import check_is_file, is_file, similar_path
+from openneutron.core.messages import listed
 from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import StoredRows, read_array, read_arrays, split_labels
 from openneutron.data.audio import Waveform, read_waveform
 from openneutron.data.files import ARRAYS, AUDIO, COMPRESSED_AUDIO, IMAGES, NAMED_ARRAYS, TABLES
-from openneutron.data.images import open_image
+from openneutron.data.images import open_image, unreadable_images
 from openneutron.data.tables import numbers_in, read_table
 from openneutron.errors import InputError
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["ArraySource", "FileSource", "GivenSource", "Sample", "Source", "read_value"]
+
+MOST_NAMED = 5
+"""The number of images that an error names, if several cannot be read."""
+MOST_CHECKED = 1000
+"""The number of images that are read after one that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,27 @@ class FileSource:
     def __getitem__(self, index: int) -> Sample:
         path = self.paths[index]
         label = None if self.labels is None else self.labels[index]
-        return Sample(self._value(path), label, path, str(path))
+        try:
+            return Sample(self._value(path), label, path, str(path))
+        except InputError as error:
+            if others := self._unreadable_after(index):
+                raise InputError(f"{error} {others}") from error
+            raise
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def _unreadable_after(self, index: int) -> str:
+        """Returns a sentence about the images after an image that cannot be read; empty if they can be read."""
+        if self.paths[index].suffix.lower() not in IMAGES:
+            return ""
+        after = self.paths[index:][1 : 1 + MOST_CHECKED]
+        images = [path for path in after if path.suffix.lower() in IMAGES]
+        found = unreadable_images(images)
+        if not found:
+            return ""
+        names = listed(map(str, found), MOST_NAMED - 1)
+        return f"{len(found)} of the next {len(images):,} images cannot be read, either: {names}."
 
     def _value(self, path: Path) -> Any:
         value = read_value(path)
