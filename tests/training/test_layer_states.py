@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from openneutron import QuantizedModel, distill, prepare_training, quantize
 from openneutron.model.data import forms_of, inputs_in
+from openneutron.training.distillation import Distillation
 from openneutron.training.layer_states import compare_states, reading_states, recurrent_states
 from openneutron.training.trainable import TrainableModel
 
@@ -121,6 +122,26 @@ def test_training_with_states_reduces_the_errors_of_states_on_other_inputs() -> 
         return float(comparison.loss(range(len(others))).detach())
 
     assert error_of_states(None) < 0.7 * error_of_states(seeded(build).eval())
+
+
+@pytest.mark.parametrize(
+    ("has_states", "options", "expected"),
+    [(True, {}, (0.04, 16)), (False, {}, (0.02, 32)), (True, {"rate": 0.01, "batch": 2}, (0.01, 2))],
+)
+def test_training_with_states_has_other_defaults(
+    has_states: bool, options: dict[str, Any], expected: tuple[float, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def record(*_: object, rate: float, batch: int, **__: object) -> Distillation:
+        found.append((rate, batch))
+        return Distillation(0, 0.0, 0.0)
+
+    monkeypatch.setattr("openneutron.training_flow.train_towards", record)
+    build = NETWORKS["two layers"][0]
+    float_model = None if has_states else seeded(build).eval()
+    distill(prepare_training(quantized(build)), sequences(4), steps=1, model=float_model, **options)
+    assert found == [expected]
 
 
 class Named(nn.Module):

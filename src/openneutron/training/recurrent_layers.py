@@ -24,7 +24,7 @@ from openneutron.training.distillation import train_towards
 from openneutron.training.layer_states import compare_states, recurrent_states
 from openneutron.training.trainable import TrainableModel
 
-__all__ = ["FEWEST_SAMPLES", "train_recurrent_layers"]
+__all__ = ["BATCH", "FEWEST_SAMPLES", "RATE", "train_recurrent_layers"]
 
 _LOGGER = logging.getLogger(__name__)
 # With fewer samples, the weights would fit them by chance.
