@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Iterator, Sequence
 
@@ -61,6 +62,7 @@ def status_after_running(models: Sequence[bytes]) -> int:
     if child:
         return os.waitpid(child, 0)[1]
     status = 1
+    faulthandler.disable()  # pytest's would print the stacks of a child that LiteRT ends
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         status = int(not sum(map(runs, models)))
