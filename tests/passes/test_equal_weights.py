@@ -86,6 +86,13 @@ DIFFERENT: dict[str, tuple[Callable[[Loop, Tensor, int], Tensor], int, int]] = {
         2,
         1,
     ),
+    "two biases with equal values": (
+        lambda loop, x, n: (
+            loop.layer(loop.norm(x)) if n > 1 else linear(x, loop.layer.weight, loop.zeros if n else loop.zeros_too)
+        ),
+        2,
+        3,
+    ),
     "equal biases of different weights": (
         lambda loop, x, n: linear(
             x, loop.layer.weight if n % 2 else loop.doubled, loop.zeros if n % 2 else loop.zeros_too

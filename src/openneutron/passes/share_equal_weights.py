@@ -20,9 +20,10 @@ def share_equal_weights(module: GraphModule) -> bool:
     """Rules. Linear in nodes and weights:
 
     1. Layers with equal weights, of which one depends on another, read one weight. They are of one kind, and one module
-       called them. At most one of their weights is a parameter of the model, because training may change equal
-       parameters differently.
+       called them.
     2. Among these layers, those with equal biases read one bias.
+
+    Several parameters of the model stay apart, because training may change equal parameters differently.
 
     If a loop calls a layer in each step, the passes that fold a batch norm, the weight of a norm or a product with a
     constant write a new weight for each step. Recovery finds the steps of a recurrent layer by their common weight, and
@@ -32,12 +33,10 @@ def share_equal_weights(module: GraphModule) -> bool:
     layers = _layers_by_weight(module)
     changed = False
     for key in recurrent_groups(module.graph, layers):
-        weights = {str(arguments(node)["weight"].target) for node in layers[key]}
-        if sum(isinstance(attribute(module, name), torch.nn.Parameter) for name in weights) > 1:
-            continue
-        changed |= _share(layers[key], "weight")
-        for equal in _by_value(module, layers[key], "bias").values():
-            changed |= _share(equal, "bias")
+        changed |= _share(module, layers[key], "weight")
+        if len(_constants(layers[key], "weight")) == 1:
+            for equal in _by_value(module, layers[key], "bias").values():
+                changed |= _share(module, equal, "bias")
     return finish_rewrite(module, changed=changed)
 
 
@@ -53,7 +52,7 @@ def _layers_by_weight(module: GraphModule) -> dict[Hashable, list[Node]]:
     return {
         (form, value): equal
         for form, nodes in alike.items()
-        if len({arguments(node)["weight"].target for node in nodes}) > 1
+        if len(_constants(nodes, "weight")) > 1
         for value, equal in _by_value(module, nodes, "weight").items()
     }
 
@@ -79,9 +78,19 @@ def _digest(values: torch.Tensor) -> Hashable:
     return values.dtype, values.shape, hashlib.sha256(in_bytes).digest()
 
 
-def _share(layers: Sequence[Node], role: str) -> bool:
-    """Lets all layers read the constant of the first one. Returns whether one of them read another constant."""
-    first, *others = (arguments(layer)[role] for layer in layers)
+def _constants(layers: Sequence[Node], role: str) -> set[str]:
+    """Returns the names of the constants that layers read in `role`."""
+    return {str(arguments(layer)[role].target) for layer in layers}
+
+
+def _share(module: GraphModule, layers: Sequence[Node], role: str) -> bool:
+    """Lets all layers read the constant of the first one, unless several of their constants are parameters.
+
+    Returns whether one of them read another constant before.
+    """
+    names = _constants(layers, role)
+    if len(names) == 1 or sum(isinstance(attribute(module, name), torch.nn.Parameter) for name in names) > 1:
+        return False
     for layer in layers[1:]:
-        set_argument(layer, role, first)
-    return any(other.target != first.target for other in others)
+        set_argument(layer, role, arguments(layers[0])[role])
+    return True
