@@ -14,7 +14,7 @@ from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.formats import pte
 from openneutron.formats.method_memory import MethodMemory, memory_of
-from openneutron.model.arguments import output_names
+from openneutron.model.arguments import names_of_leaves, output_names
 from openneutron.partition.placing import count_delegates, summary_lines
 from openneutron.results.lowered_program import LoweredProgram
 from openneutron.runtime.memory import measure
@@ -89,7 +89,7 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
     def _edges(self) -> Iterator[tuple[str, str, str]]:
         """Returns "input" or "output", the name, and dtype and shape of each input and output."""
         method = pte.read(self.portable).methods[0]
-        names = [leaf.name for leaf in self.leaves or ()] or [f"input{i}" for i in range(len(method.inputs))]
+        names = names_of_leaves(self.leaves or (), len(method.inputs))
         for name, value in zip(names, method.inputs, strict=True):
             yield "input", name, _value_text(value)
         outputs = output_names(method.outputs_tree, len(method.outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
@@ -27,7 +28,9 @@ from openneutron.accuracy.board_transforms import as_type
 from openneutron.core.progress import phase_bar
 from openneutron.errors import HostProcessError
 
-__all__ = ["explanation_by_run", "input_diagnoses", "note_of_ended_process", "vectors_by_difference"]
+__all__ = [
+    "difference_of_vector", "explanation_by_run", "input_diagnoses", "note_of_ended_process", "vectors_by_difference",
+]  # fmt: skip
 
 _MOST_VECTORS = 8
 _BITS_OF_CONSTANTS = 4.0
@@ -140,14 +143,16 @@ def _outputs_of(
 
 def _is_nearer(case: BoardCase, vector: int, outputs: tuple[Array, ...]) -> bool:
     """Whether the mean difference of all outputs of a vector is at most half of that from the expected outputs."""
-    before, after = 0.0, 0.0
-    for pair in (pair for pair in case.observed if pair[0] == vector):
-        observed, expected, tensor = case.observed[pair], case.expected[vector][pair[1]], case.outputs[pair[1]]
-        if observed.size != outputs[pair[1]].size or observed.size != expected.size:
-            return False
-        before += mean_difference(observed, expected, tensor)
-        after += mean_difference(observed, outputs[pair[1]], tensor)
-    return 2 * after <= before
+    before = difference_of_vector(case, vector, case.expected[vector])
+    return math.isfinite(before) and 2 * difference_of_vector(case, vector, outputs) <= before
+
+
+def difference_of_vector(case: BoardCase, vector: int, outputs: Sequence[Array]) -> float:
+    """Returns the sum of the mean differences of a vector's outputs in LSBs; infinity if they differ in size."""
+    pairs = [pair for pair in case.observed if pair[0] == vector]
+    if any(case.observed[pair].size != outputs[pair[1]].size for pair in pairs):
+        return math.inf
+    return sum(mean_difference(case.observed[pair], outputs[pair[1]], case.outputs[pair[1]]) for pair in pairs)
 
 
 def _comparisons(
@@ -175,9 +180,10 @@ def _mistaken_vectors(
                 lambda vector, number=number, shift=shift: _moved_among(vectors, vector, number, shift),  # type: ignore[misc]
             )  # fmt: skip
     for first, second in combinations(range(len(simulation.inputs)), 2):
+        names = [f"'{simulation.inputs[number].name}'" for number in (first, second)]
         if _is_exchangeable(simulation.inputs[first], simulation.inputs[second]):
             yield (
-                "swapped inputs", f"Inputs {first} and {second} are swapped.",
+                "swapped inputs", f"Inputs {' and '.join(names)} are swapped.",
                 lambda vector, pair=(first, second): _exchanged(vectors[vector], *pair),  # type: ignore[misc]
             )  # fmt: skip
     if simulation.host.has_state:

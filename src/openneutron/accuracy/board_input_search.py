@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from openneutron.accuracy.board_dump import Array, BoardTensor
-from openneutron.accuracy.board_evidence import BoardCase, mean_difference
+from openneutron.accuracy.board_evidence import BoardCase
 from openneutron.accuracy.board_input_mistakes import (
+    difference_of_vector,
     explanation_by_run,
     note_of_ended_process,
     vectors_by_difference,
@@ -140,7 +141,7 @@ def _best_parameter(
         if outputs is None:
             return math.inf
         by_vector = dict(zip(run, outputs, strict=True))
-        return sum(_difference(case, vector, by_vector[vector]) for vector in used)
+        return sum(difference_of_vector(case, vector, by_vector[vector]) for vector in used)
 
     def part(count: int) -> int:
         return max(1, round(share * count))
@@ -159,13 +160,6 @@ def _refined(start: float, family: _Family, difference: Callable[[float], float]
         step /= 2
         best = min((best, best - step, best + step), key=difference)
     return best
-
-
-def _difference(case: BoardCase, vector: int, outputs: tuple[Array, ...]) -> float:
-    pairs = [pair for pair in case.observed if pair[0] == vector]
-    if any(case.observed[pair].size != outputs[pair[1]].size for pair in pairs):
-        return math.inf
-    return sum(mean_difference(case.observed[pair], outputs[pair[1]], case.outputs[pair[1]]) for pair in pairs)
 
 
 def _changed_vector(vectors: Sequence[Vector], family: _Family, parameter: float, vector: int) -> Vector:

@@ -164,7 +164,7 @@ def _references(
 
 def program_forms(host: HostProgram) -> tuple[InputForm, ...]:
     """Returns the forms of a program's inputs before quantization. An input of int8 with qparams counts as float32."""
-    leaves = host.leaves or [Leaf((f"input{index}",)) for index in range(len(host.inputs))]
+    leaves = host.leaves or [Leaf((name,)) for name in host.input_names()]
     return tuple(map(_form, leaves, host.inputs))
 
 

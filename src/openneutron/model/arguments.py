@@ -12,7 +12,7 @@ from openneutron.errors import InputError
 
 __all__ = [
     "INPUT_NAMES", "MISSING", "Leaf", "Path", "argument_names", "check_names", "input_names", "leaves_at",
-    "leaves_from_text", "named_paths", "output_names", "paths_from_tree", "text_of_leaves",
+    "leaves_from_text", "named_paths", "names_of_leaves", "output_names", "paths_from_tree", "text_of_leaves",
 ]  # fmt: skip
 
 INPUT_NAMES = "input_names"
@@ -158,7 +158,12 @@ def input_names(text: str | None, tree: str | None, are_tensors: Sequence[bool])
         leaves = leaves_from_text(text)
         if len(leaves) != len(are_tensors):
             raise ValueError(f"it has {len(are_tensors)} inputs, but names for {len(leaves)}")
-    return tuple(leaf.name for leaf in leaves) or tuple(f"input{i}" for i in range(len(are_tensors)))
+    return names_of_leaves(leaves, len(are_tensors))
+
+
+def names_of_leaves(leaves: Sequence[Leaf], count: int) -> tuple[str, ...]:
+    """Returns the names of `count` inputs: those of their `leaves`, or "input0" and so on if there are no leaves."""
+    return tuple(leaf.name for leaf in leaves) or tuple(f"input{i}" for i in range(count))
 
 
 def output_names(text: str | None, count: int, unnamed: str = "output{}") -> tuple[str, ...]:

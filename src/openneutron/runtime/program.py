@@ -34,6 +34,7 @@ from openneutron.model.arguments import (
     leaves_at,
     leaves_from_text,
     named_paths,
+    names_of_leaves,
     output_names,
 )
 from openneutron.runtime.child import ChildSession
@@ -146,7 +147,7 @@ class HostProgram:
         self.has_state = method.has_state
         self._names_are_known = self._leaves is not None
         self._leaves = self._leaves or _unnamed_leaves(method.inputs_tree, inputs)
-        self._input_names = [leaf.name for leaf in self._leaves or ()] or [f"input{i}" for i in range(len(inputs))]
+        self._input_names = names_of_leaves(self._leaves or (), len(inputs))
         self.inputs = tuple(itertools.starmap(self._with_string_constant, enumerate(inputs)))
         # None stands for the default order, so that run() need not compare dimensions.
         orders = [value.dim_order for value in method.inputs]
