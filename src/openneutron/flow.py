@@ -411,9 +411,8 @@ def _portable(module: GraphModule, examples: Examples, options: CompileOptions, 
         placed = place(exported, replace(options, payload="portable"))
         end_phase()
         rows = placed.rows
-        if not all(leaf.is_tensor and len(leaf.path) == 1 for leaf in leaves) or examples.kwargs:
-            methods[INPUT_NAMES] = text_of_leaves(leaves)
-        buffer, etrecord = _portable_program(placed, methods or None, end_phase)
+        methods[INPUT_NAMES] = text_of_leaves(leaves)
+        buffer, etrecord = _portable_program(placed, methods, end_phase)
         origins = origins_of(placed)
     return NeutronProgram(buffer, rows, options.target, leaves=leaves, origins=origins, etrecord=etrecord)
 
@@ -464,7 +463,7 @@ def _converted(quantized: Any) -> tuple[GraphModule, Examples | None, Target]:
 
 
 def _portable_program(
-    placed: Placed, constant_methods: dict[str, Any] | None, end_phase: Callable[[], None]
+    placed: Placed, constant_methods: Mapping[str, Any], end_phase: Callable[[], None]
 ) -> tuple[bytes, bytes | None]:
     """Compiles the partitions, then calls `to_edge_transform_and_lower`. Calls `end_phase` after each of the two.
 
@@ -483,7 +482,7 @@ def _portable_program(
         records = placed.graphs.options.use_profiling
         with load_composite_operators_once():
             edge = to_edge_transform_and_lower(
-                program, partitioner=partitioner, constant_methods=constant_methods, generate_etrecord=records
+                program, partitioner=partitioner, constant_methods=dict(constant_methods), generate_etrecord=records
             )
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model")  # the partitioner keeps initial values
         lowered = edge.to_executorch()

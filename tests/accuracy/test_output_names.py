@@ -1,4 +1,4 @@
-"""Outputs have the keys that the model gives them, wherever a user sees them."""
+"""Outputs have the keys that the model gives them, and inputs the names of arguments, wherever a user sees them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from openneutron.accuracy.compare_programs import compare_outputs
 from openneutron.cli.tables import table_of_differences
 from openneutron.model.arguments import output_names
 from openneutron.page import summarize
-from openneutron.report.inspect import inspect
+from openneutron.report.inspect import inspect, tensor_inputs
 from openneutron.settings import Settings
 from openneutron.workflow.runs import FileRun, run_files
 
@@ -98,7 +98,7 @@ def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def run_once(one: Detector, output: Path | None = None) -> FileRun:
-    return run_files(one.path, [str(one.path.with_name("x.npy"))], Settings(), output=output)[0]
+    return run_files(one.path, [f"x={one.path.with_name('x.npy')}"], Settings(), output=output)[0]
 
 
 def arrays_of_run(one: Detector) -> list[str]:
@@ -150,6 +150,30 @@ PLACES: dict[str, Callable[[Detector], list[str]]] = {
 @pytest.mark.parametrize("place", PLACES)
 def test_an_output_has_one_name_in_all_results(detector: Detector, place: str) -> None:
     assert PLACES[place](detector) == detector.names
+
+
+def name_in_firmware(one: Detector) -> str:
+    folder = one.path.with_name("firmware_of_input")
+    one.program.package(folder, vectors=1)
+    header = (folder / "model_config.h").read_text()
+    return str(re.findall(r'MODEL_INPUT_\d_NAME "(.+)"', header)[0])
+
+
+PLACES_OF_INPUTS: dict[str, Callable[[Detector], str]] = {
+    "load": lambda one: load(one.path).input_names()[0],
+    "run": lambda one: str(load(one.path).leaves[0].path[0]),  # type: ignore[index]
+    "inspect": lambda one: inspect(one.path).inputs[0].name,
+    "names of files": lambda one: tensor_inputs(one.path)["input0"],
+    "report of a bare program": lambda one: summarize("net", one.path).inputs[0].partition(": ")[0],
+    "report of a build": lambda one: summarize("net", one.program).inputs[0].partition(": ")[0],
+    "package": name_in_firmware,
+    "print(program)": lambda one: re.findall(r"^(?:  in  |in  )(\w+)", str(one.program), re.MULTILINE)[0],
+}
+
+
+@pytest.mark.parametrize("place", PLACES_OF_INPUTS)
+def test_an_input_has_one_name_in_all_results(detector: Detector, place: str) -> None:
+    assert PLACES_OF_INPUTS[place](detector) == "x"
 
 
 def test_outputs_that_are_not_tensors_keep_their_positions() -> None:

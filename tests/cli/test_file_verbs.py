@@ -99,7 +99,7 @@ class TestInspect:
         code, text = run("inspect", tmp_path / "device.pte")
         assert code == 0
         assert "delegate 0: NeutronBackend, device for imxrt700" in text
-        for name in ("in  input0", "in  delegate0.input0", "out delegate1.output0", "out output0"):
+        for name in ("in  input", "in  delegate0.input0", "out delegate1.output0", "out output0"):
             assert text.count(f"{name}: ") == 1, name
         assert "microcode version 0x1c933f1b, 3 NPU operators; bytes: microcode 78" in text
         assert "estimate for" not in text

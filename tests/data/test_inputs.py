@@ -21,6 +21,7 @@ from openneutron.data import (
     thumbnail,
     top_classes,
 )
+from openneutron.data.inputs import check_files
 from openneutron.errors import InputError, OptionError, OutputError
 from openneutron.model.data import InputForm
 from openneutron.runtime.program import ConstantInfo, TensorInfo
@@ -131,6 +132,7 @@ def test_recordings(tmp_path: Path) -> None:
         ),
         (IMAGE, ["two.npy"], InputError, r"two\.npy is torch.float32 \(2,\); the input 'input0' takes"),
         (IMAGE, ["input=a.png"], OptionError, r"'input' in '.*' is not an input.*: input0\. Did you mean 'input0'"),
+        (IMAGE, ["image=a.png"], OptionError, r"not an input of the program: input0\. The program has no names"),
         (IMAGE, ["a.wav"], InputError, r"a\.wav: The model's input .* is not a waveform"),
         (PAIR, ["two.npy"], InputError, r"takes 2 inputs \(input0: torch.float32 \(1, 2\), input2: .*\), but 1 files"),
         (PAIR, ["two.npy"] * 3, InputError, "but 3 files are given"),
@@ -150,6 +152,41 @@ def test_files_that_do_not_fit(
 ) -> None:
     with pytest.raises(error, match=message):
         inputs_of_files(files, forms)
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "order"),
+    [
+        (["x", "y"], ["y=1.npy", "x=0.npy"], [0, 1]),
+        (["x", "y"], ["input1=1.npy", "input0=0.npy"], [0, 1]),
+        (["batch.ids", "batch.0"], ["batch.0=1.npy", "batch.ids=0.npy"], [0, 1]),
+        (["input1", "input0"], ["input1=0.npy", "input0=1.npy"], [0, 1]),
+        (["x", "y"], ["by_name.npz"], [0, 1]),
+        (["a", "b"], ["by_position.npz"], [0, 1]),
+        (["input1", "b"], ["turned.npz"], [1, 0]),
+    ],
+)
+def test_an_input_has_its_name_and_its_position(
+    names: list[str], files: list[str], order: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    zero, one = (np.full((1, 2), value, np.float32) for value in (0, 1))
+    np.save("0.npy", zero)
+    np.save("1.npy", one)
+    np.savez("by_name.npz", x=zero, y=one)
+    np.savez("by_position.npz", input0=zero, input1=one)
+    np.savez("turned.npz", b=zero, input1=one)
+    forms = [TensorInfo((1, 2), torch.float32)] * 2
+    check_files(files, dict(zip(("input0", "input1"), names, strict=True)))
+    (run,) = inputs_of_files(files, forms, names=names)
+    assert [value[0, 0].item() for value in run.inputs] == order
+
+
+def test_a_position_does_not_stand_for_another_input(tmp_path: Path) -> None:
+    path = tmp_path / "one.npz"
+    np.savez(path, input1=np.zeros((1, 2), np.float32))
+    with pytest.raises(InputError, match="must have the arrays input1, b"):
+        inputs_of_files([path], [TensorInfo((1, 2), torch.float32)] * 2, names=["input1", "b"])
 
 
 @pytest.fixture

@@ -331,8 +331,11 @@ def test_plain_inputs_by_name() -> None:
         with pytest.raises(InputError, match=message):
             program.run(*inputs, **named)
     assert_names_are_equal(program.buffer)
-    with pytest.raises(InputError, match=r"does not contain the names of its inputs.*example_inputs are a mapping"):
-        load(program.buffer).run(x=data[0][0], mask=data[0][1])
+    loaded = load(program.buffer)
+    assert loaded.input_names() == ["x", "mask"]
+    assert torch.equal(loaded.run(mask=data[0][1], x=data[0][0]), wanted)
+    with pytest.raises(InputError, match="no input 'masc'; its inputs are 'x', 'mask'"):
+        loaded.run(data[0][0], masc=data[0][1])
 
 
 @pytest.mark.parametrize("damage", [(b'[[["batch"', b'{[["batch"'), (b'[[["batch"', b'[[[ 9000 "')])

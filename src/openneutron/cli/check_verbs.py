@@ -16,6 +16,7 @@ from openneutron.cli.paths import (
     existing_file,
     existing_program,
     known_target,
+    names_of_inputs,
     quantized_file,
 )
 from openneutron.cli.terminal import Terminal
@@ -24,7 +25,7 @@ from openneutron.core.files import check_output, is_folder, write_files
 from openneutron.core.options import MOST_JOBS
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
-from openneutron.settings.build_files import check_program
+from openneutron.settings.build_files import check_program, program_in
 from openneutron.settings.checks import check_settings
 
 __all__ = ["add_verbs"]
@@ -67,14 +68,13 @@ def run(
     from openneutron.data.outputs import check_array_file
 
     check_settings(settings, uses=("labels", "transform"))
-    check_files(files)
+    file, isolated = program_in(program), not in_process
+    check_files(files, names_of_inputs(file, files))
     if output is not None:
         check_array_file(output)
     from openneutron.cli.tables import table_of_runs
-    from openneutron.workflow.folders import BuildFolder
     from openneutron.workflow.runs import run_files
 
-    file, isolated = BuildFolder.of(program).program, not in_process
     found = run_files(file, files, settings, classes=top, output=output, repeat=repeat, isolated=isolated)
     terminal.show(table_of_runs(found), {"runs": [one.as_dict() for one in found]})
 

@@ -16,6 +16,7 @@ from openneutron.cli.paths import (
     known_flavor,
     known_target,
     known_vectors,
+    names_of_inputs,
     number_of_vectors,
     program_file,
     quantized_file,
@@ -26,6 +27,7 @@ from openneutron.core.files import check_new_folder, check_output
 from openneutron.core.messages import as_argument
 from openneutron.errors import OptionError
 from openneutron.settings import Settings
+from openneutron.settings.build_files import program_in
 from openneutron.settings.checks import check_settings
 from openneutron.settings.input_shapes import image_size
 
@@ -184,7 +186,7 @@ def package(
     check_new_folder(output)
     from openneutron.data.inputs import check_files
 
-    check_files(samples or ())
+    check_files(samples or (), names_of_inputs(program_in(program), samples or ()))
     from openneutron.workflow.packages import package_files
 
     number = number_of_vectors(vectors)

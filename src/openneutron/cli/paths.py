@@ -25,8 +25,8 @@ from openneutron.targets import NeutronTargetSpec, check_board_name, generation_
 
 __all__ = [
     "board_file_name", "check_converter", "check_no_input", "existing", "existing_file", "existing_program",
-    "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors", "number_of_vectors",
-    "program_file", "quantized_file",
+    "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors", "names_of_inputs",
+    "number_of_vectors", "program_file", "quantized_file",
 ]  # fmt: skip
 
 Paths = TypeVar("Paths", Path, "Sequence[Path]", None)
@@ -97,6 +97,13 @@ def known_vectors(parameter: typer.CallbackParam, value: str) -> str:
 def number_of_vectors(text: str) -> int | None:
     """Returns the number that a text gives in ASCII digits; None for any other text, which names a file."""
     return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def names_of_inputs(program: Path, files: Sequence[str]) -> dict[str, str] | None:
+    """Returns the result of `tensor_inputs`; None if none of the arguments `files` can be "name=path"."""
+    from openneutron.report.inspect import tensor_inputs
+
+    return tensor_inputs(program) if any("=" in file for file in files) else None
 
 
 def board_file_name(value: Path | None) -> Path | None:

@@ -33,9 +33,13 @@ class FileInputs:
 
 @dataclass(frozen=True)
 class _Slot:
-    """One input of a program: its name, and its sizes and dtype if it is a tensor, else its value."""
+    """One input of a program: its name, and its sizes and dtype if it is a tensor, else its value.
+
+    The input also has the name of its `position`, "input0", unless another input is called so.
+    """
 
     name: str
+    position: str
     form: Any
     sizes: tuple[int | None, ...] | None
     value: Any = None
@@ -65,7 +69,7 @@ def inputs_of_files(
             outputs = program.run(*run.inputs)
 
     `forms` are `HostProgram.inputs`, or `InputForm`s. `names` are the names of the inputs; by default those of
-    `InputForm`s, else "input0", "input1", ...
+    `InputForm`s, else "input0", "input1", ... These positions are names of the inputs in each case.
 
     For a program with one tensor input, each file is one run, and a folder stands for its files. An array of several
     samples is one run for each batch of the program's size. For a program with several inputs, give the files in the
@@ -94,12 +98,19 @@ def inputs_of_files(
     return [FileInputs(_filled(slots, values), tuple(by_name.values()), ", ".join(map(str, by_name.values())))]
 
 
-def check_files(files: Sequence[str | os.PathLike[str]]) -> None:
-    """Raises `InputError` for a file of `inputs_of_files` that does not exist, a device and a pipe. Reads no file."""
+def check_files(files: Sequence[str | os.PathLike[str]], names: Mapping[str, str] | None = None) -> None:
+    """Checks the files of `inputs_of_files` without reading them.
+
+    `names` has the name of each tensor input of the program by its position ("input0"), if they are known. Raises
+    `InputError` for a file that does not exist, a device and a pipe, and `OptionError` for a name that no input has.
+    """
     for file in files:
         text = os.fspath(file)
         name, equals, rest = text.partition("=")
-        path = rest if equals and name.isidentifier() and not exists(text) else text
+        is_named = equals and not exists(text) and (name.isidentifier() or exists(rest))
+        path = rest if is_named else text
+        if is_named and names is not None:
+            _name_of(name, text, names)
         check_is_file(path)
         if not exists(path):
             raise InputError(f"The file '{path}' does not exist.{similar_path(path)}")
@@ -107,12 +118,13 @@ def check_files(files: Sequence[str | os.PathLike[str]]) -> None:
 
 def _slots(forms: Sequence[Any], names: Sequence[str] | None) -> list[_Slot]:
     made = []
-    for index, form in enumerate(forms):
-        name = names[index] if names is not None else getattr(form, "name", f"input{index}")
+    known = names or [getattr(form, "name", f"input{index}") for index, form in enumerate(forms)]
+    for index, (name, form) in enumerate(zip(known, forms, strict=True)):
+        position = f"input{index}" if f"input{index}" not in known else name
         sizes = getattr(form, "sizes", getattr(form, "shape", None))
         is_tensor = sizes is not None and getattr(form, "dtype", None) is not None
         value = getattr(form, "constant", getattr(form, "value", None))
-        made.append(_Slot(name, form, tuple(sizes) if is_tensor and sizes is not None else None, value))
+        made.append(_Slot(name, position, form, tuple(sizes) if is_tensor and sizes is not None else None, value))
     return made
 
 
@@ -121,11 +133,22 @@ def _named(text: str, slots: Sequence[_Slot]) -> tuple[str | None, Path]:
     name, equals, path = text.partition("=")
     if not equals or exists(text):
         return None, Path(text)
-    names = [slot.name for slot in slots]
-    if name in names:
-        return name, Path(path)
+    return _name_of(name, text, {slot.position: slot.name for slot in slots}), Path(path)
+
+
+def _name_of(given: str, text: str, names: Mapping[str, str]) -> str:
+    """Returns the name of the input that `given` means. `names` has the name of each input by its position.
+
+    Raises `OptionError` for a name that no input has.
+    """
+    known = list(names.values())
+    if given in known:
+        return given
+    if given in names:
+        return names[given]
+    unnamed = " The program has no names for its inputs, so use these." if known == list(names) else ""
     raise OptionError(
-        f"'{name}' in '{text}' is not an input of the program: {listed(names)}.{did_you_mean(name, names)}"
+        f"'{given}' in '{text}' is not an input of the program: {listed(known)}.{did_you_mean(given, known)}{unnamed}"
     )
 
 
@@ -180,12 +203,18 @@ def _runs_of_one(path: Path, slots: Sequence[_Slot], slot: _Slot, transform: Tra
 def _only_array(path: Path, value: Any, slot: _Slot) -> Any:
     if not isinstance(value, Mapping):
         return value
-    if slot.name not in value:
+    name = _name_in(value, slot)
+    if name is None:
         raise InputError(
             f"{path} has the arrays {listed(value)}, but none has the name of the input. Save the array as "
             f"'{slot.name}'."
         )
-    return value[slot.name]
+    return value[name]
+
+
+def _name_in(arrays: Mapping[str, Any], slot: _Slot) -> str | None:
+    """Returns the name that an input has among `arrays`: its own or that of its position; None if it has neither."""
+    return next((name for name in (slot.name, slot.position) if name in arrays), None)
 
 
 def _batches(value: Tensor, slot: _Slot) -> Sequence[Tensor]:
@@ -207,15 +236,15 @@ def _run_of_archive(
     path: Path, slots: Sequence[_Slot], wanted: Sequence[_Slot], transform: Transform | None
 ) -> FileInputs:
     arrays = read_value(path)
-    names = [slot.name for slot in wanted]
-    if not isinstance(arrays, Mapping) or not arrays.keys() >= set(names):
+    names = [_name_in(arrays, slot) if isinstance(arrays, Mapping) else None for slot in wanted]
+    if None in names:
         found = listed(arrays) if isinstance(arrays, Mapping) else "one"
-        raise InputError(f"{path} must have the arrays {listed(names)}, but has {found}.")
+        raise InputError(f"{path} must have the arrays {listed(slot.name for slot in wanted)}, but has {found}.")
     values = {
         slot.name: _fitting(
-            f"'{slot.name}' of {path}", _tensor(path, _transformed(path, arrays[slot.name], slot, transform)), slot
+            f"'{name}' of {path}", _tensor(path, _transformed(path, arrays[name], slot, transform)), slot
         )
-        for slot in wanted
+        for name, slot in zip(names, wanted, strict=True)
     }
     return FileInputs(_filled(slots, values), (path,), str(path))
 

@@ -35,7 +35,7 @@ from openneutron.report.runtime_memory import RuntimeMemory, runtime_memory
 from openneutron.report.tflite_ops import npu_operators
 from openneutron.targets import NeutronTarget, NeutronTargetSpec, Target
 
-__all__ = ["inspect", "inspect_bytes"]
+__all__ = ["inspect", "inspect_bytes", "tensor_inputs"]
 
 DEFAULT_TARGET = "imxrt700"
 
@@ -49,6 +49,18 @@ def inspect(path: str | os.PathLike[str], target: Target | None = None) -> Repor
     for an unknown target.
     """
     return inspect_bytes(read_file(path), str(Path(path)), target)
+
+
+def tensor_inputs(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns the name of each tensor input of a `.pte` by its position: {"input0": "image"}. Imports no torch.
+
+    Raises the errors of `inspect`.
+    """
+    program = pte.read(read_file(path), str(Path(path)))
+    method = program.methods[0]
+    names = _input_names(str(Path(path)), program, method)
+    given = enumerate(zip(names, method.inputs, strict=True))
+    return {f"input{index}": name for index, (name, value) in given if _is_tensor(value)}
 
 
 def inspect_bytes(data: bytes, what: str, target: Target | None = None) -> Report:
@@ -173,11 +185,14 @@ def _summarize_program_value(name: str, value: pte.ProgramValue) -> TensorSummar
 def _input_names(path: str, program: pte.Program, method: pte.Method) -> tuple[str, ...]:
     """Returns the names that `HostProgram.input_names` returns. Raises `FormatError` for a wrong list in the file."""
     texts = [one.outputs[0].constant for one in program.methods if one.name == INPUT_NAMES and one.outputs]
-    are_tensors = [value.constant is None and value.dtype != "none" for value in method.inputs]
     try:
-        return input_names(str(texts[0]) if texts else None, method.inputs_tree, are_tensors)
+        return input_names(str(texts[0]) if texts else None, method.inputs_tree, list(map(_is_tensor, method.inputs)))
     except ValueError as error:
         raise FormatError(f"{path}: the names of its inputs cannot be read: {error}. Lower the model again.") from error
+
+
+def _is_tensor(value: pte.ProgramValue) -> bool:
+    return value.constant is None and value.dtype != "none"
 
 
 def _delegate_of_pte(call: pte.DelegateCall, name: str, target: NeutronTarget) -> Delegate:

@@ -221,9 +221,8 @@ class HostProgram:
         """Runs `forward`. Returns its output, or a tuple of outputs if there are several: tensors, numbers and None.
 
         Inputs are torch tensors or numpy arrays, in the order of `inputs`. Constant inputs may be left out. A program
-        whose `leaves` are known also takes the arguments of `forward`, by position and by name. The leaves are known
-        for programs from `lower`, and for a loaded `.pte` whose example inputs were a mapping, nested, or not tensors.
-        In a `.pte` of the documented flow, positional arguments have no names.
+        whose `leaves` are known also takes the arguments of `forward`, by position and by name. `lower` writes them
+        into the `.pte`. In a `.pte` of the documented flow, positional arguments have no names.
 
         State is kept from call to call; `reset` restores the initial state. The outputs are copies, which later runs do
         not change.
@@ -297,8 +296,7 @@ class HostProgram:
         if not names.issuperset(named):
             raise InputError(
                 f"{self._name} does not contain the names of its inputs: give them in the order of the "
-                f"model's arguments; {self._describe_inputs()}. lower() writes the names if its example_inputs "
-                "are a mapping"
+                f"model's arguments; {self._describe_inputs()}. lower() writes the names into the .pte"
             )
         if self._leaves is None and any(map(_is_nested, inputs)):
             raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.accuracy.validate import validate
 from openneutron.core.objects import is_reference
 from openneutron.core.progress import counting_bar
-from openneutron.data import Samples, read_data, transform_of
+from openneutron.data import Samples, read_data
 from openneutron.documented_flow import NeutronQuantizer
 from openneutron.errors import OptionError
 from openneutron.flow import lower, quantize
@@ -36,18 +35,19 @@ from openneutron.results.side_by_side import SideBySide
 from openneutron.results.validation import Validation
 from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
-from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
+from openneutron.settings.checks import check_settings, layers_of, required_message
 from openneutron.settings.declaration import RANDOM
 from openneutron.settings.package_files import is_package
 from openneutron.settings.toml import FILE_NAME, read_settings
 from openneutron.workflow.building import Build, Step, build, build_folder, no_step, write_build
+from openneutron.workflow.data_settings import transform_from
 from openneutron.workflow.folders import BuildFolder
 
 __all__ = [
     "analyze_from_settings", "build_from_settings", "calibration_of", "evaluate_from_settings",
     "evaluation_of", "example_inputs_from", "float_model_of",
     "lower_from_settings", "lower_options", "model_from", "quantize_from_settings", "quantize_options",
-    "source_root", "transform_from", "validate_board_from_settings", "validate_from_settings",
+    "source_root", "validate_board_from_settings", "validate_from_settings",
 ]  # fmt: skip
 
 RANDOM_INPUTS = 8
@@ -96,11 +96,6 @@ def float_model_of(folder: BuildFolder) -> dict[str, Any]:
     settings = read_settings(folder.settings)
     model = model_from(settings)
     return {"model": model, "example_inputs": _examples(settings, model), **quantize_options(settings)}
-
-
-def transform_from(settings: Settings) -> Callable[[Any], Any] | None:
-    """Returns the transform of the data; None if the settings give none, so that the default transform is used."""
-    return image_transform(settings) if settings.data.transform is None else transform_of(settings.data.transform)
 
 
 def calibration_of(settings: Settings) -> Samples:

@@ -15,8 +15,8 @@ from openneutron.formats import pte
 from openneutron.runtime import load
 from openneutron.settings import Settings
 from openneutron.vendor.device import etrecord_path, kernel_selection_path
+from openneutron.workflow.data_settings import transform_from
 from openneutron.workflow.folders import BuildFolder
-from openneutron.workflow.from_settings import transform_from
 
 __all__ = ["package_files"]
 
@@ -61,8 +61,8 @@ def package_files(
 
 def _samples(program: bytes, files: Sequence[str | os.PathLike[str]], settings: Settings, isolated: bool) -> list[Any]:
     host = load(program, isolated=isolated)
-    names = None if host.leaves is None else [leaf.name for leaf in host.leaves]
-    return [run.inputs for run in inputs_of_files(files, host.inputs, transform_from(settings), names)]
+    runs = inputs_of_files(files, host.inputs, transform_from(settings), host.input_names())
+    return [run.inputs for run in runs]
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -22,7 +22,7 @@ from openneutron.data.outputs import check_array_file
 from openneutron.errors import OptionError
 from openneutron.runtime import HostProgram, TensorInfo, load, time_on_host
 from openneutron.settings import Settings
-from openneutron.workflow.from_settings import transform_from
+from openneutron.workflow.data_settings import transform_from
 
 __all__ = ["FileRun", "run_files"]
 
