@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from openneutron.core.user_code import code_of_user
 from openneutron.data.samples import Samples, read_data
+from openneutron.data.shape_advice import size_advice
 from openneutron.data.sources import Sample
 from openneutron.data.transforms import Transform, fitted
 from openneutron.errors import InputError, OptionError
@@ -165,5 +166,7 @@ def _batch(group: Sequence[Sample], values: Sequence[Any], form: InputForm | Non
     has_batch = form is not None and len(tensors) == 1 and form.accepts_sizes(tensors[0].shape)
     batch: Tensor = tensors[0] if has_batch else torch.stack(tensors)
     if form is not None and not form.takes(batch):
-        raise InputError(f"{name} is {describe([batch])}; the model takes ({form}).")
+        given = tensors[0].shape if len(tensors) == 1 else batch.shape
+        advice = size_advice(given, form.sizes) if batch.dtype == form.dtype else ""
+        raise InputError(f"{name} is {describe([batch])}; the model takes ({form}).{advice}")
     return batch

@@ -12,6 +12,7 @@ from openneutron.core.files import check_is_file, exists, is_folder, similar_pat
 from openneutron.core.messages import did_you_mean, listed
 from openneutron.core.user_code import code_of_user
 from openneutron.data.files import data_files, warn_of_skipped
+from openneutron.data.shape_advice import size_advice
 from openneutron.data.sources import read_value
 from openneutron.data.transforms import Transform, fitted
 from openneutron.errors import InputError, OptionError
@@ -282,6 +283,9 @@ def _fitting(name: str, value: Tensor, slot: _Slot) -> Tensor:
         quantized: Tensor = slot.form.quantize(batch)
         return quantized
     if not fits or batch.dtype != dtype:
-        advice = " Save it as float32: array.astype('float32')." if fits and str(dtype) == "torch.float32" else ""
+        if fits:
+            advice = " Save it as float32: array.astype('float32')." if str(dtype) == "torch.float32" else ""
+        else:
+            advice = size_advice(value.shape, slot.sizes or ())
         raise InputError(f"{name} is {value.dtype} {tuple(value.shape)}; the input '{slot.name}' takes {slot}.{advice}")
     return batch.contiguous()

@@ -20,6 +20,7 @@ from openneutron.core.fx import placeholders
 from openneutron.data.audio import AudioTransform, Waveform
 from openneutron.data.images import ImageTransform, is_picture
 from openneutron.data.samples import Samples, read_data
+from openneutron.data.shape_advice import size_advice
 from openneutron.data.transforms import DefaultTransform, Transform, fitted
 from openneutron.errors import CalibrationError, InputError, ModelError, OptionError
 from openneutron.model.arguments import MISSING, Leaf, argument_names, leaves_at
@@ -30,7 +31,7 @@ from openneutron.model.state import Stream
 
 __all__ = [
     "Data", "InputForm", "Inputs", "align", "calibration_inputs", "describe", "first_steps", "forms_of", "in_batches",
-    "inputs_in", "is_batch_of", "items_of", "size_advice", "streams_in",
+    "inputs_in", "is_batch_of", "items_of", "streams_in",
 ]  # fmt: skip
 
 Inputs = tuple[Any, ...]
@@ -38,7 +39,6 @@ Inputs = tuple[Any, ...]
 Data = Iterable[Any] | Dataset[Any] | Samples | str | os.PathLike[str]
 """The forms of data that `inputs_in` takes."""
 
-SEQUENCE_RANK = 3  # batch, steps and features
 FEWEST_SAMPLES = 3  # a sequence of this many samples is none of an input and a label
 ALIGNMENT = 64  # bytes; the alignment of memory that torch allocates
 
@@ -464,21 +464,6 @@ def _dtype_advice(given: torch.dtype) -> str:
     if given == torch.uint8:
         return " Scale bytes as for the training of the model, for images usually to 0..1: tensor.float() / 255."
     return " Convert them to float32: array.astype('float32') or tensor.float()."
-
-
-def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
-    """Returns what to do about an input of shape `given` for a model that takes `sizes`.
-
-    Returns an empty text unless `given` may be a sequence of another length: up to three dimensions, of which the first
-    fits the model and another does not.
-    """
-    same = [size in {None, one} for one, size in zip(given, sizes, strict=False)]
-    if len(given) != len(sizes) or not 1 < len(sizes) <= SEQUENCE_RANK or all(same) or not same[0]:
-        return ""
-    return (
-        " The export fixes the size of every dimension: pad or cut the data to it. For sequences of any length, export "
-        "a model of one step that keeps its state in buffers, and give each sequence as a Stream (docs/options.md)."
-    )
 
 
 def _with_batch(value: Any, form: InputForm) -> Any:

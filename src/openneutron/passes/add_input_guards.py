@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from openneutron.data.shape_advice import size_advice
 from openneutron.errors import InputError
-from openneutron.model.data import size_advice
 from openneutron.ops.index_limits import IndexLimit, index_limits
 
 __all__ = ["GUARDS", "InputCheck", "add_input_guards", "check_inputs_before_observers"]
