@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import warnings
-from collections.abc import Iterator
+import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import torch
 from tests.data.test_audio import write as write_wave
 from tests.data_files import image, labelled_folder, names, text
 
-from openneutron.data import ImageTransform, SkippedFilesWarning, check_data, read_data, read_labels
+from openneutron.data import ImageTransform, SkippedFilesWarning, check_data, inputs_of_files, read_data, read_labels
 from openneutron.data.arrays import read_array
 from openneutron.data.sources import FileSource
 from openneutron.errors import InputError, OptionError
+from openneutron.runtime.program import TensorInfo
 
 # ------------------------------------------------------------------------------------------------------------- folders
 
@@ -107,32 +110,71 @@ def test_a_file_that_cannot_be_read_is_named_when_it_is_read(tmp_path: Path) -> 
         list(samples)
 
 
+def recording(path: Path) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(80))
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    ".png": image,
+    ".wav": recording,
+    ".npy": lambda path: np.save(path, np.zeros(3, np.float32)),
+    ".npz": lambda path: np.savez(path, x=np.zeros(3, np.float32)),
+    ".csv": lambda path: path.write_text("1,2\n"),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize(
     ("damaged", "text"),
     [
-        ("b", r"remove it from the data\.$"),
-        ("bd", r" 1 of the next 8 images cannot be read, either: \S*d\.png\.$"),
+        ("b", None),
+        ("bd", r" Also, 1 of the next 12 files cannot be read: \S*d\.\w+\.$"),
         (
-            "bcdfgi",
-            r" 5 of the next 8 images cannot be read, either: \S*c\.png, \S*d\.png, \S*f\.png, \S*g\.png and 1 other\.",
+            "bcdefghijklm",
+            r" Also, 11 of the next 12 files cannot be read: \S*c\.\w+, (\S*[d-j]\.\w+, ){7}\S*k\.\w+ and 2 others\.$",
         ),
     ],
 )
-def test_up_to_five_images_that_cannot_be_read_are_named(tmp_path: Path, damaged: str, text: str) -> None:
-    for name in "abcdefghij":
-        image(tmp_path / f"{name}.png")
+def test_up_to_ten_files_that_cannot_be_read_are_named(
+    tmp_path: Path, suffix: str, damaged: str, text: str | None
+) -> None:
+    for name in "abcdefghijklmn":
+        WRITERS[suffix](tmp_path / f"{name}{suffix}")
     for name in damaged:
-        (tmp_path / f"{name}.png").write_bytes(b"no image")
-    (tmp_path / "k.npy").write_bytes(b"no array")  # is no image
-    with pytest.raises(InputError, match=r"b\.png cannot be read as an image.*" + text):
+        (tmp_path / f"{name}{suffix}").write_bytes(b"\x00, neither")
+    wanted = rf"b\{suffix}.*{text}" if text else rf"b\{suffix}((?!Also).)*$"
+    for call in (
+        lambda: list(read_data(tmp_path)),
+        lambda: inputs_of_files([tmp_path], [TensorInfo((3,), torch.float32)], transform=lambda _: torch.zeros(3)),
+    ):
+        with pytest.raises(InputError, match=wanted):
+            call()
+
+
+def test_recordings_of_another_rate_are_named_together(tmp_path: Path) -> None:
+    for name, rate in (("a", 8000), ("b", 16000), ("c", 8000), ("d", 44100)):
+        with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
+            file.setparams((1, 2, rate, 0, "NONE", ""))
+            file.writeframes(bytes(80))
+    with pytest.raises(InputError, match=r"b\.wav has 16000 frames.* 1 of the next 2 files cannot be read: \S*d\.wav"):
         list(read_data(tmp_path))
 
 
-def test_the_search_for_images_that_cannot_be_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"Install it: pip install pillow\.$"):
+        list(read_data(tmp_path))
+
+
+def test_the_search_for_files_that_cannot_be_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openneutron.data.sources.MOST_CHECKED", 2)
     for name in "abcd":
         (tmp_path / f"{name}.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r" 2 of the next 2 images cannot be read, either: \S*b\.png, \S*c\.png\.$"):
+    with pytest.raises(InputError, match=r" 2 of the next 2 files cannot be read: \S*b\.png, \S*c\.png\.$"):
         list(read_data(tmp_path))
 
 

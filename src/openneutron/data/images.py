@@ -6,7 +6,7 @@ import base64
 import io
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["ImageTransform", "is_picture", "is_pixels", "open_image", "thumbnail", "unreadable_images"]
+__all__ = ["ImageTransform", "is_picture", "is_pixels", "open_image", "thumbnail"]
 
 CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 LAYOUTS = ("nchw", "nhwc")
@@ -66,20 +66,6 @@ def open_image(path: Path) -> Image:
             "to 8 bits, or save its values as .npy."
         )
     return found
-
-
-def unreadable_images(paths: Iterable[Path]) -> list[Path]:
-    """Returns the images that `open_image` refuses. Raises `InputError` if Pillow is not installed."""
-    _pillow()
-    return [path for path in paths if not _is_readable(path)]
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        open_image(path)
-    except InputError:
-        return False
-    return True
 
 
 def _check_pixels(path: Path, pixels: int) -> None:

@@ -13,7 +13,7 @@ from openneutron.core.messages import did_you_mean, listed
 from openneutron.core.user_code import code_of_user
 from openneutron.data.files import data_files, warn_of_skipped
 from openneutron.data.shape_advice import size_advice
-from openneutron.data.sources import read_value
+from openneutron.data.sources import read_one_of, read_value
 from openneutron.data.transforms import Transform, fitted
 from openneutron.errors import InputError, OptionError
 
@@ -91,7 +91,7 @@ def inputs_of_files(
     given = [_named(os.fspath(file), wanted) for file in files]
     if len(wanted) == 1:
         found = [path for _, path in given for path in _files_of(path)]
-        return [run for path in found for run in _runs_of_one(path, slots, wanted[0], transform)]
+        return [run for index in range(len(found)) for run in _runs_of_one(found, index, slots, wanted[0], transform)]
     if all(path.suffix.lower() == ".npz" and name is None for name, path in given):
         return [_run_of_archive(path, slots, wanted, transform) for _, path in given]
     by_name = _paths_by_name(given, wanted)
@@ -193,8 +193,11 @@ def _filled(slots: Sequence[_Slot], values: Mapping[str, Tensor]) -> tuple[Any, 
     return tuple(slot.value if slot.sizes is None else values[slot.name] for slot in slots)
 
 
-def _runs_of_one(path: Path, slots: Sequence[_Slot], slot: _Slot, transform: Transform | None) -> Iterator[FileInputs]:
-    value = _tensor(path, _transformed(path, _only_array(path, read_value(path), slot), slot, transform))
+def _runs_of_one(
+    paths: Sequence[Path], index: int, slots: Sequence[_Slot], slot: _Slot, transform: Transform | None
+) -> Iterator[FileInputs]:
+    path = paths[index]
+    value = _tensor(path, _transformed(path, _only_array(path, read_one_of(paths, index), slot), slot, transform))
     batches = _batches(value, slot)
     for number, batch in enumerate(batches):
         name = str(path) if len(batches) == 1 else f"{path}[{number * slot.batch}]"

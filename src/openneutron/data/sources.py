@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,19 +16,19 @@ from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import StoredRows, read_array, read_arrays, split_labels
 from openneutron.data.audio import Waveform, read_waveform
 from openneutron.data.files import ARRAYS, AUDIO, COMPRESSED_AUDIO, IMAGES, NAMED_ARRAYS, TABLES
-from openneutron.data.images import open_image, unreadable_images
+from openneutron.data.images import open_image
 from openneutron.data.tables import numbers_in, read_table
 from openneutron.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ArraySource", "FileSource", "GivenSource", "Sample", "Source", "read_value"]
+__all__ = ["ArraySource", "FileSource", "GivenSource", "Sample", "Source", "read_one_of", "read_value"]
 
-MOST_NAMED = 5
-"""The number of images that an error names, if several cannot be read."""
+MOST_NAMED = 10
+"""The number of files that an error names, if several cannot be read."""
 MOST_CHECKED = 1000
-"""The number of images that are read after one that cannot be read."""
+"""The number of files that are read after one that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,32 @@ def read_value(path: Path) -> Any:
     raise InputError(f"The type of '{path}' is unknown. Give a file of one of these types: {known}.")
 
 
+def read_one_of(paths: Sequence[Path], index: int, read: Callable[[Path], Any] = read_value) -> Any:
+    """Returns `read(paths[index])`.
+
+    If that raises `InputError`, its message also names the files among the next `MOST_CHECKED` of `paths` that `read`
+    refuses. They are not read if the cause is a missing package, which all files would need.
+    """
+    try:
+        return read(paths[index])
+    except InputError as error:
+        after = paths[index + 1 : index + 1 + MOST_CHECKED]
+        others = [] if isinstance(error.__cause__, ImportError) else [path for path in after if _is_refused(path, read)]
+        if not others:
+            raise
+        names = listed(map(str, others), MOST_NAMED - 1)
+        count = f"{len(others)} of the next {len(after):,} files"
+        raise InputError(f"{error} Also, {count} cannot be read: {names}.") from error
+
+
+def _is_refused(path: Path, read: Callable[[Path], Any]) -> bool:
+    try:
+        read(path)
+    except InputError:
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class FileSource:
     """Files with one sample each. `labels` has a class index for each file, or is None."""
@@ -97,27 +123,10 @@ class FileSource:
     def __getitem__(self, index: int) -> Sample:
         path = self.paths[index]
         label = None if self.labels is None else self.labels[index]
-        try:
-            return Sample(self._value(path), label, path, str(path))
-        except InputError as error:
-            if others := self._unreadable_after(index):
-                raise InputError(f"{error} {others}") from error
-            raise
+        return Sample(read_one_of(self.paths, index, self._value), label, path, str(path))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
-
-    def _unreadable_after(self, index: int) -> str:
-        """Returns a sentence about the images after an image that cannot be read; empty if they can be read."""
-        if self.paths[index].suffix.lower() not in IMAGES:
-            return ""
-        after = self.paths[index:][1 : 1 + MOST_CHECKED]
-        images = [path for path in after if path.suffix.lower() in IMAGES]
-        found = unreadable_images(images)
-        if not found:
-            return ""
-        names = listed(map(str, found), MOST_NAMED - 1)
-        return f"{len(found)} of the next {len(images):,} images cannot be read, either: {names}."
 
     def _value(self, path: Path) -> Any:
         value = read_value(path)
