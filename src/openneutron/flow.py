@@ -22,6 +22,7 @@ from openneutron.compile_spec import CompileOptions, converter_fields, list_of_n
 from openneutron.core.boundary import typed_errors
 from openneutron.core.fx import modules_of, placeholders
 from openneutron.core.garbage import rare_full_collections
+from openneutron.core.generated_code import code_on_demand
 from openneutron.core.locks import traces_alone
 from openneutron.core.options import check_option_names
 from openneutron.core.progress import phase_bar
@@ -270,7 +271,8 @@ def _quantized(
         examples = Examples(*model.example_inputs)
     else:
         examples = examples_of(example_inputs, module)
-    with phase_bar("Preparing", PREPARING_SHARES) as end_phase, typed_errors("Preparing the model for quantization"):
+    preparing = typed_errors("Preparing the model for quantization")
+    with phase_bar("Preparing", PREPARING_SHARES) as end_phase, preparing, code_on_demand():
         graph = export(module, examples, strict=options.strict).module()
         end_phase()
         quantizer = quantizer.replace(wide=options.wide_states(graph))
@@ -340,6 +342,7 @@ def _float(model: Any) -> Any:
 
 
 @traces_alone
+@rare_full_collections()
 def lower(
     quantized: QuantizedModel | GraphModule | torch.export.ExportedProgram | str | os.PathLike[str],
     example_inputs: Any = None,
@@ -391,7 +394,7 @@ def lower(
     if spec.board:
         program = replace(program, board=spec)
     if not any(row.where == "npu" for row in program.placement):
-        warnings.warn(cpu_message(program.placement), CpuWarning, stacklevel=3)
+        warnings.warn(cpu_message(program.placement), CpuWarning, stacklevel=4)
         return program
     return program if converter is None else _device(program, converter, options.intermediates_dir)
 
@@ -402,7 +405,7 @@ def _portable(module: GraphModule, examples: Examples, options: CompileOptions, 
     from openneutron.partition.placing import place
 
     progress = phase_bar("Lowering", LOWERING_SHARES)
-    with progress as end_phase, rare_full_collections(), typed_errors("Lowering the model"):
+    with progress as end_phase, typed_errors("Lowering the model"), code_on_demand():
         lifted = lifted_program(module, examples)
         exported = lifted or export(module, examples)
         leaves = leaves_of(module if lifted else exported.module())

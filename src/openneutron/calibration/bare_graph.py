@@ -14,6 +14,7 @@ from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 from openneutron.core.constants import attribute, set_attribute
 from openneutron.core.evaluation import GraphRun, value_of
 from openneutron.core.fx import dtype_of, first_operand, is_state_write, op_name, output_node, placeholders
+from openneutron.core.generated_code import code_on_demand
 from openneutron.core.messages import first_line
 from openneutron.model.state import next_value, sample_nodes
 from openneutron.ops.declared import layer_kind
@@ -245,7 +246,8 @@ def _failure(single: GraphModule, samples: list[Inputs], batches: Batches, first
     if network is not None:
         return f"'{network.name}' ({op_name(network)}) does not check the batch of its states."
     expected = [outputs, *(_Trial(single, inputs).run() for inputs in samples[1:])]
-    batched = _Trial(batched_graph(single, batches), batches.concatenate(samples))
+    with code_on_demand():
+        batched = _Trial(batched_graph(single, batches), batches.concatenate(samples))
     try:
         found = batched.run()
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -26,6 +26,7 @@ from openneutron.calibration.bare_graph import (
 from openneutron.core.boundary import typed_errors
 from openneutron.core.evaluation import GraphRun
 from openneutron.core.fx import placeholders
+from openneutron.core.generated_code import code_on_demand
 from openneutron.core.parallel import check_jobs, map_in_order, split
 from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
@@ -84,7 +85,8 @@ def calibrate(prepared: GraphModule, samples: Sequence[Inputs], options: Calibra
     options = options or CalibrationOptions()
     samples = list(samples)
     observe_weights(prepared)
-    single = bare_graph(prepared)
+    with code_on_demand():
+        single = bare_graph(prepared)
     observers = _observers_by_name(single)
     batches = _select_batches(single, samples, observers, options)
     finds_ranges = (item for item in observers.items() if not isinstance(item[1], (ChannelMeans, CellObserver)))
@@ -119,11 +121,14 @@ def _run_parts(
     """
     import cloudpickle
 
-    batched = batched_graph(single, batches)
+    with code_on_demand():
+        batched = batched_graph(single, batches)
     if options.jobs == 1:
         for part in todo:
             yield _observe_part(single, batched, part, batches)
         return
+    for module in (single, batched):
+        module.recompile()
     work = functools.partial(_observe_in_worker, cloudpickle.dumps((single, batched)), batches)
     yield from map_in_order(work, todo, options.jobs)
 

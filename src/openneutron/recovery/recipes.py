@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from openneutron.calibration import CalibrationOptions, calibrate
 from openneutron.core.fx import arguments, set_argument
+from openneutron.core.generated_code import code_on_demand
 from openneutron.errors import OptionError
 from openneutron.model.state import states_of, store_of
 from openneutron.ops.declared import layer_kind
@@ -115,15 +116,20 @@ def quantize_by_recipe(
 
     `exported` comes from `quantizer.prepare_graph`. It is copied, not changed.
     """
-    module = copy.deepcopy(exported)
+    with code_on_demand():
+        module = copy.deepcopy(exported)
     if recipe is not None:
         recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
-    reference = copy_that_shares_constants(module)  # it accepts inputs by name, which torch.export's module refuses
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
-    prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
+    with code_on_demand():
+        reference = copy_that_shares_constants(module)  # it takes inputs by name, which torch.export's module refuses
+        prepared = insert_observers(module, quantizer.replace(takes_prepared_graphs=True, observer=observer))
     calibrate(prepared, samples, running)
-    converted = convert(prepared)
+    with code_on_demand():
+        converted = convert(prepared)
+    for result in (reference, converted):
+        result.recompile()
     scale_as_converted(reference, converted)
     if recipe is not None:
         recover_converted(converted, reference, samples, recipe, progress=running.progress)

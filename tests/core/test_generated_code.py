@@ -1,0 +1,107 @@
+"""The generation of code on demand."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import GraphModule, symbolic_trace
+
+from openneutron.core.generated_code import code_on_demand
+
+
+def add_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+def exported() -> GraphModule:
+    module = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)).module()
+    assert isinstance(module, GraphModule)
+    return module
+
+
+def subtract_instead(module: GraphModule) -> None:
+    (node,) = (node for node in module.graph.nodes if node.op == "call_function")
+    node.target = torch.sub
+    module.recompile()
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
+    """Returns the modules whose code was generated, once for each generation."""
+    modules: list[GraphModule] = []
+    recompile = GraphModule.recompile
+
+    def counted(module: GraphModule) -> Any:
+        modules.append(module)
+        return recompile(module)
+
+    monkeypatch.setattr(GraphModule, "recompile", counted)
+    return modules
+
+
+def test_code_is_generated_once_and_of_the_latest_graph(generated: list[GraphModule]) -> None:
+    with code_on_demand():
+        module = symbolic_trace(add_one)
+        module.recompile()
+        subtract_instead(module)
+        assert not generated
+        assert module(torch.ones(1)).item() == 0
+        assert generated == [module]
+    module(torch.ones(1))
+    assert generated == [module]
+
+
+READERS: dict[str, Callable[[GraphModule], Any]] = {
+    "a call": lambda module: module(torch.ones(1, 2)).shape,
+    "its code": lambda module: module.code,
+    "its text": str,
+    "the signature of forward": lambda module: str(inspect.signature(module.forward)),
+    "a call of a copy": lambda module: copy.deepcopy(module)(torch.ones(1, 2)).shape,
+    "an export": lambda module: str(torch.export.export(module, (torch.ones(1, 2),)).graph),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_module_without_code_is_like_one_with_code(reader: str, inside: bool) -> None:
+    read = READERS[reader]
+    expected = read(exported())
+    with code_on_demand():
+        module = exported()
+        found = read(module) if inside else None
+    assert (found if inside else read(module)) == expected
+
+
+def test_code_that_is_replaced_in_the_block_is_not_read_any_more() -> None:
+    module = symbolic_trace(add_one)
+    with code_on_demand():
+        subtract_instead(module)
+        assert "sub" in module.code
+    assert module(torch.ones(1)).item() == 0
+
+
+def test_after_the_block_code_is_generated_at_once(generated: list[GraphModule]) -> None:
+    with code_on_demand():
+        module = symbolic_trace(torch.nn.Sequential(torch.nn.ReLU()))
+    module.recompile()
+    assert generated == [module]
+    assert pickle.loads(pickle.dumps(module))(torch.ones(1)).item() == 1
+
+
+def test_the_block_ends_with_an_exception(generated: list[GraphModule]) -> None:
+    with pytest.raises(ZeroDivisionError), code_on_demand():
+        raise ZeroDivisionError
+    assert generated == [symbolic_trace(add_one)]
+
+
+def test_other_threads_generate_code_at_once(generated: list[GraphModule]) -> None:
+    with code_on_demand(), ThreadPoolExecutor(1) as other:
+        module = other.submit(symbolic_trace, add_one).result()
+        assert generated == [module]
