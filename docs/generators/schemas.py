@@ -25,7 +25,9 @@ from openneutron.page.content import (
     TargetRow,
 )
 from openneutron.page.differences import Difference, Move
+from openneutron.partition.placing import Placement
 from openneutron.profiling import CostFit
+from openneutron.recovery.recipes import Recipe
 from openneutron.report.contents import Report
 from openneutron.report.estimate import Estimate, Fit, LayerEstimate
 from openneutron.report.runtime_memory import RuntimeMemory
@@ -150,15 +152,39 @@ _FILE = _text("Path of the file that was written.")
 _BYTES = _number("Size of the file.")
 _TARGET = _text("Name of the target.")
 _PASSED = _truth("Whether all limits hold.")
+_MACS = _number("Multiply-accumulates of the NPU.")
+
+_VALUES = a_list({
+    **an_object({
+        "name": _text("Its name."),
+        "dtype": _text('Its dtype, such as "float32"; the type of a value that is not a tensor.'),
+        "shape": a_key(a_list(_PLAIN[int]), "Its shape."),
+        "value": a_key(_PLAIN[Any], "The value, if it is not a tensor; None for a tensor."),
+    }),
+    "title": "InputOrOutput",
+    "$comment": "One input or output of a model or a program.",
+})  # fmt: skip
 
 SCHEMAS: dict[str, Schema] = {
-    "build": _with(Summary, {"format_version": _number("Version of the format of `summary.json`.")}),
-    "quantize": an_object({"file": _FILE, "target": _TARGET}),
+    "build": _with(Summary, {
+        "format_version": _number("Version of the format of `summary.json`."), "macs": _MACS,
+    }),
+    "quantize": an_object({
+        "file": _FILE, "target": _TARGET,
+        "int8_operators": _number("Number of operators in int8."),
+        "operators": _number("Number of all operators."),
+        "inputs": a_key(_VALUES, "The inputs of the model."),
+        "recipe": a_key({"anyOf": [schema_of(Recipe), _PLAIN[type(None)]]}, "The methods that recovered accuracy."),
+    }),
     "lower": an_object({
         "file": _FILE, "bytes": _BYTES, "target": _TARGET,
         "is_device": _truth("Whether the program contains microcode, and runs on the board only."),
         "on_npu": _number("Number of operators on the NPU."),
         "on_cpu": _number("Number of operators on the CPU."),
+        "delegates": _number("Number of delegates."),
+        "inputs": a_key(_VALUES, "The inputs of the program."),
+        "outputs": a_key(_VALUES, "The outputs of the program."),
+        "placement": _rows(Placement, "Where each operator runs, in graph order."),
     }),
     "analyze": schema_of(AnalysisRows),
     "run": an_object({"runs": _rows(FileRun, "The runs, in the order of the files.")}),
@@ -173,7 +199,10 @@ SCHEMAS: dict[str, Schema] = {
         "required": ["file", "verdict"],
     },
     "compare": an_object({
-        "differences": _rows(Difference, "The numbers of both programs."),
+        "differences": a_key(a_list(_with(Difference, {
+            "change": a_key(_PLAIN[float], "This minus other; None if one of them is unknown."),
+            "text": _text("The change with its unit, and in percent for sizes and times."),
+        })), "The numbers of both programs."),
         "moves": _rows(Move, "The operators that run elsewhere in the second program, or that only one has."),
         "outputs": _rows(OutputDifference, "The differences of the outputs on the same inputs."),
     }),
@@ -181,6 +210,7 @@ SCHEMAS: dict[str, Schema] = {
         "scratch_bytes": _number("Memory for the intermediate tensors of the NPU."),
         "weight_bytes": _number("Bytes of the constants in the NPU's format."),
         "cycles": a_key(_PLAIN[float], "Estimated cycles of the NPU; None if a delegate is compiled."),
+        "macs": _MACS,
     }),
     "profile": _with(ProfileRows, {
         "cycles": _number("The measured cycles of all kernels."),
@@ -194,7 +224,7 @@ SCHEMAS: dict[str, Schema] = {
         "boards": _rows(Board, "The boards."),
         "converters": _texts("Versions of NXP's converter that are installed."),
     }),
-    "targets show": schema_of(NeutronTarget),
+    "targets show": _with(NeutronTarget, {"assumptions": _texts("What the estimates assume of the NPU's array.")}),
     "targets show --output": an_object({"file": _FILE}),
     "package": an_object({
         "folder": _text("Path of the package."),

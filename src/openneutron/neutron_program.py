@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -65,7 +65,7 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
         return "\n".join([
             f"{self._kind}, which {'the board' if self.is_device else 'this host'} runs; for {self.target}, "
             f"{len(self.buffer):,} bytes",
-            *(f"  {short[where]} {name}: {text}" for where, name, text in self._edges()),
+            *(f"  {short[where]} {name}: {_value_text(value)}" for where, name, value in self._edges()),
             *summary_lines(self.placement),
         ])  # fmt: skip
 
@@ -73,28 +73,45 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
         """Returns the inputs, the outputs and the placement, with the reason for each operator on the CPU."""
         left = [row for row in self.placement if row.where == "cpu"]
         delegates = count_delegates(self.placement)
+        parts = f"{delegates} delegate{'s' * (delegates != 1)}"
         rows = [
-            *((where, f"{name}: {text}") for where, name, text in self._edges()),
-            ("operators on the NPU", f"{len(self.placement) - len(left)} in {delegates} delegates"),
+            *((where, f"{name}: {_value_text(value)}") for where, name, value in self._edges()),
+            ("operators on the NPU", f"{len(self.placement) - len(left)} in {parts}"),
             ("operators on the CPU", str(len(left))),
             *(("on the CPU", f"{row.node} ({row.op}): {row.reason}") for row in left),
         ]
         title = f"{self._kind} for {self.target}, {len(self.buffer):,} bytes"
         return ResultTable(title, ("property", "value"), tuple(rows))
 
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the size, the placement, the inputs and the outputs as values that JSON has."""
+        edges = [(where, _value_as_dict(name, value)) for where, name, value in self._edges()]
+        on_cpu = sum(row.where == "cpu" for row in self.placement)
+        return {
+            "bytes": len(self.buffer),
+            "target": self.target,
+            "is_device": self.is_device,
+            "on_npu": len(self.placement) - on_cpu,
+            "on_cpu": on_cpu,
+            "delegates": count_delegates(self.placement),
+            "inputs": [one for where, one in edges if where == "input"],
+            "outputs": [one for where, one in edges if where == "output"],
+            "placement": [asdict(row) for row in self.placement],
+        }
+
     @property
     def _kind(self) -> str:
         return "Device program" if self.is_device else "Portable program"
 
-    def _edges(self) -> Iterator[tuple[str, str, str]]:
-        """Returns "input" or "output", the name, and dtype and shape of each input and output."""
+    def _edges(self) -> Iterator[tuple[str, str, pte.ProgramValue]]:
+        """Returns "input" or "output", the name, and the value of each input and output."""
         method = pte.read(self.portable).methods[0]
         names = names_of_leaves(self.leaves or (), len(method.inputs))
         for name, value in zip(names, method.inputs, strict=True):
-            yield "input", name, _value_text(value)
+            yield "input", name, value
         outputs = output_names(method.outputs_tree, len(method.outputs))
         for name, value in zip(outputs, method.outputs, strict=True):
-            yield "output", name, _value_text(value)
+            yield "output", name, value
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.
@@ -201,5 +218,13 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
         return inspect_bytes(self.portable, "the program", target or self.board or self.target).estimate
 
 
+def _is_tensor(value: pte.ProgramValue) -> bool:
+    return value.dtype in pte.SCALAR_TYPES.values() and value.constant is None
+
+
 def _value_text(value: pte.ProgramValue) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if value.dtype in pte.SCALAR_TYPES.values() else f"{value.constant!r}"
+    return f"{value.dtype} {tuple(value.shape)}" if _is_tensor(value) else f"{value.constant!r}"
+
+
+def _value_as_dict(name: str, value: pte.ProgramValue) -> dict[str, Any]:
+    return {"name": name, "dtype": value.dtype, "shape": list(value.shape), "value": value.constant}

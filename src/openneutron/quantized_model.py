@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from openneutron.core.fx import is_dequantize, is_operator, is_quantize
 from openneutron.core.locks import traces_alone
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.errors import OptionError
-from openneutron.model.examples import Examples, to_tensors
+from openneutron.model.examples import Examples, leaves_of, to_tensors
 from openneutron.model.exporting import export, saved_program
 from openneutron.model.state import reset
 from openneutron.recovery.recipes import Recipe
@@ -59,8 +59,8 @@ class QuantizedModel(ShownAsTable):
         quantized, operators = self._operators()
         return (
             f"Quantized model for {self.target}: {quantized} of {operators} operators in int8\n"
-            f"  in  {', '.join(self._input_texts())}\n"
-            f"  recovery: {self.recipe or 'none'}"
+            f"{''.join(f'  in  {text}' + chr(10) for text in self._input_texts())}"
+            f"  recovery: {self._recovery_text()}"
         )
 
     def as_table(self) -> ResultTable:
@@ -79,17 +79,44 @@ class QuantizedModel(ShownAsTable):
         ]
         return ResultTable(f"Quantized model for {self.target}", ("property", "value"), tuple(rows))
 
+    def _recovery_text(self) -> str:
+        if self.recipe is None:
+            return "none"
+        return ", ".join(f"{one.name} {getattr(self.recipe, one.name)}" for one in fields(self.recipe))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the target, the numbers of operators, the inputs and the recovery recipe as values that JSON has."""
+        quantized, operators = self._operators()
+        return {
+            "target": self.target,
+            "int8_operators": quantized,
+            "operators": operators,
+            "inputs": [
+                {"name": name, "dtype": dtype, "shape": list(shape), "value": value}
+                for name, dtype, shape, value in self._inputs()
+            ],
+            "recipe": None if self.recipe is None else asdict(self.recipe),
+        }
+
     def _operators(self) -> tuple[int, int]:
         """Returns the number of operators in int8, and of all operators."""
         operators = [node for node in self.module.graph.nodes if _computes(node)]
         return sum(map(_is_quantized, operators)), len(operators)
 
     def _input_texts(self) -> list[str]:
-        """Returns the dtype and shape of each input; the value of an input that is not a tensor."""
+        """Returns the name, dtype and shape of each input; the name and the value of an input that is not a tensor."""
         return [
-            f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            for value in self.examples.leaves
+            f"{name}: {dtype} {shape}" if value is None and dtype != "none" else f"{name}: {value!r}"
+            for name, dtype, shape, value in self._inputs()
         ]
+
+    def _inputs(self) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
+        """Returns the name, the dtype and the shape of each input, and the value of one that is not a tensor."""
+        for leaf, value in zip(leaves_of(self.module), self.examples.leaves, strict=True):
+            if isinstance(value, Tensor):
+                yield leaf.name, str(value.dtype).removeprefix("torch."), tuple(value.shape), None
+            else:
+                yield leaf.name, "none" if value is None else type(value).__name__, (), value
 
     @property
     def examples(self) -> Examples:

@@ -148,7 +148,11 @@ class TestSteps:
             work, "quantize", *MODEL, "--calibrate", "photos", "--target", "imxrt700", "-o", quantized, "--json"
         )
         assert result.code == 0, result.text
-        assert result.json == {"file": str(quantized), "target": "imxrt700"}
+        found = result.json
+        assert (found["file"], found["target"]) == (str(quantized), "imxrt700")
+        assert (found["int8_operators"], found["operators"]) == (5, 5)
+        assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": [1, 1, 8, 8], "value": None}]
+        assert found["recipe"]["correction"] == "weights"
         assert quantized.read_bytes() == (built / "quantized.pt2").read_bytes()
         result = run(work, "lower", quantized, "-o", program, "--json")
         assert result.code == 0, result.text

@@ -74,8 +74,9 @@ class TestTflite:
 
 class TestPte:
     def test_pte_reader_equals_executorch(self) -> None:
-        ours, (plan,) = pte.read(PROGRAM), deserialize_pte_binary(PROGRAM).program.execution_plan
-        (method,) = ours.methods
+        ours, plan = pte.read(PROGRAM), deserialize_pte_binary(PROGRAM).program.execution_plan[0]
+        method, names = ours.methods
+        assert names.name == "input_names"
         assert method.name == plan.name
         assert [delegate.backend for delegate in method.delegates] == [delegate.id for delegate in plan.delegates]
         specs = [{spec.key: bytes(spec.value) for spec in delegate.compile_specs} for delegate in plan.delegates]

@@ -214,7 +214,8 @@ class TestRuntimeMemory:
     @pytest.mark.parametrize("name", MEMORY)
     def test_planned_memory_equals_the_program_and_counts_once(self, name: str) -> None:
         program = self.program(name)
-        estimate, (plan_of_method,) = program.estimate(), deserialize_pte_binary(program.buffer).program.execution_plan
+        estimate = program.estimate()
+        plan_of_method = deserialize_pte_binary(program.buffer).program.execution_plan[0]
         assert estimate.memory is not None
         assert estimate.memory.planned_bytes == sum(plan_of_method.non_const_buffer_sizes[1:])
         assert estimate.memory.given_bytes == 0

@@ -39,7 +39,7 @@ def results(healthy: QuantizedModel, net_program: NeutronProgram) -> dict[str, A
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("model", ["Quantized model for imxrt700", "9 of 9", "torch.float32 (1, 8, 12, 12)"]),
+        ("model", ["Quantized model for imxrt700", "9 of 9", "x: float32 (1, 8, 12, 12)"]),
         ("program", ["Portable program for imxrt700", "operators on the CPU", "linear (aten.linear.default): "]),
         ("estimate", ["Estimate for imxrt700", "CONV_2D", "cycles", "of 7,864,320 bytes"]),
         ("analysis", ["The SQNR of the outputs is", "share of error", "conv2d_1"]),

@@ -52,7 +52,7 @@ def _text_blocks(analysis: LayerwiseAccuracy) -> Iterator[Any]:
     )
     yield table_of(analysis, _ROWS)
     if len(analysis.layers) > _ROWS:
-        yield Text(f"{len(analysis.layers) - _ROWS} more layers: see table(), to_json(), save_html()")
+        yield Text(f"{len(analysis.layers) - _ROWS} more layers are in the JSON (--json, in Python to_json()).")
 
 
 def recurrent_lines(loops: Sequence[RecurrentAccuracy]) -> Iterator[str]:

@@ -53,7 +53,7 @@ def build(
 
     built = build_from_settings(settings, output, progress=terminal.shows_progress, step=terminal.step)
     if terminal.json:
-        terminal.show(None, json_format.loads(built.summary.as_json()))
+        terminal.show(None, {**json_format.loads(built.summary.as_json()), "macs": built.summary.macs})
         return
     from openneutron.cli.tables import table_of_summary
 
@@ -75,7 +75,7 @@ def quantize(
     with terminal.step("quantize"):
         quantized = quantize_from_settings(settings, progress=terminal.shows_progress)
     quantized.save(output, source_root=source_root(settings))
-    terminal.show(f"{output}\n{quantized}", {"file": str(output), "target": quantized.target})
+    terminal.show(f"{output}\n{quantized}", {"file": str(output), **quantized.as_dict()})
 
 
 def lower(
@@ -105,12 +105,7 @@ def lower(
     with terminal.step("lower"):
         program = lower_from_settings(quantized_in(file), settings, target=target)
     program.save(output)
-    on_npu = sum(row.where == "npu" for row in program.placement)
-    data = {
-        "file": str(output), "bytes": len(program.buffer), "target": program.target, "is_device": program.is_device,
-        "on_npu": on_npu, "on_cpu": len(program.placement) - on_npu,
-    }  # fmt: skip
-    terminal.show(f"{output}\n{program}", data)
+    terminal.show(f"{output}\n{program}", {"file": str(output), **program.as_dict()} if terminal.json else None)
 
 
 def analyze(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -254,7 +253,8 @@ def report(
         texts = {output: page} if table is None else {output: page, table: layers_as_csv(summary)}
         write_files({path: text.encode(errors="backslashreplace") for path, text in texts.items()})
     data = {"file": str(output), "verdict": summary.verdict.sentence}
-    terminal.show("\n".join(map(str, texts)), data if table is None else data | {"csv": str(table)})
+    text = "\n".join([*map(str, texts), summary.verdict.sentence])
+    terminal.show(text, data if table is None else data | {"csv": str(table)})
 
 
 def compare(
@@ -285,6 +285,9 @@ def compare(
         hosts = (load(folder.program, isolated=not in_process) for folder in folders)
         outputs = compare_outputs(next(hosts), next(hosts), samples=samples)
     numbers, moves = differences_of(after, before), moves_between(after, before)
-    data: dict[str, Iterable[Any]] = {"differences": numbers, "moves": moves, "outputs": outputs}
-    plain = {name: [asdict(row) for row in rows] for name, rows in data.items()}
-    terminal.show(table_of_differences(numbers, moves, outputs), plain)
+    data = {
+        "differences": [{**asdict(row), "change": row.change, "text": row.text} for row in numbers],
+        "moves": list(map(asdict, moves)),
+        "outputs": list(map(asdict, outputs)),
+    }
+    terminal.show(table_of_differences(numbers, moves, outputs), data)

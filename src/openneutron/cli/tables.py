@@ -12,7 +12,7 @@ from rich.text import Text
 from openneutron.cli.fitting_table import FittingTable
 from openneutron.cli.terminal import command_line
 from openneutron.core.messages import as_argument
-from openneutron.core.numbers import in_percent
+from openneutron.core.numbers import in_milliseconds, in_percent
 from openneutron.page.units import count_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def table_of_runs(runs: Sequence[FileRun]) -> Group:
 
 
 def _run(run: FileRun) -> Iterator[RenderableType]:
-    time = "" if run.seconds is None else f": {1000 * run.seconds:.3f} ms on this machine (median)"
+    time = "" if run.seconds is None else f": {in_milliseconds(1000 * run.seconds)} on this machine (median)"
     yield Text(f"{run.name}{time}")
     if run.classes is not None:
         table = FittingTable("class", "name", "score")
@@ -110,15 +110,19 @@ def table_of_differences(
     """Returns the differences of two programs: numbers, operators that run elsewhere, and outputs."""
     table = FittingTable("", "first", "second", "change")
     for row in numbers:
-        both = (_number(value, "," if isinstance(value, int) else ",.6g") for value in (row.other, row.this))
-        table.add_row(row.name, *both, row.text)
-    lines = [Text(f"{move.node} ({move.op}): {move.other} -> {move.this}") for move in moves[:_SHOWN]]
+        table.add_row(row.name, row.other_text, row.this_text, row.text)
+    lines = [Text(_text_of_move(move)) for move in moves[:_SHOWN]]
     more = [Text(f"and {len(moves) - _SHOWN} operators more")] if len(moves) > _SHOWN else []
     found = FittingTable("output", "SQNR dB", "cosine", "largest difference", "LSB")
     for one in outputs:
         cells = (_number(one.cosine, ".6f"), _number(one.largest, ".4g"), _number(one.lsb, ".3g"))
         found.add_row(one.name, "equal" if one.largest == 0 else f"{one.sqnr_db:.1f}", *cells)
     return Group(table, *lines, *more, found)
+
+
+def _text_of_move(move: Move) -> str:
+    reason = "" if move.reason is None else f": {move.reason}"
+    return f"{move.node} ({move.op}): {move.other} -> {move.this}{reason}"
 
 
 def _validation(summary: Summary) -> FittingTable:
@@ -145,7 +149,7 @@ def _resources(summary: Summary) -> FittingTable:
     table.add_row("program", f"{summary.program_bytes:,} bytes, {summary.payload}, for {target.name}")
     table.add_row("memory (estimated)", f"{memory.needed_bytes:,} of {sram} bytes of SRAM: {memory.verdict}")
     if summary.cycles is not None:
-        time = "" if summary.milliseconds is None else f" = {summary.milliseconds:.3g} ms"
+        time = "" if summary.milliseconds is None else f" = {in_milliseconds(summary.milliseconds)}"
         table.add_row("NPU (estimated)", f"{summary.cycles:,} cycles{time}, {summary.macs:,} MACs")
     return table
 

@@ -84,7 +84,7 @@ def _plain(target: NeutronTarget) -> dict[str, Any]:
 
 
 def _cell(value: object) -> str:
-    return UNKNOWN if value is None else str(value)
+    return UNKNOWN if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _size(size: int | None) -> str:
@@ -110,7 +110,10 @@ def _show(terminal: Terminal, name: str, output: Path | None) -> None:
         return
     from rich.console import Group
 
-    terminal.show(Group(*_blocks(target)), _plain(target))
+    from openneutron.ir.cost import array_of
+
+    assumptions = list(array_of(target).assumptions)
+    terminal.show(Group(*_blocks(target)), {**_plain(target), "assumptions": assumptions})
 
 
 def _blocks(target: NeutronTarget) -> list[Any]:

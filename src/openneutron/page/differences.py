@@ -15,8 +15,8 @@ __all__ = ["Difference", "Move", "differences_of", "layer_differences", "moves_b
 MOST_LAYERS = 10
 SMALLEST_PERCENT = 0.1
 """The smallest change in percent that is shown as a number."""
-_CALL = re.compile(r"call \d+")
-"""The name of a kernel call of a bare `.pte`."""
+_NUMBERED = re.compile(r"call \d+|t\d+")
+"""The name of a kernel call of a bare `.pte`, or of an operator of its TFLite models: that of its output."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ def moves_between(summary: Summary, other: Summary) -> list[Move]:
 def _by_name(rows: Sequence[PlacementRow]) -> dict[str, PlacementRow]:
     """Returns the rows by the names of their nodes.
 
-    A bare `.pte` numbers its kernel calls. One delegate more in one of two programs would change all later numbers, so
-    a kernel is named by the number of its earlier calls.
+    A bare `.pte` numbers its kernel calls and the tensors of its delegates. One operator more in one of two programs
+    would change all later numbers, so such an operator is named by the number of the earlier ones of its kind.
     """
     found: dict[str, PlacementRow] = {}
     calls: Counter[str] = Counter()
     for row in rows:
         name = row.node
-        if _CALL.fullmatch(name):
+        if not row.module and not row.source and _NUMBERED.fullmatch(name):
             calls[row.op] += 1
             name = f"{short_op(row.op)}, call {calls[row.op]}"
         found[name] = row

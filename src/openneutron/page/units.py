@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from openneutron.core.numbers import in_percent
+from openneutron.core.numbers import in_percent, number_text
 
 __all__ = [
     "bytes_text", "count_of", "decibels_text", "gain_text", "measure_text", "number_text", "percent_text", "range_text",
@@ -19,18 +19,6 @@ def bytes_text(size: int) -> str:
         if size >= factor:
             return f"{number_text(size / factor)} {unit}"
     return f"{size} B"
-
-
-def number_text(value: float | None) -> str:
-    """Returns a number with three significant digits, without an exponent between 0.001 and 999,999."""
-    if value is None or not math.isfinite(value):
-        return "unknown"
-    if value == 0:
-        return "0"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    if digits <= 0:
-        return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
-    return f"{value:.{digits}f}" if digits <= 6 else f"{value:.3g}"
 
 
 def measure_text(value: float | None, unit: str = "") -> str:

@@ -80,7 +80,8 @@ def summary_lines(rows: Sequence[Placement]) -> Iterator[str]:
     """Returns the number of operators on the NPU and on the CPU, and the reasons for at most `MOST_SUMMARY_ROWS`."""
     left = [row for row in rows if row.where == "cpu"]
     delegates = count_delegates(rows)
-    yield f"  {len(rows) - len(left)} operators on the NPU in {delegates} delegates, {len(left)} on the CPU"
+    parts = f"{delegates} delegate{'s' * (delegates != 1)}"
+    yield f"  {len(rows) - len(left)} operators on the NPU in {parts}, {len(left)} on the CPU"
     for row in left[:MOST_SUMMARY_ROWS]:
         yield f"    {row.node} ({row.op}, {row.source or f'module {row.module!r}'}): {row.reason}"
     if len(left) > MOST_SUMMARY_ROWS:

@@ -47,25 +47,24 @@ _RECOVERED = "openneutron.recovered"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A selection of recovery methods. Raises `OptionError` for an invalid value.
-
-    - `correction`: the correction of the converted module. "weights" rounds weights by GPTQ and corrects biases;
-      "biases" only corrects biases; None does neither.
-    - `range_by`: the rule for ranges of activations, one of `quantizer.ranges.RULES`; None keeps the quantizer's
-      observer.
-    - `equalizes`, `trusts_samples`: see `recover_exported`.
-    - `use_all_samples`: whether the correction uses all samples. Otherwise it uses at most `FEW_SAMPLES`, and does not
-      round layers with more than `FEW_INPUTS` weights per output channel by GPTQ.
-    - `trains_recurrent_layers`: whether `quantize` trains the layers of recurrent networks on the samples, after the
-      correction of weights.
-    """
+    """A selection of recovery methods. Raises `OptionError` for an invalid value."""
 
     correction: str | None = "weights"
+    """The correction of the converted module. "weights" rounds weights by GPTQ and corrects biases; "biases" only
+    corrects biases; None does neither.
+    """
     range_by: str | None = None
+    """The rule for ranges of activations, one of `quantizer.ranges.RULES`; None keeps the quantizer's observer."""
     equalizes: bool = True
+    """Whether weights are equalized between layers (see `recover_exported`)."""
     trusts_samples: bool = True
+    """Whether outputs may change for inputs that no sample resembles (see `recover_exported`)."""
     use_all_samples: bool = True
+    """Whether the correction uses all samples. Otherwise it uses at most `FEW_SAMPLES`, and does not round layers with
+    more than `FEW_INPUTS` weights per output channel by GPTQ.
+    """
     trains_recurrent_layers: bool = True
+    """Whether `quantize` trains the layers of recurrent networks on the samples, after the correction of weights."""
 
     def __post_init__(self) -> None:
         if isinstance(self.range_by, str):

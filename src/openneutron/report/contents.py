@@ -138,6 +138,7 @@ class Report:
 def json_of_report(report: Report) -> str:
     """Returns all data and sums of a report as JSON."""
     sums = {name: getattr(report, name) for name in ("scratch_bytes", "weight_bytes", "cycles")}
+    sums["macs"] = report.estimate.macs
     return json.dumps({**asdict(report), **sums}, indent=2)
 
 

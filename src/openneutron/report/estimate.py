@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from openneutron.core.numbers import in_percent
+from openneutron.core.numbers import in_milliseconds, in_percent
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.report.regions import BoardFit
 from openneutron.report.runtime_memory import RuntimeMemory
@@ -179,7 +179,7 @@ def _board_lines(found: BoardFit) -> Iterator[Text]:
 
 def cost_blocks(estimate: Estimate, *, layers: bool) -> Iterator[Any]:
     """Returns the cycles and bytes of the NPU. `layers` adds a table with a row for each operator."""
-    time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
+    time = "" if estimate.milliseconds is None else f" = {in_milliseconds(estimate.milliseconds)}"
     assumed = f"; assumed: {', '.join(estimate.assumptions)}" if estimate.assumptions else ""
     yield Text(f"  estimate for {estimate.target}: {estimate.cycles:,} cycles{time}, {estimate.macs:,} MACs{assumed}")
     yield Text(
@@ -228,7 +228,7 @@ def _layer_rows(estimate: Estimate) -> tuple[tuple[str, ...], ...]:
 
 
 def _result_table(estimate: Estimate) -> ResultTable:
-    time = "" if estimate.milliseconds is None else f" = {estimate.milliseconds:,.2f} ms"
+    time = "" if estimate.milliseconds is None else f" = {in_milliseconds(estimate.milliseconds)}"
     sram = "" if estimate.fit.sram_bytes is None else f" of {estimate.fit.sram_bytes:,}"
     title = (
         f"Estimate for {estimate.target}: {estimate.cycles:,} cycles{time}; {estimate.fit.verdict}, needs "
