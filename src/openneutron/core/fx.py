@@ -7,6 +7,7 @@ import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ STATE = "openneutron.state"
 """Key of the note on a node that returns a state. The note's value is the name of the state's buffer."""
 UNBATCHED = "openneutron.unbatched"
 """Key of the note on a value of one sample that has no batch dimension."""
+OPERATORS_OF_A_MODEL = 1024
+"""The number of operators whose names and schemas are cached: more than a model has."""
 
 
 def op_name(node: Node) -> str:
@@ -72,17 +75,24 @@ def op_name(node: Node) -> str:
 
     ATen and edge operators have equal names.
     """
-    if node.op != "call_function":
-        return node.op
-    overload = _overload(node)
-    return str(overload) if overload else getattr(node.target, "__name__", str(node.target))
+    return node.op if node.op != "call_function" else _name_of_target(node.target)
+
+
+@lru_cache(maxsize=OPERATORS_OF_A_MODEL)
+def _name_of_target(target: Any) -> str:
+    overload = _overload_of_target(target)
+    return str(overload) if overload else getattr(target, "__name__", str(target))
 
 
 def _overload(node: Node) -> torch._ops.OpOverload | None:
     """Returns the ATen overload of a call. An edge operator wraps an ATen overload."""
-    for target in (node.target, getattr(node.target, "_op", None)):
-        if isinstance(target, torch._ops.OpOverload):
-            return target
+    return _overload_of_target(node.target)
+
+
+def _overload_of_target(target: Any) -> torch._ops.OpOverload | None:
+    for each in (target, getattr(target, "_op", None)):
+        if isinstance(each, torch._ops.OpOverload):
+            return each
     return None
 
 
@@ -188,15 +198,19 @@ def arguments(node: Node) -> dict[str, Any]:
     overload = _overload(node)
     if overload is None:
         return {}
-    named: dict[str, Any] = {}
-    for index, argument in enumerate(overload._schema.arguments):
-        if index < len(node.args):
-            named[argument.name] = node.args[index]
-        elif argument.name in node.kwargs:
-            named[argument.name] = node.kwargs[argument.name]
-        else:
-            named[argument.name] = argument.default_value if argument.has_default_value() else None
+    defaults, lists = _defaults_of(overload)
+    named = {**defaults, **{name: [*defaults[name]] for name in lists}}
+    named.update(zip(defaults, node.args, strict=False))
+    named.update(node.kwargs)
     return named
+
+
+@lru_cache(maxsize=OPERATORS_OF_A_MODEL)
+def _defaults_of(overload: torch._ops.OpOverload) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the defaults of all arguments by name, None for an argument without one, and the names of the lists."""
+    described = overload._schema.arguments
+    defaults = {each.name: each.default_value if each.has_default_value() else None for each in described}
+    return defaults, tuple(name for name, value in defaults.items() if isinstance(value, list))
 
 
 def first_operand(node: Node) -> Node:
