@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.fx import GraphModule
 
 from openneutron import NeutronQuantizer
 from openneutron.core.fx import op_name
+from openneutron.passes import scalable_channels
 from openneutron.passes.scalable_channels import PINNED, ScalableLayer, scaling_of
 
 SHAPE = (1, 4, 6, 6)
@@ -98,3 +101,23 @@ def test_channels_are_joined_once_for_images_of_any_size(size: int, monkeypatch:
     assert torch.equal(first.output_numbers, second.output_numbers)
     assert torch.equal(first.output_numbers, third.input_numbers[0])
     assert bool((first.output_numbers != PINNED).all())
+
+
+GROUPS: dict[str, tuple[list[list[int]], list[set[int]]]] = {
+    "no layer": ([], [{1}, {2}]),
+    "a number of one layer": ([[1, 2], [3]], [{1, 2}, {3}]),
+    "a pinned output": ([[1, PINNED, 2], [PINNED]], [{1, 2}]),
+    "a shared number": ([[1, 2], [2, 3], [4]], [{1, 2, 3}, {4}]),
+    "a later layer joins two": ([[1, 2], [3, 4], [5], [5, 4, 1]], [{1, 2, 3, 4, 5}]),
+    "a number that no layer writes": ([[1, 3]], [{1, 3}, {2}]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_layers_that_share_a_channel_are_in_one_group(name: str) -> None:
+    written, expected = GROUPS[name]
+    layers = [Mock(output_numbers=torch.tensor(numbers)) for numbers in written]
+    count = 1 + max(number for group in expected for number in group)
+    found = scalable_channels._layer_groups(count, layers).tolist()
+    groups = [{number for number in range(count) if found[number] == group} for group in sorted({*found})]
+    assert sorted(groups, key=min) == [{PINNED}, *expected]

@@ -9,7 +9,7 @@ that any other operator reads are pinned (number 0). A rescaled graph therefore 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,8 +70,8 @@ class ScalableLayer:
 class Scaling:
     """The channel numbers of a graph, from 0 (`PINNED`) to `count` - 1.
 
-    `clipped` maps each clamp from 0 to the numbers [channels] of its input. `together` [numbers] is a group index: the
-    output channels of one layer are in one group, and groups that share a number are merged.
+    `clipped` maps each clamp from 0 to the numbers [channels] of its input. `together` [numbers] has the number that
+    represents the group: the output channels of one layer are in one group, and groups that share a number are merged.
     """
 
     count: int
@@ -109,7 +109,9 @@ class _ChannelNumbers:
 
     def renumber(self) -> tuple[torch.Tensor, int]:
         """Returns, for each number, the index of its set (0 for the pinned set), and the count of sets."""
-        roots = torch.tensor([self.find(number) for number in range(len(self.parent))])
+        roots = torch.tensor([*self.parent.values()])  # the keys are 0, 1, 2 and so on
+        while not torch.equal(roots, above := roots[roots]):
+            roots = above
         kept, final = torch.unique(roots, return_inverse=True)
         return final, len(kept)
 
@@ -175,14 +177,24 @@ class _ChannelNumbering:
         return Scaling(count, layers, clipped, _layer_groups(count, layers))
 
 
-def _layer_groups(count: int, layers: Iterable[ScalableLayer]) -> torch.Tensor:
-    numbers = _ChannelNumbers()
-    numbers.allocate(count - 1)
-    for layer in layers:
-        scalable = layer.output_numbers[layer.output_numbers != PINNED]
-        if len(scalable):
-            numbers.join(scalable, scalable[:1])
-    return numbers.renumber()[0]
+def _layer_groups(count: int, layers: Sequence[ScalableLayer]) -> torch.Tensor:
+    """Returns, for each number, the number that represents its group: itself if no layer writes it. Linear in numbers.
+
+    Joins layers instead of numbers, because a network has hundreds of channels for each layer.
+    """
+    writers = torch.full((count,), -1)  # the first layer that writes each number
+    parents, first_numbers = dict[int, int](), dict[int, int]()
+    for index, layer in enumerate(layers):
+        written = layer.output_numbers[layer.output_numbers != PINNED]
+        if not len(written):
+            continue
+        first_numbers[index] = int(written[0])
+        for writer in writers[written].unique().tolist():
+            if writer >= 0:
+                parents[find_root(parents, index)] = find_root(parents, writer)
+        writers[written] = torch.where(writers[written] < 0, index, writers[written])
+    representatives = [first_numbers.get(find_root(parents, index), PINNED) for index in range(len(layers))]
+    return torch.where(writers < 0, torch.arange(count), torch.tensor([*representatives, PINNED])[writers])
 
 
 def _pin_values(numbers: _ChannelNumbers, known: dict[Node, torch.Tensor], values: Iterable[Node]) -> None:
