@@ -230,3 +230,39 @@ def test_bounds_do_not_depend_on_the_size_of_blocks(block: int, monkeypatch: pyt
     expected = bounds_by_error(rows, Codes(-127, 127, 0))
     monkeypatch.setattr(ranges, "BLOCK", block)
     torch.testing.assert_close(bounds_by_error(rows, Codes(-127, 127, 0)), expected)
+
+
+CODES_OF_EARLY_ENDS = [INT8, SYMMETRIC, Codes(0, 255, 127), Codes(-7, 7, 0), Codes(0, 127, 0), Codes(-2, 1)]
+
+
+@pytest.mark.parametrize("codes", CODES_OF_EARLY_ENDS, ids=str)
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_search_that_ends_early_finds_the_range_of_the_whole_search(
+    name: str, codes: Codes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = STREAMS[name]
+    found = range_by("mse", seen(values), codes)
+    monkeypatch.setattr(ranges, "_clipping_error", lambda *_: lambda *_: -math.inf)
+    assert found == range_by("mse", seen(values), codes)
+
+
+def test_the_search_of_a_normal_distribution_ends_when_clipping_alone_costs_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = 0
+    squared_error = ranges._squared_error
+
+    def counted(*args: Any) -> ranges.Cost:
+        cost = squared_error(*args)
+
+        def count(lows: Tensor, highs: Tensor) -> Tensor:
+            nonlocal tried
+            tried += len(lows)
+            return cost(lows, highs)
+
+        return count
+
+    monkeypatch.setattr(ranges, "_squared_error", counted)
+    range_by("mse", seen(random(10000)), INT8)
+    steps = 3  # both ends, the lower one, the upper one
+    assert steps * len(ranges._fine_factors()) < tried < steps * len(ranges.SHARES)

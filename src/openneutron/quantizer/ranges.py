@@ -6,6 +6,7 @@ them. A range that is narrower than the extremes has a finer scale, and clips th
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ SMALLEST_SCALE = torch.finfo(torch.float32).eps
 
 # A function from the low ends [K] and the high ends [K] of K ranges to their costs [K].
 Cost = Callable[[Tensor, Tensor], Tensor]
+# A function from the ends of a range, which contains 0, to a number that no range within it costs less than.
+LeastCost = Callable[[float, float], float]
+# The computed costs of the same values differ by less than this share, because of rounding.
+COST_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ def range_by(rule: str, seen: Distribution, codes: Codes, percentile: float = 99
         return min(found[0], 0.0), max(found[1], 0.0)
     scaled = Distribution(seen.values / bound, seen.weights / seen.weights.sum())  # squares of large values overflow
     cost = _divergence(scaled, codes) if rule == "kl" else _squared_error(scaled, codes)
-    low, high = _search_range(cost, low / bound, high / bound, one_bound=codes.zero is not None)
+    least = (lambda *_: -math.inf) if rule == "kl" else _clipping_error(scaled, codes)
+    low, high = _search_range(cost, least, low / bound, high / bound, one_bound=codes.zero is not None)
     return low * bound, high * bound
 
 
@@ -172,12 +178,12 @@ def _fine_factors() -> Tensor:
     return (SHARES[0] / SHARES[1]) ** torch.linspace(1, -1, 2 * FINE_STEPS + 1)
 
 
-def _search_range(cost: Cost, low: float, high: float, *, one_bound: bool) -> tuple[float, float]:
+def _search_range(cost: Cost, least: LeastCost, low: float, high: float, *, one_bound: bool) -> tuple[float, float]:
     """Returns the cheapest range found.
 
     The search first scales both ends of the widest range (`low` <= 0 <= `high`) by one share, then each end alone. Each
     step tries the `SHARES`, then finer ones. On a tie, the range that was tried first is returned. With `one_bound`
-    the range is symmetric around 0.
+    the range is symmetric around 0. A coarse step ends when no narrower range can be cheaper.
     """
     if one_bound:
         low, high = -max(-low, high), max(-low, high)
@@ -185,20 +191,32 @@ def _search_range(cost: Cost, low: float, high: float, *, one_bound: bool) -> tu
     fine = _fine_factors()
     ends = torch.tensor([low, high])
 
-    def cheapest(shares: Tensor) -> Tensor:
-        """Returns the row [2] of `shares` [K, 2], the shares of both ends, with the lowest cost."""
-        ranges = shares * ends
-        return shares[cost(ranges[:, 0], ranges[:, 1]).argmin()]
+    def cheapest(shares: Tensor, at_once: int) -> Tensor:
+        """Returns the row [2] of `shares` [K, 2], the shares of both ends, with the lowest cost.
+
+        Tries `at_once` rows at once. If these are not all, no share may be above that in the row before it, except for
+        the first two rows.
+        """
+        best, lowest = shares[0], math.inf
+        for tried in shares.split(at_once):
+            ranges = tried * ends
+            costs = cost(ranges[:, 0], ranges[:, 1])
+            place = costs.argmin()
+            if float(costs[place]) < lowest:
+                best, lowest = tried[place], float(costs[place])
+            if at_once < len(shares) and least(*ranges[-1].tolist()) > lowest * (1 + COST_ROUNDING):
+                break
+        return best
 
     both = SHARES[:, None].expand(-1, 2)
-    best = cheapest(both)
-    best = cheapest(torch.cat([best[None], (best * fine[:, None]).clamp(max=1.0)]))
+    best = cheapest(both, SHARES_AT_ONCE)
+    best = cheapest(torch.cat([best[None], (best * fine[:, None]).clamp(max=1.0)]), len(fine) + 1)
     for end in (0, 1) if two_sided else ():
         for candidates in (SHARES, fine):
             shares = best.repeat(len(candidates) + 1, 1)
             scaled = candidates if candidates is SHARES else (best[end] * candidates).clamp(max=1.0)
             shares[1:, end] = scaled
-            best = cheapest(shares)
+            best = cheapest(shares, SHARES_AT_ONCE if candidates is SHARES else len(shares))
     return low * float(best[0]), high * float(best[1])
 
 
@@ -211,6 +229,21 @@ def _squared_error(seen: Distribution, codes: Codes) -> Cost:
         return rounded.sub_(seen.values).square_() @ seen.weights
 
     return cost
+
+
+def _clipping_error(seen: Distribution, codes: Codes) -> LeastCost:
+    """Returns the function "mean squared error of the values that a range clips", a part of `_squared_error`.
+
+    The zero point is rounded, so the outermost codes lie up to half a step outside of the range.
+    """
+
+    def least(low: float, high: float) -> float:
+        step = (high - low) / codes.steps
+        if codes.zero is not None:
+            low, high = (codes.low - codes.zero) * step, (codes.high - codes.zero) * step
+        return float((seen.values - seen.values.clamp(low - step, high + step)).square_() @ seen.weights)
+
+    return least
 
 
 def _divergence(seen: Distribution, codes: Codes) -> Cost:
