@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import GraphModule, Node
 
-from openneutron.core.fx import is_dequantize
+from openneutron.core.constants import computed_constants
+from openneutron.core.evaluation import compute_from
+from openneutron.core.fx import is_dequantize, is_quantize, is_state_write
 
 if TYPE_CHECKING:
     from openneutron.quantizer.int8_quantizer import Int8Quantizer
@@ -118,8 +120,6 @@ def convert(prepared: GraphModule) -> GraphModule:
     Linear in nodes. Raises `CalibrationError` for a value that calibration never reached or that is not finite.
     """
     from torchao.quantization.pt2e import convert as torchao
-    from torchao.quantization.pt2e.constant_fold import constant_fold
-    from torchao.quantization.pt2e.quantize_pt2e import _quant_node_constraint
     from torchao.quantization.pt2e.quantizer.port_metadata_pass import PortNodeMetaForQDQ
     from torchao.quantization.pt2e.utils import _disallow_eval_train
 
@@ -134,8 +134,31 @@ def convert(prepared: GraphModule) -> GraphModule:
     converted.delete_all_unused_submodules()
     _give_each_reader_a_dequantize(converted)
     PortNodeMetaForQDQ().call(converted)
-    constant_fold(converted, _quant_node_constraint)  # generates the module's code
+    _fold_quantized_constants(converted)
+    converted.recompile()
     return _disallow_eval_train(converted)  # type: ignore[no-any-return]
+
+
+def _fold_quantized_constants(converted: GraphModule) -> None:
+    """Replaces each quantize operator of constants by its result, as `constant_fold` of torchao does.
+
+    Removes constants without readers. Keeps constants to which the model writes. Linear in nodes.
+    """
+    from torchao.quantization.pt2e.constant_fold import replace_node_with_constant
+
+    written = {node.args[0] for node in converted.graph.nodes if is_state_write(node)}
+    constants = computed_constants(converted)
+    known: dict[Node, Any] = {}
+    for node in list(converted.graph.nodes):
+        read = node.all_input_nodes
+        if is_quantize(node) and constants.issuperset(read) and written.isdisjoint(read):
+            replace_node_with_constant(converted, node, compute_from(known, converted, node))
+    for node in converted.graph.find_nodes(op="get_attr"):
+        if not node.users:
+            if hasattr(converted, str(node.target)):
+                delattr(converted, str(node.target))
+            converted.graph.erase_node(node)
+    converted.graph.eliminate_dead_code()
 
 
 def _device_of(model: GraphModule) -> Any:
