@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from executorch.exir import to_edge_transform_and_lower
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronPartitioner, NeutronQuantizer, generate_neutron_compile_spec
 from openneutron.core.fx import is_dequantize, is_quantize, op_name, output_node
+from openneutron.model.arguments import INPUT_NAMES, text_of_leaves
+from openneutron.model.examples import leaves_of
 from openneutron.partition.partitioner import CpuWarning
 from openneutron.quantizer import UnquantizedWarning
 from openneutron.runtime import HostProgram
@@ -72,13 +75,22 @@ def convert(
     return converted
 
 
-def lower_documented(converted: GraphModule, inputs: Inputs, *, strict: bool = False, **spec: Any) -> Lowered:
-    """Runs steps 5 and 6 of the documented flow."""
+def names_of_inputs(exported: ExportedProgram) -> dict[str, str]:
+    """Returns the constant method that `lower` adds to a program: the names of its inputs."""
+    return {INPUT_NAMES: text_of_leaves(leaves_of(exported.module()))}
+
+
+def lower_documented(
+    converted: GraphModule, inputs: Inputs, *, strict: bool = False, with_names: bool = False, **spec: Any
+) -> Lowered:
+    """Runs steps 5 and 6 of the documented flow. `with_names` adds the names of the inputs, as `lower` does."""
     compile_spec = generate_neutron_compile_spec(spec.pop("config", "imxrt700"), **spec)
     exported = torch.export.export(converted, inputs, strict=strict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CpuWarning)
-        edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(compile_spec=compile_spec)])
+        partitioner = [NeutronPartitioner(compile_spec=compile_spec)]
+        methods = names_of_inputs(exported) if with_names else None
+        edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=methods)
     program = edge.exported_program().graph_module
     delegates, cpu = delegate_count(program), cpu_operators(program)  # to_executorch() changes the graph
     return Lowered(bytes(edge.to_executorch().buffer), delegates, cpu)

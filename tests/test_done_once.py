@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
-from tests.flow_support import seeded
+from tests.flow_support import names_of_inputs, seeded
 from tests.models import Model, conv, image
 from torch import nn
 
@@ -82,7 +82,10 @@ def test_both_calls_give_equal_bytes() -> None:
     specs = CompileOptions().to_specs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(specs)])
+        methods = names_of_inputs(exported)
+        edge = to_edge_transform_and_lower(
+            exported, partitioner=[NeutronPartitioner(specs)], constant_methods=methods
+        )
     assert bytes(edge.to_executorch().buffer) == lower(converted).buffer
 
 

@@ -164,7 +164,7 @@ class TestBatches:
         short = quantize(seeded(Network), EXAMPLE, singles(count), recover=None, strict=strict, **options)
         documented = convert(seeded(Network), EXAMPLE, calibration=singles(count), strict=not strict)
         assert qparams(short.module) == qparams(documented)
-        assert lower(short).buffer == lower_documented(documented, EXAMPLE).pte
+        assert lower(short).buffer == lower_documented(documented, EXAMPLE, with_names=True).pte
 
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_the_memory_address_of_samples_does_not_change_results(self, jobs: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
-from tests.flow_support import worst_lsb
+from tests.flow_support import names_of_inputs, worst_lsb
 from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
@@ -63,7 +63,9 @@ def only_a_flavor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def documented(quantized: QuantizedModel, **options: Any) -> bytes:
     exported = torch.export.export(quantized.module, quantized.example_inputs)
     partitioner = [NeutronPartitioner(generate_neutron_compile_spec("imxrt700", **options))]
-    return bytes(to_edge_transform_and_lower(exported, partitioner=partitioner).to_executorch().buffer)
+    methods = names_of_inputs(exported)
+    edge = to_edge_transform_and_lower(exported, partitioner=partitioner, constant_methods=methods)
+    return bytes(edge.to_executorch().buffer)
 
 
 def payloads(data: bytes) -> list[bool]:

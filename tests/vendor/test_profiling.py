@@ -17,6 +17,7 @@ from executorch.devtools.inspector._inspector_utils import (
     gen_graphs_from_etrecord,
 )
 from executorch.exir import to_edge_transform_and_lower
+from tests.flow_support import names_of_inputs
 from tests.vendor.test_sdk import DOUBLES
 from torch import nn
 
@@ -98,7 +99,12 @@ def nodes_of(model: bytes) -> list[list[str | None]]:
 def test_the_inspectors_debug_handles_have_the_users_lines(quantized: QuantizedModel, tmp_path: Path) -> None:
     specs = generate_neutron_compile_spec("imxrt700", use_profiling=True, payload="device")
     exported = torch.export.export(quantized.module, quantized.example_inputs)
-    edge = to_edge_transform_and_lower(exported, partitioner=[NeutronPartitioner(specs)], generate_etrecord=True)
+    edge = to_edge_transform_and_lower(
+        exported,
+        partitioner=[NeutronPartitioner(specs)],
+        constant_methods=names_of_inputs(exported),
+        generate_etrecord=True,
+    )
     lowered = edge.to_executorch()
     lowered.get_etrecord().save(str(tmp_path / "etrecord.bin"))
     record = parse_etrecord(str(tmp_path / "etrecord.bin"))
