@@ -251,6 +251,17 @@ class TestChecks:
         assert result.json["target"] == "imxrt700"
         assert "made" in result.err
 
+    def test_verbose_tells_what_is_read(self, work: Path, built: Path) -> None:
+        quiet, verbose = (run(work, "evaluate", built, *options).err for options in ((), ("-v",)))
+        for text in (
+            "net.py:Net: 170 parameters, weights of ",
+            "Evaluation: 40 samples of ",
+            "labelled/right/019.png, 2 classes: left, right.",
+            " Transform: ImageTransform(",
+        ):
+            assert text in verbose
+            assert text not in quiet
+
     def test_evaluate_a_build(self, here: Here, built: Path) -> None:
         result = here("evaluate", built, "--json")
         assert result.code == 0, result.text

@@ -52,7 +52,9 @@ Config = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print what is read and done, too, and warnings of other packages.")
+]
 
 
 def add_verb(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 from dataclasses import replace
@@ -20,6 +21,7 @@ from openneutron.accuracy.board_outputs import DEFAULT_LSB, BoardValidation, Nor
 from openneutron.accuracy.board_package import read_package
 from openneutron.accuracy.evaluate import evaluate_side_by_side
 from openneutron.accuracy.validate import validate
+from openneutron.core.messages import listed
 from openneutron.core.objects import is_reference
 from openneutron.core.progress import counting_bar
 from openneutron.data import Samples, read_data
@@ -35,7 +37,7 @@ from openneutron.results.side_by_side import SideBySide
 from openneutron.results.validation import Validation
 from openneutron.runtime import load
 from openneutron.settings import SECTIONS, Field, Settings, fields_of, settings_text
-from openneutron.settings.checks import check_settings, layers_of, required_message
+from openneutron.settings.checks import check_settings, image_transform, layers_of, required_message
 from openneutron.settings.declaration import RANDOM
 from openneutron.settings.package_files import is_package
 from openneutron.settings.toml import FILE_NAME, read_settings
@@ -50,8 +52,11 @@ __all__ = [
     "source_root", "validate_board_from_settings", "validate_from_settings",
 ]  # fmt: skip
 
+_LOGGER = logging.getLogger(__name__)
 RANDOM_INPUTS = 8
 """The number of inputs of a calibration with random inputs."""
+MOST_CLASSES = 20
+"""The largest number of classes that a line of the log names."""
 DATE_VARIABLE = "SOURCE_DATE_EPOCH"
 """The environment variable that reproducible builds use for the date, in seconds since 1970."""
 
@@ -61,7 +66,11 @@ def model_from(settings: Settings) -> nn.Module | ExportedProgram:
     given = settings.model
     if given.model is None:
         raise OptionError(required_message("model"))
-    return load_model(given.model, args=given.args, weights=given.weights, unsafe=given.unsafe)
+    model = load_model(given.model, args=given.args, weights=given.weights, unsafe=given.unsafe)
+    count = sum(one.numel() for one in model.parameters())
+    source = "weights that the model brings" if given.weights is None else f"weights of {given.weights}"
+    _LOGGER.info("Model %s: %s parameters, %s.", given.model, f"{count:,}", source)
+    return model
 
 
 def example_inputs_from(settings: Settings) -> Any:
@@ -100,7 +109,19 @@ def float_model_of(folder: BuildFolder) -> dict[str, Any]:
 
 def calibration_of(settings: Settings) -> Samples:
     """Returns the calibration data, without the transform. Raises the errors of `read_data`."""
-    return read_data(settings.data.calibrate, limit=settings.data.calibration_samples)
+    data = read_data(settings.data.calibrate, limit=settings.data.calibration_samples)
+    _log_data("Calibration", data, settings)
+    return data
+
+
+def _log_data(what: str, data: Samples, settings: Settings) -> None:
+    """Logs the number of samples, the first and the last file, the classes and the transform."""
+    count = "a generator of samples" if data.is_given else f"{len(data):,} samples"
+    files = "" if not data.paths else f", from {data.paths[0]} to {data.paths[-1]}"
+    classes = "" if data.classes is None else f", {len(data.classes)} classes: {listed(data.classes, MOST_CLASSES)}"
+    given = settings.data.transform or image_transform(settings)
+    transform = given or "none but that of images and recordings to the model's input"
+    _LOGGER.info("%s: %s of %s%s%s. Transform: %s.", what, count, data.name, files, classes, transform)
 
 
 def _random_calibration(model: nn.Module | ExportedProgram, examples: Any) -> list[Any]:
@@ -127,7 +148,9 @@ def evaluation_of(settings: Settings) -> Samples | None:
     given = settings.data
     if given.evaluate is None:
         return None
-    return read_data(given.evaluate, labelled=True, labels=given.labels, limit=given.evaluation_samples)
+    data = read_data(given.evaluate, labelled=True, labels=given.labels, limit=given.evaluation_samples)
+    _log_data("Evaluation", data, settings)
+    return data
 
 
 def quantize_options(settings: Settings) -> dict[str, Any]:
