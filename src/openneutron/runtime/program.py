@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -230,20 +229,19 @@ class HostProgram:
         Raises InputError if an input has another shape or dtype than the program's, and HostError if the program fails.
         """
         tensors = self._checked_inputs(inputs, named)
-        with self._names_index_faults(tensors), self._lock:
-            outputs = self._session.call(tensors)
+        try:
+            with self._lock:
+                outputs = self._session.call(tensors)
+        except HostError as error:
+            self._raise_with_index_fault(error, tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    @contextmanager
-    def _names_index_faults(self, tensors: Sequence[Any]) -> Iterator[None]:
-        """Adds to a HostError of a run a sentence about the input or state whose indices made the run fail."""
-        try:
-            yield
-        except HostError as error:
-            method = next(method for method in pte.read(self._data, self._name).methods if method.name == METHOD)
-            if fault := index_fault(method, str(error), self.input_names(), tensors):
-                raise type(error)(f"{error}. {fault}") from error
-            raise
+    def _raise_with_index_fault(self, error: HostError, tensors: Sequence[Any]) -> NoReturn:
+        """Raises the error of a run, with a sentence about the input or state whose indices made the run fail."""
+        method = next(method for method in pte.read(self._data, self._name).methods if method.name == METHOD)
+        if fault := index_fault(method, str(error), self.input_names(), tensors):
+            raise type(error)(f"{error}. {fault}") from error
+        raise error
 
     def seconds(self, inputs: Sequence[Any], named: Mapping[str, Any], repeat: int) -> list[float]:
         """Returns the seconds of each of `repeat` runs, after one run that does not count. Raises the errors of `run`.
@@ -254,8 +252,11 @@ class HostProgram:
         check of the inputs is not measured.
         """
         tensors = self._checked_inputs(inputs, named)
-        with self._names_index_faults(tensors), self._lock:
-            return self._session.seconds(tensors, repeat)
+        try:
+            with self._lock:
+                return self._session.seconds(tensors, repeat)
+        except HostError as error:
+            self._raise_with_index_fault(error, tensors)
 
     def _checked_inputs(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         values = self.values_of(*inputs, **named)
@@ -458,9 +459,11 @@ def _to_dim_order(tensor: torch.Tensor, dim_order: tuple[int, ...] | None) -> to
     `dim_order` lists the dimensions from the outermost to the innermost; None stands for the default order. A tensor
     without elements is contiguous for torch whatever its strides are; the runtime ends the process for most strides.
     """
+    if dim_order is None and tensor.numel() and tensor.is_contiguous():
+        return tensor
     if not tensor.numel():
         tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
     if dim_order is None:
-        return tensor if tensor.is_contiguous() else tensor.contiguous()
+        return tensor.contiguous()
     packed = tensor.permute(dim_order).contiguous()
     return packed.permute(tuple(dim_order.index(dim) for dim in range(tensor.dim())))
