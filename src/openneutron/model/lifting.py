@@ -215,6 +215,9 @@ class _Inference:
 
     def value_of(self, node: Node) -> Any:
         """Returns the value of a call."""
+        operand, dtype = node.args[0] if node.args else None, _dtype_of_conversion(node)
+        if dtype is not None and isinstance(operand, Node) and _is_contiguous(operand.meta["val"]):
+            return self._contiguous(operand.meta["val"], dtype)
         try:
             key = node.target, _form(_determining(node)), _form(node.kwargs)
             known = self._known.get(key)
@@ -226,6 +229,13 @@ class _Inference:
                 return value
             known = self._known[key] = value
         return known
+
+    def _contiguous(self, operand: FakeTensor, dtype: torch.dtype) -> FakeTensor:
+        """Returns a contiguous tensor with the shape of `operand`. torch's inference would run the meta kernel."""
+        key = tuple(operand.shape), dtype, operand.device
+        if key not in self._known:
+            self._known[key] = torch.empty_like(operand, dtype=dtype)  # type: ignore[assignment]
+        return self._known[key]
 
 
 class _UnknownFormError(Exception):
@@ -257,6 +267,17 @@ def _form(value: Any) -> Any:
     if isinstance(value, torch.memory_format):
         return value
     raise _UnknownFormError
+
+
+def _dtype_of_conversion(node: Node) -> torch.dtype | None:
+    """Returns the dtype of the result of a quantize or dequantize; None for any other call."""
+    if is_quantize(node):
+        return arguments(node)["dtype"]  # type: ignore[no-any-return]
+    return arguments(node).get("out_dtype") or torch.float32 if is_dequantize(node) else None
+
+
+def _is_contiguous(value: Any) -> bool:
+    return _is_determined(value) and value.is_contiguous()
 
 
 def _is_determined(value: Any) -> bool:
