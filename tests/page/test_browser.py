@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(os.environ.get("OPENNEUTRON_AXE", "node_modules/axe-core/axe.min.js"))
-WIDTHS = (400, 800, 1000, 1600)
+WIDTHS = (400, 701, 1000, 1600)
 
 # Elements outside of the page, contents wider than their element, and texts of charts outside of their chart.
 CUT_OFF = """() => {

@@ -20,9 +20,9 @@ from tests.page.summaries import large_summary, percentage_row, picture, small_s
 
 from openneutron.errors import OptionError, OutputError
 from openneutron.page import AccuracyRow, SampleRow, Summary, page_of, write_page
-from openneutron.page.charts import cycles_chart, histogram_chart, memory_chart, tensors_chart
+from openneutron.page.charts import cycles_chart, histogram_chart, memory_chart, sqnr_chart, tensors_chart
 from openneutron.page.content import Memory, PlacementRow
-from openneutron.page.differences import differences_of
+from openneutron.page.differences import differences_of, setting_differences
 from openneutron.page.headings import differences_heading, errors_cancel, layers_heading, recipe_facts, resident_label
 from openneutron.page.html import MOST_BYTES, analysis_page, breakable, is_picture
 from openneutron.page.summary import summarize
@@ -207,6 +207,33 @@ def test_the_recipe_has_names_for_people() -> None:
     assert len(labels) == len(every)
     assert not [label for label in labels if "_" in label]
     assert recipe_facts({"new_field": "yes"}) == [("new_field", "yes")]
+
+
+def test_settings_that_differ_have_the_names_of_the_page() -> None:
+    summary = small_summary()
+    this = replace(summary, options={"int8_io": "yes", "min_new_thing": "3"}, recipe={"range_by": "mse"})
+    other = replace(summary, options={}, recipe={"range_by": "none"})
+    assert list(setting_differences(this, other)) == [
+        ("int8 inputs and outputs", "not given", "yes"),
+        ("min new thing", "not given", "3"),
+        ("ranges of activations", "selected by the observer", "mse"),
+    ]
+    page = page_of(this, other)
+    assert "int8_io</" not in page
+    assert "min_new_thing" not in page
+
+
+@pytest.mark.parametrize("count", [5, 400])
+def test_the_sqnr_of_many_layers_is_drawn_with_few_points(count: int) -> None:
+    analysis = small_summary().analysis
+    assert analysis is not None
+    layers = tuple(replace(analysis.layers[0], position=i, node=f"n{i}", sqnr_db=20.0 + i % 7) for i in range(count))
+    chart = sqnr_chart(replace(analysis, layers=layers, advice=()))
+    assert chart is not None
+    assert bool(chart.note) is (count > 60)
+    for svg, most in ((chart.narrow, 60), (chart.wide, 180)):
+        longest = max(path.count("L") + 1 for path in re.findall(r' d="(M[^"]*)"', svg))
+        assert longest <= max(most, 5)
 
 
 def test_layers_have_the_cycles_of_the_summary(page: Element, summary: Summary) -> None:

@@ -31,13 +31,17 @@ __all__ = [
     "tensors_chart",
 ]
 
-NARROW, WIDE = 350, 960
+NARROW, WIDE = 350, 900
+_FONT_SIZES = {NARROW: 12, WIDE: 13}
+"""The wide form is shrunk on screens from 700 px, so its texts are larger."""
 _HISTOGRAM = (300, 150)
 _FONT = "system-ui, sans-serif"
 MOST_BARS = 160
 """Charts with more operators show groups of consecutive operators, so that a bar is wide enough to be seen."""
 MOST_POINTS = 480
-"""Lines and areas with more points show groups of consecutive ones: their largest memory, their lowest SQNR."""
+"""Areas with more points show groups of consecutive ones: their largest memory."""
+MOST_POINTS_OF_SQNR = {NARROW: 60, WIDE: 180}
+"""The SQNR of neighbouring layers differs much, so that more points would be a tangle of lines."""
 MOST_TENSORS = 250
 """The chart of the arena shows the largest tensors, at most so many."""
 
@@ -57,11 +61,10 @@ _CONFIG = {
     "font": _FONT,
     "aria": False,
     "view": {"stroke": None},
-    "axis": {
-        "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--grid)",
-        "domainColor": "var(--soft)", "tickColor": "var(--soft)", "labelFontSize": 12, "titleFontSize": 12,
-        "titleFontWeight": "normal", "titlePadding": 6, "labelOverlap": True,
-    },
+}
+_AXIS = {
+    "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--grid)", "domainColor": "var(--soft)",
+    "tickColor": "var(--soft)", "titleFontWeight": "normal", "titlePadding": 6, "labelOverlap": True,
 }  # fmt: skip
 
 
@@ -72,6 +75,8 @@ class Chart:
     label: str
     narrow: str
     wide: str
+    note: str = ""
+    """What a reader must know to read the chart; empty if there is nothing."""
 
 
 def memory_chart(summary: Summary) -> Chart:
@@ -223,14 +228,23 @@ def sqnr_chart(analysis: AnalysisRows) -> Chart | None:
     with only its own noise. The line of activations is dashed and above the first line, which it often equals.
     """
     layers = sorted(analysis.layers, key=lambda layer: layer.position)
-    own = list(_points(layers, "own_sqnr_db"))
-    lines = {
-        "all": (list(_points(layers, "sqnr_db")), "var(--alive)"),
-        "weights": (list(_points(layers, "weights_sqnr_db")), "var(--weights)"),
-        "activations": (list(_points(layers, "activations_sqnr_db")), "var(--runtime)"),
-    }
-    if not own and not any(points for points, _ in lines.values()):
+    names = ("own_sqnr_db", "sqnr_db", "weights_sqnr_db", "activations_sqnr_db")
+    if not any(getattr(layer, name) is not None for layer in layers for name in names):
         return None
+    narrow, wide = (
+        _svg(width, 240, _sqnr_marks(analysis, layers, most)) for width, most in MOST_POINTS_OF_SQNR.items()
+    )
+    note = " Of neighbouring layers, the lowest value is shown." if len(layers) > MOST_POINTS_OF_SQNR[NARROW] else ""
+    return Chart(f"SQNR of {len(layers)} layers in dB, in the order of the network.", narrow, wide, note)
+
+
+def _sqnr_marks(analysis: AnalysisRows, layers: Sequence[LayerAccuracyRow], most: int) -> list[dict[str, Any]]:
+    """Returns the lines, points and rings of `sqnr_chart`, with at most `most` points in each."""
+    lines = {
+        "all": (list(_points(layers, "sqnr_db", most)), "var(--alive)"),
+        "weights": (list(_points(layers, "weights_sqnr_db", most)), "var(--weights)"),
+        "activations": (list(_points(layers, "activations_sqnr_db", most)), "var(--runtime)"),
+    }
     dashes = {"activations": {"strokeDash": [6, 6]}}
     x = _numbers("i", "layer of the network", [0, max(1, len(layers) - 1)])
     y = {"field": "db", "type": "quantitative", "title": "SQNR, dB", "scale": {"zero": False}}
@@ -248,7 +262,7 @@ def sqnr_chart(analysis: AnalysisRows) -> Chart | None:
         for name, (points, color) in lines.items()
     ]
     points = {
-        "data": {"values": own[:: _group_size(len(own), MOST_BARS)]},
+        "data": {"values": list(_points(layers, "own_sqnr_db", most))},
         "mark": {"type": "point", "color": "var(--soft)", "filled": True, "size": 14, "opacity": 1},
         "encoding": {"x": x, "y": y},
     }
@@ -260,7 +274,7 @@ def sqnr_chart(analysis: AnalysisRows) -> Chart | None:
         "mark": {"type": "point", "color": "var(--bad)", "filled": False, "size": 90, "strokeWidth": 2, "opacity": 1},
         "encoding": {"x": x, "y": y},
     }
-    return _chart(f"SQNR of {len(layers)} layers in dB, in the order of the network.", 240, [*marks, points, rings])
+    return [*marks, points, rings]
 
 
 def steps_chart(loop: RecurrentRow) -> Chart | None:
@@ -285,9 +299,9 @@ def _marked(analysis: AnalysisRows) -> list[LayerAccuracyRow]:
     return [layer for layer in analysis.layers if layer.node in named and layer.sqnr_db is not None]
 
 
-def _points(layers: Sequence[LayerAccuracyRow], name: str) -> Iterator[dict[str, float]]:
-    """Returns the points of a line. Keeps the lowest value of each group of consecutive layers."""
-    size = _group_size(len(layers), MOST_POINTS)
+def _points(layers: Sequence[LayerAccuracyRow], name: str, most: int) -> Iterator[dict[str, float]]:
+    """Returns at most `most` points of a line. Keeps the lowest value of each group of consecutive layers."""
+    size = _group_size(len(layers), most)
     for start in range(0, len(layers), size):
         known = [
             (value, layer.position)
@@ -392,9 +406,11 @@ def _svg(width: int, height: int, layers: Sequence[Mapping[str, Any]]) -> str:
             "The charts of the page need vl-convert-python, which is not installed: pip install 'openneutron[report]'. "
             "summary.json does not need it."
         ) from error
+    size = _FONT_SIZES.get(width, 12)
+    axis = {**_AXIS, "labelFontSize": size, "titleFontSize": size}
     spec = {
         "width": width, "height": height, "autosize": {"type": "fit", "contains": "padding"}, "padding": 2,
-        "config": {**_CONFIG, "axisX": {"tickCount": width // 70}}, "layer": list(layers),
+        "config": {**_CONFIG, "axis": axis, "axisX": {"tickCount": width // 70}}, "layer": list(layers),
     }  # fmt: skip
     svg = vl_convert.vegalite_to_svg(json.dumps(spec))
     return _without_extras(svg, width, height)

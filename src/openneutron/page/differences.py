@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from openneutron.page.content import PlacementRow, Summary
+from openneutron.page.headings import option_facts, recipe_facts
 from openneutron.page.units import number_text, short_op
 
 __all__ = ["Difference", "Move", "differences_of", "layer_differences", "moves_between", "setting_differences"]
@@ -177,9 +178,14 @@ def _cycles(summary: Summary) -> dict[str, int]:
 
 
 def setting_differences(summary: Summary, other: Summary) -> Iterator[tuple[str, str, str]]:
-    """Returns the name of each setting that differs, with its text in the other and in this build."""
-    for group in ("options", "recipe", "versions"):
-        after, before = getattr(summary, group), getattr(other, group)
+    """Returns the name of each setting that differs, with its text in the other and in this build.
+
+    Options and recipes have the names and values of the section about the recipe.
+    """
+    facts: dict[str, Callable[[Mapping[str, str]], Iterable[tuple[str, str]]]]
+    facts = {"options": option_facts, "recipe": recipe_facts, "versions": Mapping.items}
+    for group, facts_of in facts.items():
+        after, before = (dict(facts_of(getattr(one, group))) for one in (summary, other))
         for name in {**after, **before}:
             if after.get(name) != before.get(name):
                 yield name, before.get(name, "not given"), after.get(name, "not given")

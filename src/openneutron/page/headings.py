@@ -10,8 +10,8 @@ from openneutron.report.regions import BoardFit
 
 __all__ = [
     "accuracy_heading", "analysis_heading", "board_heading", "changed_heading", "cycles_heading", "differences_heading",
-    "errors_cancel", "layers_heading", "memory_heading", "placement_heading", "profile_heading", "recipe_facts",
-    "resident_label", "validation_heading",
+    "errors_cancel", "layers_heading", "memory_heading", "option_facts", "placement_heading", "profile_heading",
+    "recipe_facts", "resident_label", "validation_heading",
 ]  # fmt: skip
 
 SMALLEST_DECIBELS = 0.1
@@ -32,6 +32,20 @@ _RECIPE_FACTS = {
     "trains_recurrent_layers": ("recurrent layers, if any, are trained", {}),
 }
 """For each field of a recovery recipe: its name on the page, and names of values."""
+
+
+_OPTIONS = {
+    "int8_io": "int8 inputs and outputs", "per_channel": "a scale for each channel of weights",
+    "keep_float": "modules in float", "jobs": "processes", "std": "standard deviation",
+    "equalize": "channels are equalized", "correct_bias": "biases are corrected",
+    "neutron_converter_flavor": "release of NXP's converter", "wide": "values in two int8 tensors",
+}  # fmt: skip
+"""Names of options on the page that are not the words of the option."""
+
+
+def option_facts(options: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns names and values of the options of a build for people: "evaluation samples"."""
+    return [(_OPTIONS.get(name, name.replace("_", " ")), value) for name, value in options.items()]
 
 
 def recipe_facts(recipe: Mapping[str, str]) -> list[tuple[str, str]]:
