@@ -173,9 +173,31 @@ def saved_program(exported: ExportedProgram, target: str, source_root: str | os.
         node.meta.pop("from_node", None)
         if node.meta.get("stack_trace"):
             node.meta["stack_trace"] = portable_trace(node.meta["stack_trace"], source_root)
+    for entry in exported.module_call_graph:
+        if entry.signature is not None:
+            entry.signature.out_spec = _with_plain_tuples(entry.signature.out_spec)
     file = io.BytesIO()
     torch.export.save(exported, file, extra_files={_TARGET: target})
     return file.getvalue()
+
+
+def _with_plain_tuples(structure: pytree.TreeSpec) -> pytree.TreeSpec:
+    """Returns the structure of outputs with tuples for named tuples, which files cannot name.
+
+    torch.max and torch.topk return such types, too (`torch.return_types`).
+    """
+    return pytree.tree_structure(_plain(pytree.tree_unflatten(range(structure.num_leaves), structure)))
+
+
+def _plain(value: Any) -> Any:
+    def converted(one: Any) -> Any:
+        return tuple(map(_plain, one)) if _is_named_tuple(one) else one
+
+    return pytree.tree_map(converted, value, is_leaf=_is_named_tuple)
+
+
+def _is_named_tuple(value: object) -> bool:
+    return isinstance(value, tuple) and type(value) is not tuple
 
 
 def target_of_file(file: str | os.PathLike[str]) -> str | None:
