@@ -201,17 +201,24 @@ def in_steps(task: Task) -> Task:
 
 
 def speech(frames: int) -> Task:
-    """Sentences of five voices, cut to `frames` frames.
+    """Windows of `frames` frames, one from each sentence of five voices, which begins at a random frame.
 
-    Training uses the sentences that are no tests, with the same beginning and with beginnings some frames later.
+    Training uses `WINDOWS` windows from each sentence that is no test.
     """
     spoken = [one for one in recordings() if len(one.features) >= frames + FIRST_FRAME + WINDOWS]
-    long = [one.features[FIRST_FRAME:] for one in spoken]
+    generator = torch.Generator().manual_seed(0)
+    windows = [_windows(one.features, frames, generator) for one in spoken]
+    values = torch.stack([each[0] for each in windows[: CALIBRATION + TESTS]])
+    training = torch.cat([*windows[:CALIBRATION], *windows[CALIBRATION + TESTS :]])
     voices = torch.tensor([one.voice for one in spoken[CALIBRATION : CALIBRATION + TESTS]])
-    values, others = long[: CALIBRATION + TESTS], [*long[:CALIBRATION], *long[CALIBRATION + TESTS :]]
-    windows = [features[first : first + frames] for features in others for first in range(WINDOWS)]
-    task = _encoder_task(torch.stack([features[:frames] for features in values]), torch.stack(windows))
-    return replace(task, voices=voices)
+    return replace(_encoder_task(values, training), voices=voices)
+
+
+def _windows(features: Tensor, frames: int, generator: torch.Generator) -> Tensor:
+    """Returns windows [WINDOWS, frames, 40] of the features [frames, 40], each with another random beginning."""
+    beginnings = len(features) - FIRST_FRAME - frames + 1
+    drawn = torch.randperm(beginnings, generator=generator)[:WINDOWS]
+    return torch.stack([features[first : first + frames] for first in (drawn + FIRST_FRAME).tolist()])
 
 
 def spikes(frames: int) -> Task:

@@ -7,7 +7,7 @@ recording is stored in the repository.
 from __future__ import annotations
 
 import io
-import itertools
+import random
 import shutil
 import subprocess
 import wave
@@ -25,9 +25,19 @@ SAMPLES_PER_SECOND = 16000
 WINDOW, STEP, BANDS = 400, 160, 40
 TARGET_DBFS = -30.0
 
-_SUBJECTS = ("the old captain", "my neighbour", "a young engineer", "every farmer", "the quiet child")
-_VERBS = ("carried", "painted", "forgot", "measured", "found", "repaired", "described", "followed")
-_OBJECTS = ("a wooden boat", "the broken window", "seven blue stones", "her favourite song", "an empty valley")
+_SUBJECTS = (
+    "the old captain", "my neighbour", "a young engineer", "every farmer", "the quiet child", "our teacher", "his aunt",
+    "some visitors", "that doctor", "nobody else", "one tall singer", "their guide",
+)  # fmt: skip
+_VERBS = (
+    "carried", "painted", "forgot", "measured", "found", "repaired", "described", "followed", "sold", "washed",
+    "imagined", "borrowed",
+)  # fmt: skip
+_OBJECTS = (
+    "a wooden boat", "the broken window", "seven blue stones", "her favourite song", "an empty valley", "red chairs",
+    "the first letter", "some warm bread", "his new bicycle", "this large map", "every small key", "an orange lamp",
+)  # fmt: skip
+_ENDINGS = ("slept", "laughed", "went home", "called a friend", "waited outside", "drank some tea")
 
 
 @dataclass(frozen=True)
@@ -40,14 +50,17 @@ class Recording:
 
 
 def recordings(count: int = 200) -> list[Recording]:
-    """Returns `count` sentences, each spoken by one of `VOICES` in turn. Raises `RuntimeError` without espeak-ng."""
+    """Returns `count` sentences, each spoken by one of `VOICES` in turn. Raises `RuntimeError` without espeak-ng.
+
+    The words of each sentence are drawn with equal chances, independent of the voice.
+    """
     if shutil.which("espeak-ng") is None:
         raise RuntimeError("espeak-ng is missing: install the Debian package espeak-ng.")
-    sentences = itertools.cycle(itertools.product(_OBJECTS, _VERBS, _SUBJECTS))
-    made = []
-    for number, (thing, verb, subject) in zip(range(count), sentences, strict=False):
+    draw, made = random.Random(0), []
+    for number in range(count):
         voice = number % len(VOICES)
-        spoken = _spoken(f"{subject} {verb} {thing}, and then {subject} slept.", VOICES[voice])
+        words = [draw.choice(each) for each in (_SUBJECTS, _VERBS, _OBJECTS, _SUBJECTS, _ENDINGS)]
+        spoken = _spoken("{} {} {}, and then {} {}.".format(*words), VOICES[voice])
         made.append(Recording(spoken, _features(spoken), voice))
     return made
 
