@@ -20,7 +20,10 @@ from openneutron.core.numbers import decibels
 from openneutron.errors import ModelError
 from openneutron.training.fake_quantize import FakeQuantizedWeight, RangeFactors
 
-__all__ = ["ComparedValues", "Distillation", "KeptValues", "Samples", "parameter_groups", "stacked", "train_towards"]
+__all__ = [
+    "ComparedValues", "Distillation", "KeptValues", "Samples", "held_out_of", "others_than", "parameter_groups",
+    "stacked", "train_towards",
+]  # fmt: skip
 
 Samples = Sequence[tuple[Any, ...]]
 CHECKS = 16
@@ -31,7 +34,7 @@ FIRST_RATE, WARM_UP = 0.05, 0.2
 # the first updates change the rounding of weights that compensate each other. The loss of recurrent networks increases
 # by up to 4 dB before it decreases below that of the start.
 MUCH_WORSE = 4.0
-HELD_OUT_SHARE, MOST_HELD_OUT = 8, 64
+HELD_OUT_EVERY, MOST_HELD_OUT = 8, 64
 # Gradients are clipped to this multiple of the mean of earlier norms. Gradients through many steps have rare peaks.
 MOST_GRADIENT, MEMORY = 2.0, 0.9
 CODES = 127
@@ -134,6 +137,8 @@ class ComparedValues:
     found: Callable[[tuple[Any, ...]], list[Tensor]]
     outputs: int
     samples: Samples
+    held_out: Sequence[int] | None = None
+    """The indices of the samples that measure the training and are not used in it; None for `held_out_of` all."""
 
     def check_outputs(self) -> None:
         """Compares the outputs for the first sample.
@@ -176,6 +181,21 @@ class ComparedValues:
             found, wanted = self._values(part)
             total += float(_mean_noise_ratio(found[:count], wanted[:count])) * len(part)
         return total / len(chosen)
+
+    @torch.no_grad()
+    def mean_sqnr(self, chosen: Sequence[int], batch: int) -> float:
+        """Returns the mean over the samples of the SQNR of their outputs in dB, computed in batches.
+
+        A sample with a large error has less weight in this mean than in `loss_of_outputs`.
+        """
+        count, found_db = self.outputs or None, list[float]()
+        for start in range(0, len(chosen), batch):
+            part = chosen[start : start + batch]
+            found, wanted = self._values(part)
+            for place in range(len(part)):
+                pair = ([value[place] for value in values[:count]] for values in (found, wanted))
+                found_db.append(decibels(float(_mean_noise_ratio(*pair))))
+        return sum(found_db) / len(found_db)
 
     def _values(self, chosen: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the values of the trained module and those of the float model."""
@@ -250,17 +270,21 @@ def train_towards(
     rate: float,
     batch: int,
     enough: float = 0.0,
+    selects: bool = True,
     after_step: Callable[[], None] = lambda: None,
 ) -> Distillation:
     """Trains the parameters of `module` towards the values of the float model in `comparison`.
 
-    Every eighth sample, up to 64, is held out. The rate increases in the first fifth of the training, and decreases to
-    0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the loss of the
+    Updates use no held-out sample of `comparison`. The rate increases in the first fifth of the training, and decreases
+    to 0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the loss of the
     outputs of held-out samples is measured; if it is more than `MUCH_WORSE` times the least so far, training continues
-    from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss. Calls
-    `after_step` after each update. Makes no update if the first loss is at most `enough`.
+    from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss; without
+    `selects`, with those of the last update. Calls `after_step` after each update. Makes no update if the first loss is
+    at most `enough`.
     """
-    held_out, trained = _split(len(comparison.samples))
+    count = len(comparison.samples)
+    held_out = held_out_of(count) if comparison.held_out is None else comparison.held_out
+    trained = others_than(held_out, count)
     before = comparison.loss_of_outputs(held_out, batch)
     kept, updates = _Kept(module, before), _Updates(module, rate)
     generator = torch.Generator().manual_seed(0)
@@ -278,16 +302,21 @@ def train_towards(
                 if not kept.takes(loss) and not loss <= MUCH_WORSE * kept.loss:
                     kept.restore()
                     updates.halve_rates()
-    kept.takes(comparison.loss_of_outputs(held_out, batch))
-    kept.restore()
-    return Distillation(step, decibels(before), decibels(kept.loss))
+    last = comparison.loss_of_outputs(held_out, batch)
+    if selects and not kept.takes(last):
+        kept.restore()
+    return Distillation(step, decibels(before), decibels(kept.loss if selects else last))
 
 
-def _split(count: int) -> tuple[list[int], list[int]]:
-    """Returns the indices of the held-out samples, evenly spaced, and those of the others."""
-    held = min(max(count // HELD_OUT_SHARE, 1), MOST_HELD_OUT)
-    held_out = list(range(0, count, count // held))[:held]
-    return held_out, sorted(set(range(count)) - set(held_out))
+def held_out_of(count: int, every: int = HELD_OUT_EVERY) -> list[int]:
+    """Returns the indices of the held-out samples among `count`: one of `every`, up to 64, evenly spaced."""
+    held = min(max(count // every, 1), MOST_HELD_OUT)
+    return list(range(0, count, count // held))[:held]
+
+
+def others_than(held_out: Sequence[int], count: int) -> list[int]:
+    """Returns the indices below `count` that are not in `held_out`, in order."""
+    return sorted(set(range(count)) - set(held_out))
 
 
 def stacked(samples: Samples, chosen: Sequence[int]) -> tuple[Any, ...]:

@@ -73,11 +73,15 @@ def floats_of(outputs: Any) -> list[Tensor]:
 
 
 def compare_states(
-    trained: TrainableModel, reference: GraphModule, states: Sequence[LayerStates], samples: Samples
+    trained: TrainableModel,
+    reference: GraphModule,
+    states: Sequence[LayerStates],
+    samples: Samples,
+    held_out: Sequence[int] | None = None,
 ) -> ComparedValues:
     """Compares the outputs and the states of each layer of `trained` with those of the float graph `reference`.
 
-    Keeps the values of the float graph for each sample (`KeptValues`).
+    Keeps the values of the float graph for each sample (`KeptValues`). `held_out` is that of `ComparedValues`.
     """
     module, teacher = (reading_states(each, states) for each in (trained.graph_module, reference))
     outputs = [value for value in pytree.tree_leaves(reference.graph.output_node().args) if isinstance(value, Node)]
@@ -89,7 +93,7 @@ def compare_states(
     def wanted(chosen: Sequence[int]) -> list[Tensor]:
         return _values(trained.of_samples(stacked(samples, chosen), teacher))
 
-    return ComparedValues(KeptValues(wanted), found, len(floats), samples)
+    return ComparedValues(KeptValues(wanted), found, len(floats), samples, held_out)
 
 
 def _values(outputs_and_states: Any) -> list[Tensor]:
