@@ -14,10 +14,16 @@ IMAGE_RANK = 4
 def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
     """Returns what to do about an input of shape `given` for a model that takes `sizes`, None for any size.
 
-    Returns an empty text unless `given` has the channels last, differs from `sizes` in dimensions of size 1 only, or
-    may be a sequence of another length: up to three dimensions, of which the first fits the model and another does not.
+    Returns an empty text unless `given` has the channels last, differs from `sizes` in dimensions of size 1 only or in
+    the size of images only, or may be a sequence of another length: up to three dimensions, of which the first fits the
+    model and another does not.
     """
-    return _order_advice(given, sizes) or _rank_advice(given, sizes) or _length_advice(given, sizes)
+    return (
+        _order_advice(given, sizes)
+        or _rank_advice(given, sizes)
+        or _area_advice(given, sizes)
+        or _length_advice(given, sizes)
+    )
 
 
 def _order_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
@@ -37,6 +43,16 @@ def _rank_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
     if len(given) == len(sizes) or None in wanted or [size for size in given if size != 1] != wanted:
         return ""
     return f" Only dimensions of size 1 differ. Use reshape{tuple(sizes)}."
+
+
+def _area_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
+    if len(sizes) != IMAGE_RANK or len(given) not in (IMAGE_RANK - 1, IMAGE_RANK) or given[-3] != sizes[1]:
+        return ""
+    shape = ",".join(map(str, (sizes[0] or 1, *given[-3:])))
+    return (
+        f" Give the size of the images as the shape of the example input (--input {shape}), or use a transform that "
+        "resizes them."
+    )
 
 
 def _length_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
