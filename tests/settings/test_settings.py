@@ -139,6 +139,8 @@ def test_the_template_is_valid_and_has_all_settings() -> None:
     [
         ("[modle]\n", "no section \\[modle\\]. Did you mean 'model'"),
         ("[model]\nwieghts = 'x'\n", "no key 'wieghts'. Did you mean 'weights'"),
+        ("[package]\nrecove = 'x'\n", r"no key 'recove'. Did you mean 'recover', which belongs to \[quantize\]"),
+        ("[package]\nrecover = 'x'\n", r"no key 'recover'. The key 'recover' belongs to \[quantize\]"),
         ("[model]\nmean = [1.0]\n", "'mean' belongs to \\[data\\]"),
         ("target = 'imxrt700'\n", "'target' belongs to \\[build\\]"),
         ("[quantize]\nweight_bits = 'six'\n", "'weight_bits' takes an integer, not 'six'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,16 @@ def _values(path: Path, section: str, table: Mapping[str, Any]) -> dict[str, Any
     known = {one.name: one for one in fields_of(section)}
     for name in table:
         if name not in known:
-            raise OptionError(f"'{path}': [{section}] has no key '{name}'.{did_you_mean(name, known)}{_home_of(name)}")
+            hint = did_you_mean(name, known) + _home_of(name) or _near_key(name)
+            raise OptionError(f"'{path}': [{section}] has no key '{name}'.{hint}")
     return {name: _from_folder(known[name], value, path.parent) for name, value in table.items()}
+
+
+def _near_key(name: str) -> str:
+    """Returns a sentence about a key of any section with a similar name; empty without one."""
+    homes = {one.name: section for section in SECTIONS for one in fields_of(section)}
+    near = get_close_matches(name, homes, 1)
+    return f" Did you mean '{near[0]}', which belongs to [{homes[near[0]]}]?" if near else ""
 
 
 def _home_of(name: str) -> str:
