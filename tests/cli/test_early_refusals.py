@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.cli.builds import MODEL, Here
 
+from openneutron.cli.main import in_long_form
+
 BUILD = ("build", *MODEL, "--calibrate", "photos", "-o", "refused")
 WITHOUT_TORCH: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*BUILD, "--args", "width="), "args takes literals"),
@@ -149,3 +151,21 @@ def test_names_are_checked_before_calibration(
     result = here("build", *MODEL, "--calibrate", "photos", "-o", tmp_path / "out", *options)
     assert result.code == 2, result.text
     assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["run", "out", "--bgr"], ["run", "out", "--channels=bgr"]),
+        (["run", "out", "--rgb", "--top", "3"], ["run", "out", "--channels=rgb", "--top", "3"]),
+        (["run", "out", "--", "--bgr"], ["run", "out", "--", "--bgr"]),
+        (["run", "bgr"], ["run", "bgr"]),
+    ],
+)
+def test_short_forms_of_channels(given: list[str], wanted: list[str]) -> None:
+    assert in_long_form(given) == wanted
+
+
+def test_a_verb_takes_a_short_form(here: Here, built: Path) -> None:
+    image = "labelled/left/000.png"
+    assert "channels='rgb' makes images of 3 channels" in here("run", built, image, "--rgb").err

@@ -44,6 +44,8 @@ def _options(
     """Quantize PyTorch models for NXP's eIQ Neutron NPU, and build, run and check their programs."""
 
 
+SHORT_FORMS = {"--rgb": "--channels=rgb", "--bgr": "--channels=bgr"}
+"""Options that stand for an option with its value."""
 MAY_BE_EMPTY = frozenset({"--args", "--extra-flags", "--input"})
 """Options whose value may be an empty text: no arguments, no flags, a scalar."""
 _IS_EMPTY = "is empty. Give a value; if it is a variable of the shell, set it."
@@ -66,6 +68,12 @@ def check_values(arguments: Sequence[str]) -> None:
             raise OptionError(f"The value of {option} is empty. Give a value.")
 
 
+def in_long_form(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with the options that `SHORT_FORMS` stand for. Every text after "--" stays as it is."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return [*(SHORT_FORMS.get(one, one) for one in arguments[:end]), *arguments[end:]]
+
+
 def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) -> None:
     """Runs the command line, and exits. Errors of OpenNeutron are printed without a traceback.
 
@@ -77,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) 
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with nullcontext() if ends_process else restored_signals():
-            given = sys.argv[1:] if arguments is None else list(arguments)
+            given = in_long_form(sys.argv[1:] if arguments is None else arguments)
             check_values(given)
             app(args=given)
     except OpenNeutronError as error:

@@ -67,7 +67,8 @@ class ModelSettings:
         words=_NAMES_IN_LIBRARIES,
     )
     args: str | None = setting(
-        'Arguments of the class or function, such as "width=16, classes=10". Literals of Python.', metavar="ARGS"
+        'Arguments of the class or function, such as "width=16, classes=10". The values are Python literals.',
+        metavar="ARGS",
     )
     weights: str | None = setting(
         "A state dict or a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors). For timm and torchvision: 'none' keeps "
@@ -77,8 +78,8 @@ class ModelSettings:
         words=("none",),
     )
     input: tuple[str, ...] = setting(
-        "The shape of an input, such as 1,3,32,32. A dtype may precede it (int64:1,128), and a name precede both "
-        "(mask=bool:1,128). Repeat the option for each input.",
+        "The shape of an input, such as 1,3,32,32. A dtype may precede it (int64:1,128), and a name may precede "
+        "both (mask=bool:1,128). Repeat the option for each input.",
         (),
         metavar="SHAPE",
     )
@@ -123,7 +124,7 @@ class DataSettings:
     )
     transform: str | None = setting(
         "file.py:function of one sample; timm:name or torchvision:name for the transform of these weights. It replaces "
-        "the other options of transforms.",
+        "resize, crop, scale, mean, std and channels.",
         metavar="TRANSFORM",
         path="name",
         words=_NAMES_IN_LIBRARIES,
@@ -140,7 +141,8 @@ class DataSettings:
         "Divide by this standard deviation of each channel after the mean.", (), metavar="STD,..."
     )
     channels: str | None = setting(
-        "The order of the channels of images. By default, rgb, or grey for an input of one channel.",
+        "The order of the channels of images. By default, rgb, or grey for an input of one channel. The command line "
+        "also takes --rgb and --bgr.",
         choices=("rgb", "bgr", "grey"),
     )
 
@@ -149,8 +151,13 @@ class DataSettings:
 class QuantizeSettings:
     """The options of `quantize`, under their own names, and short forms of two of them."""
 
-    recover: str = setting("How accuracy is recovered after quantization.", "auto", choices=RECOVER)
-    recovery_seconds: float = setting("The time limit of --recover best, in seconds.", 1800.0, least=0)
+    recover: str = setting(
+        "How accuracy is recovered after quantization: fast uses few calibration inputs; auto uses all of them, and "
+        "trains recurrent networks; best tries several recipes within the recovery seconds; none recovers nothing.",
+        "auto",
+        choices=RECOVER,
+    )
+    recovery_seconds: float = setting("The time limit of the recovery best, in seconds.", 1800.0, least=0)
     per_channel: bool = setting("Use one scale for each output channel of weights (SDK 25.09 and later).", False)
     keep_float: tuple[str, ...] = setting(
         "Leave a module in float. The name of a module; * matches any text. Repeatable.", (), metavar="MODULE"
@@ -162,12 +169,12 @@ class QuantizeSettings:
     )
     weight_granularity: str = setting("The granularity of all weights.", "per_tensor", choices=GRANULARITIES)
     weight_bits: int = setting("The number of bits of weights, 2 to 8.", 8, least=2, most=8)
-    equalize: bool = setting("Equalize the ranges of channels.", True)
+    equalize: bool = setting("Equalize the ranges of the channels of neighbouring layers.", True)
     correct_bias: bool = setting("Correct biases by the means of activations.", True)
     wide: tuple[str, ...] = setting(
         "Hold a value in two int8 tensors: the name of an LSTM or of an input, or auto. Repeatable.", (), metavar="NAME"
     )
-    strict: bool = setting("The option of torch.export.export.", False)
+    strict: bool = setting("Export the model with strict=True, an option of torch.export.export.", False)
     batch_size: int | None = setting("The number of samples that calibration runs at once.", least=1)
     jobs: int = setting("The number of processes for calibration and evaluation.", 1, least=1, most=MOST_JOBS)
     stop_when_converged: bool = setting("End calibration when ranges no longer change.", False)
@@ -181,20 +188,31 @@ class LowerSettings:
     neutron_converter_flavor: str | None = setting(
         "The release of NXP's converter, such as SDK_25_06. --flavor is the same.", metavar="FLAVOR"
     )
-    payload: str = setting("What the delegates contain.", "auto", choices=PAYLOADS)
-    operators_not_to_delegate: tuple[str, ...] = setting(
-        "An operator that runs on the CPU, such as aten::silu. Repeatable.", (), metavar="OPERATOR"
+    payload: str = setting(
+        "What the delegates contain: portable is TFLite, which a host runs; device is microcode, which the board runs; "
+        "auto is device if NXP's converter is installed, else portable.",
+        "auto",
+        choices=PAYLOADS,
     )
-    extra_flags: str | None = setting("Fields of the converter's compilationOpts, as name=value.", metavar="FLAGS")
+    operators_not_to_delegate: tuple[str, ...] = setting(
+        "Keep an operator on the CPU: its name, such as aten::silu. Repeatable.", (), metavar="OPERATOR"
+    )
+    extra_flags: str | None = setting(
+        "Fields of the compilationOpts of NXP's converter, as name=value.", metavar="FLAGS"
+    )
     intermediates_dir: str | None = setting(
-        "A folder that exists, for the TFLite model of each partition and the dumps of passes.",
+        "An existing folder, to which the TFLite model of each partition and the dumps of passes are written.",
         metavar="FOLDER",
         path="folder",
     )
     use_neutron_for_format_conversion: bool = setting("The NPU converts between NCHW and NHWC.", True)
     fetch_constants_to_sram: bool = setting("Weights stay in flash and are fetched to SRAM layer by layer.", False)
-    dump_kernel_selection_code: bool = setting("Write the kernel selection of a device program.", False)
-    use_profiling: bool = setting("The NPU measures the time of its kernels.", False)
+    dump_kernel_selection_code: bool = setting(
+        "Write the C file that selects the NPU kernels of a device program.", False
+    )
+    use_profiling: bool = setting(
+        "The program measures the time of its kernels on the board; see `openneutron profile`.", False
+    )
 
 
 @dataclass(frozen=True)
