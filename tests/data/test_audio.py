@@ -138,3 +138,10 @@ def test_damaged_recordings_give_typed_errors(tmp_path: Path) -> None:
         except InputError:
             refused += 1
     assert refused > 100
+
+
+def test_an_empty_recording_is_named_with_a_reason_and_a_cure(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.touch()
+    with pytest.raises(InputError, match=r"a\.wav cannot be read as WAV: it ends within its header\. Copy it again, "):
+        read_value(path)

@@ -44,12 +44,17 @@ def read_waveform(path: Path) -> Waveform:
         except InputError:
             raise
         except (OSError, EOFError, RuntimeError, ValueError, ZeroDivisionError) as error:  # of a damaged header
-            raise InputError(f"{path} cannot be read as WAV: {first_line(error)}") from error
+            raise InputError(_unreadable(path, "WAV", error)) from error
         except wave.Error as error:
             if "format" not in str(error):
-                raise InputError(f"{path} cannot be read as WAV: {first_line(error)}") from error
+                raise InputError(_unreadable(path, "WAV", error)) from error
             reason = f"in another encoding than integers ({error})"
     return _of_soundfile(path, reason)
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> str:
+    reason = "it ends within its header" if isinstance(error, EOFError) else first_line(error).rstrip(".")
+    return f"{path} cannot be read as {kind}: {reason}. Copy it again, or remove it from the data."
 
 
 def _of_wave(path: Path, file: wave.Wave_read) -> Waveform:
@@ -89,7 +94,7 @@ def _of_soundfile(path: Path, reason: str) -> Waveform:
     try:
         values, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a recording: {first_line(error)}") from error
+        raise InputError(_unreadable(path, "a recording", error)) from error
     if not len(values):
         raise InputError(f"{path} has no frames.")
     return _waveform(values, rate)
