@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def test_samples_that_changed_sides(folder: Path) -> None:
     assert reverse.lost("right") == ()
     assert str(found).splitlines()[0] == "top1 on 12 samples"
     assert str(found).splitlines()[2].endswith("lost 4, gained 0")
+    for line in str(found).splitlines()[1:]:
+        assert re.search(r"  \d+\.\d\d %  \(\d+\.\d\d to \d+\.\d\d\)", line), line
     rows = found.as_dict()["runs"]
     assert [row["name"] for row in rows] == ["right", "wrong"]
     assert rows[1]["changed"][0] == {

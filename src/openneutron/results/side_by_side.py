@@ -160,9 +160,14 @@ class SideBySide:
         lines = [f"{self.metric} on {self.samples} samples"]
         width = max(len(run.name) for run in self.runs)
         for run in self.runs:
-            interval = "" if run.interval is None else f"  ({run.interval[0]:.4g} to {run.interval[1]:.4g})"
-            lines.append(f"  {run.name:<{width}}  {run.value:.4g}{' %' * bool(self.unit)}{interval}{self._sides(run)}")
+            interval = "" if run.interval is None else "  ({} to {})".format(*map(self._text, run.interval))
+            value = f"{self._text(run.value)} {self.unit}".rstrip()
+            lines.append(f"  {run.name:<{width}}  {value}{interval}{self._sides(run)}")
         return "\n".join(lines)
+
+    def _text(self, value: float) -> str:
+        """Returns percentages with two digits after the point, and values of other metrics with four digits."""
+        return f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
 
     def _sides(self, run: RunScores) -> str:
         if self.labels is None or run is self.runs[0]:
