@@ -14,9 +14,9 @@ IMAGE_RANK = 4
 def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
     """Returns what to do about an input of shape `given` for a model that takes `sizes`, None for any size.
 
-    Returns an empty text unless `given` has the channels last, differs from `sizes` in dimensions of size 1 only or in
-    the size of images only, or may be a sequence of another length: up to three dimensions, of which the first fits the
-    model and another does not.
+    Returns an empty text unless `given` has the channels last, differs from `sizes` in dimensions of size 1 only, has
+    the channels of `sizes` and another height or width, or may be a sequence of another length: up to three dimensions,
+    of which the first fits the model and another does not.
     """
     return (
         _order_advice(given, sizes)
@@ -27,7 +27,7 @@ def size_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
 
 
 def _order_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
-    if len(sizes) != IMAGE_RANK:
+    if len(sizes) != IMAGE_RANK or [*given[-3:]] == [*sizes[1:]]:
         return ""
     batch, channels, *area = sizes
     last = [*area, channels]
@@ -48,10 +48,13 @@ def _rank_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
 def _area_advice(given: Sequence[int], sizes: Sequence[int | None]) -> str:
     if len(sizes) != IMAGE_RANK or len(given) not in (IMAGE_RANK - 1, IMAGE_RANK) or given[-3] != sizes[1]:
         return ""
+    if all(size in {None, one} for one, size in zip(given[-2:], sizes[2:], strict=True)):
+        return ""
+    taken = " x ".join("any" if size is None else str(size) for size in sizes[2:])
     shape = ",".join(map(str, (sizes[0] or 1, *given[-3:])))
     return (
-        f" Give the size of the images as the shape of the example input (--input {shape}), or use a transform that "
-        "resizes them."
+        f" Give data of {taken}, for images with a transform that resizes them. Or quantize or build the model again "
+        f"for this size, with --input {shape}."
     )
 
 
