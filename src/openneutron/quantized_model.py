@@ -16,6 +16,7 @@ from openneutron.core.fx import is_dequantize, is_operator, is_quantize
 from openneutron.core.locks import traces_alone
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.errors import OptionError
+from openneutron.model.arguments import names_of_leaves
 from openneutron.model.examples import Examples, leaves_of, to_tensors
 from openneutron.model.exporting import export, saved_program
 from openneutron.model.state import reset
@@ -112,11 +113,12 @@ class QuantizedModel(ShownAsTable):
 
     def _inputs(self) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
         """Returns the name, the dtype and the shape of each input, and the value of one that is not a tensor."""
-        for leaf, value in zip(leaves_of(self.module), self.examples.leaves, strict=True):
+        values = self.examples.leaves
+        for name, value in zip(names_of_leaves(leaves_of(self.module), len(values)), values, strict=True):
             if isinstance(value, Tensor):
-                yield leaf.name, str(value.dtype).removeprefix("torch."), tuple(value.shape), None
+                yield name, str(value.dtype).removeprefix("torch."), tuple(value.shape), None
             else:
-                yield leaf.name, "none" if value is None else type(value).__name__, (), value
+                yield name, "none" if value is None else type(value).__name__, (), value
 
     @property
     def examples(self) -> Examples:

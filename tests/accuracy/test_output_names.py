@@ -22,7 +22,7 @@ from openneutron.accuracy import validate
 from openneutron.accuracy.board_tensors import board_outputs
 from openneutron.accuracy.compare_programs import compare_outputs
 from openneutron.cli.tables import table_of_differences
-from openneutron.model.arguments import output_names
+from openneutron.model.arguments import Leaf, names_of_leaves, output_names
 from openneutron.page import summarize
 from openneutron.report.inspect import inspect, tensor_inputs
 from openneutron.settings import Settings
@@ -205,3 +205,46 @@ def test_names_in_trees(tree: Any, count: int, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("text", [None, "", "[]", "[1]", "[1, 2]", "[" * 10000, '[1, {"type": "x"}]'])
 def test_unknown_trees_have_positions(text: str | None) -> None:
     assert output_names(text, 2, "out{}") == ("out0", "out1")
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ([("x", "a.b"), ("x", "a", "b")], ("input0", "input1")),
+        ([("y",), ("x", "a.b"), ("x", "a", "b")], ("y", "input1", "input2")),
+        ([("x", 0), ("x", "0"), ("input0",)], ("input0", "input1", "input2")),
+        ([("input1",), ("input0",)], ("input1", "input0")),
+        ([], ("input0", "input1")),
+    ],
+)
+def test_names_of_inputs_differ(paths: list[tuple[str | int, ...]], names: tuple[str, ...]) -> None:
+    assert names_of_leaves([Leaf(path) for path in paths], 2) == names
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: dict[str, Any]) -> Tensor:
+        found: Tensor = self.layer(x["a.b"]) + 2 * self.layer(x["a"]["b"])
+        return found
+
+
+def test_keys_of_one_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data: list[Any] = [({"a.b": torch.randn(1, 8), "a": {"b": torch.randn(1, 8)}},) for _ in range(3)]
+    quantized = quantize(Nested().eval(), data[0], data, recover=None, progress=False)
+    program = lower(quantized)
+    program.save(tmp_path / "p.pte")
+    assert [one["name"] for one in quantized.as_dict()["inputs"]] == ["input0", "input1"]
+    assert [text.partition(": ")[0] for text in summarize("net", program).inputs] == ["input0", "input1"]
+    host = load(tmp_path / "p.pte")
+    assert host.input_names() == ["input0", "input1"]
+    assert [one.name for one in inspect(tmp_path / "p.pte").inputs] == ["input0", "input1"]
+    assert tensor_inputs(tmp_path / "p.pte") == {"input0": "input0", "input1": "input1"}
+    files = [tmp_path / "ab.npy", tmp_path / "a_b.npy"]
+    np.save(files[0], data[0][0]["a.b"].numpy())
+    np.save(files[1], data[0][0]["a"]["b"].numpy())
+    run_files(tmp_path / "p.pte", list(map(str, files)), Settings(), output=tmp_path / "out.npy", isolated=False)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), host.run(*data[0]).numpy())

@@ -80,6 +80,30 @@ def test_several_inputs_by_position_and_by_name(order: str, tmp_path: Path) -> N
     assert run.paths == (a, b)
 
 
+@pytest.mark.parametrize("order", ["{a} {b}", "input0={a} input2={b}", "input2={b} {a}", "{both}"])
+@pytest.mark.parametrize("names", [["x.a.b", "n", "x.a.b"], None])
+def test_inputs_of_one_name_are_called_by_their_positions(order: str, names: list[str] | None, tmp_path: Path) -> None:
+    a, b = array(tmp_path / "a.npy", 1, 2), array(tmp_path / "b.npy", 1, 2, value=2)
+    np.savez(tmp_path / "both.npz", input2=np.load(b), input0=np.load(a))
+    forms = [
+        InputForm("x.a.b", (1, 2), torch.float32),
+        InputForm("n", (), None, constant=7),
+        InputForm("x.a.b", (1, 2), torch.float32),
+    ]
+    files = order.format(a=a, b=b, both=tmp_path / "both.npz").split()
+    (run,) = inputs_of_files(files, forms, names=names)
+    assert [run.inputs[0].tolist(), run.inputs[1], run.inputs[2].tolist()] == [[[1, 1]], 7, [[2, 2]]]
+    with pytest.raises(OptionError, match=r"'x\.a\.b' in '.*' is not an input of the program: input0, input2"):
+        inputs_of_files([f"x.a.b={a}", str(b)], forms, names=names)
+
+
+@pytest.mark.parametrize(("names", "text"), [([], "0 names"), (["a", "b"], r"2 names \(a, b\)")])
+def test_another_number_of_names_than_of_inputs(names: list[str], text: str, tmp_path: Path) -> None:
+    file = array(tmp_path / "a.npy", 3, 4, 6)
+    with pytest.raises(OptionError, match=rf"`names` has {text}.* has 1 inputs\. Give a name for each input"):
+        inputs_of_files([file], IMAGE, names=names)
+
+
 def test_archives_of_several_inputs(tmp_path: Path) -> None:
     for index in range(2):
         arrays: dict[str, Any] = {"b": np.full((1, 3), index, np.float32), "a": np.full(2, -index, np.float32)}

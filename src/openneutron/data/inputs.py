@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from openneutron.core.files import check_is_file, exists, is_folder, similar_path
 from openneutron.core.messages import did_you_mean, listed
+from openneutron.core.names import distinct_names
 from openneutron.core.user_code import code_of_user
 from openneutron.data.files import data_files, warn_of_skipped
 from openneutron.data.shape_advice import size_advice
@@ -70,7 +71,8 @@ def inputs_of_files(
             outputs = program.run(*run.inputs)
 
     `forms` are `HostProgram.inputs`, or `InputForm`s. `names` are the names of the inputs; by default those of
-    `InputForm`s, else "input0", "input1", ... These positions are names of the inputs in each case.
+    `InputForm`s, else "input0", "input1", ... These positions are names of the inputs in each case. Inputs that
+    have the same name are called by their positions only.
 
     For a program with one tensor input, each file is one run, and a folder stands for its files. An array of several
     samples is one run for each batch of the program's size. For a program with several inputs, give the files in the
@@ -80,7 +82,8 @@ def inputs_of_files(
     Images and recordings are converted by `transform`, or as in calibration. A missing batch dimension of 1 is added.
     Float values for a quantized input of a program are quantized.
 
-    Raises `InputError` for files that cannot be read or do not fit, and `OptionError` for a wrong name.
+    Raises `InputError` for files that cannot be read or do not fit, and `OptionError` for a wrong name or a
+    wrong number of names.
     """
     slots = _slots(forms, names)
     wanted = [slot for slot in slots if slot.sizes is not None]
@@ -119,7 +122,13 @@ def check_files(files: Sequence[str | os.PathLike[str]], names: Mapping[str, str
 
 def _slots(forms: Sequence[Any], names: Sequence[str] | None) -> list[_Slot]:
     made = []
-    known = names or [getattr(form, "name", f"input{index}") for index, form in enumerate(forms)]
+    given = [getattr(form, "name", "") for form in forms] if names is None else names
+    if len(given) != len(forms):
+        raise OptionError(
+            f"`names` has {len(given)} names ({listed(given)}), but the program has {len(forms)} inputs. Give a name "
+            "for each input, as the method input_names() of the program does."
+        )
+    known = distinct_names(given, "input{}")
     for index, (name, form) in enumerate(zip(known, forms, strict=True)):
         position = f"input{index}" if f"input{index}" not in known else name
         sizes = getattr(form, "sizes", getattr(form, "shape", None))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from openneutron.core.names import distinct_names
 from openneutron.errors import InputError
 
 __all__ = [
@@ -162,8 +162,11 @@ def input_names(text: str | None, tree: str | None, are_tensors: Sequence[bool])
 
 
 def names_of_leaves(leaves: Sequence[Leaf], count: int) -> tuple[str, ...]:
-    """Returns the names of `count` inputs: those of their `leaves`, or "input0" and so on if there are no leaves."""
-    return tuple(leaf.name for leaf in leaves) or tuple(f"input{i}" for i in range(count))
+    """Returns the names of `count` inputs: those of their `leaves`, or "input0" and so on if there are no leaves.
+
+    Inputs of one name, such as the keys "a.b" and "b" within "a", have the names of their positions, too.
+    """
+    return distinct_names([leaf.name for leaf in leaves] or [""] * count, "input{}")
 
 
 def output_names(text: str | None, count: int, unnamed: str = "output{}") -> tuple[str, ...]:
@@ -181,16 +184,7 @@ def output_names(text: str | None, count: int, unnamed: str = "output{}") -> tup
     if len(paths) != count:
         paths = [()] * count
     names = [".".join(map(str, path)) if any(isinstance(key, str) for key in path) else "" for path in paths]
-    times = Counter(names)
-    numbered = [unnamed.format(i) for i in range(count)]
-    kept = {name: i for i, name in enumerate(names) if name and times[name] == 1}
-    left = [i for i, name in enumerate(names) if name not in kept]
-    while left:  # a name that is numbered can take the name of another output
-        i = left.pop()
-        names[i] = numbered[i]
-        if numbered[i] in kept:
-            left.append(kept.pop(numbered[i]))
-    return tuple(names)
+    return distinct_names(names, unnamed)
 
 
 def _paths_in(tree: Mapping[str, Any], path: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from openneutron.core.sources import short_source
 from openneutron.errors import InputError
 from openneutron.formats import pte
 from openneutron.ir.cost import array_of
+from openneutron.model.arguments import names_of_leaves
 from openneutron.page.accuracy import accuracy_rows
 from openneutron.page.content import (
     AccuracyRow,
@@ -438,9 +439,10 @@ def _text(value: Any) -> str:
 
 
 def _named(edges: Sequence[TensorSummary], program: LoweredProgram) -> tuple[str, ...]:
-    names = [leaf.name for leaf in program.leaves or ()]
-    if len(names) != len(edges):
+    leaves = program.leaves or ()
+    if len(leaves) != len(edges):
         return tuple(map(_edge, edges))
+    names = names_of_leaves(leaves, len(edges))
     return tuple(_edge(replace(edge, name=name)) for edge, name in zip(edges, names, strict=True))
 
 
