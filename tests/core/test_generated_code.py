@@ -7,6 +7,7 @@ import inspect
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -105,3 +106,52 @@ def test_other_threads_generate_code_at_once(generated: list[GraphModule]) -> No
     with code_on_demand(), ThreadPoolExecutor(1) as other:
         module = other.submit(symbolic_trace, add_one).result()
         assert generated == [module]
+
+
+class BlocksOfOneThread:
+    """Blocks that a thread of its own enters and leaves."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.blocks: list[AbstractContextManager[None]] = []
+
+    def enter(self) -> None:
+        block = code_on_demand()
+        self.pool.submit(block.__enter__).result()
+        self.blocks.append(block)
+
+    def leave(self, error: Exception | None) -> None:
+        kind = None if error is None else type(error)
+        self.pool.submit(self.blocks.pop().__exit__, kind, error, None).result()
+
+    def generates_at_once(self) -> bool:
+        return "_code" in vars(self.pool.submit(symbolic_trace, add_one).result())
+
+
+@pytest.mark.parametrize("steps", ["ABab", "ABba", "AaBb", "AABaab", "AABaba", "ABBbab", "ABCabc", "ABaAba"])
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()], ids=["no error", "an error in each block"])
+def test_blocks_of_several_threads_overlap(steps: str, error: Exception | None) -> None:
+    """A capital is a thread that enters a block, a small letter one that leaves it."""
+    recompile = GraphModule.recompile
+    threads = {name: BlocksOfOneThread() for name in sorted(set(steps.upper()))}
+    for step in steps:
+        thread = threads[step.upper()]
+        if step.isupper():
+            thread.enter()
+        else:
+            thread.leave(error)
+        for one in threads.values():
+            assert one.generates_at_once() == (not one.blocks)
+    assert GraphModule.recompile is recompile
+    for one in threads.values():
+        one.pool.shutdown()
+
+
+def test_nested_blocks_generate_code_once(generated: list[GraphModule]) -> None:
+    with code_on_demand():
+        with code_on_demand():
+            module = symbolic_trace(add_one)
+        other = symbolic_trace(add_one)
+        assert not generated
+    assert (module(torch.ones(1)).item(), other(torch.ones(1)).item()) == (2, 2)
+    assert generated == [module, other]

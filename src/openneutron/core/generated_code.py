@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule
+
+from openneutron.core.locks import ForkSafeLock, Order
 
 __all__ = ["code_on_demand"]
 
@@ -21,28 +24,72 @@ def code_on_demand() -> Iterator[None]:
     """Generates the code of a graph module when it is first read, while this thread is in the block.
 
     torch.export, torchao and ExecuTorch create many graph modules that nothing runs, and call `recompile` after each
-    change of a graph, so code was a tenth of the time of `quantize`. A module may leave the block without code, and
-    gets it at its first call. Only pickling fails without code: call `module.recompile()` before, after the block.
+    change of a graph, so code was a tenth of the time of `quantize`. A module may leave the block without code. It then
+    gets its code at its first call. Only pickling fails without code: call `module.recompile()` before.
+    Threads outside of a block generate code at once.
     """
-    generate, thread = GraphModule.recompile, threading.get_ident()
+    _thread.blocks += 1
+    try:
+        with _LOCK:
+            _patch.enter()
+        try:
+            yield
+        finally:
+            with _LOCK:
+                _patch.leave()
+    finally:
+        _thread.blocks -= 1
 
-    def defer(module: GraphModule) -> Any:
-        if threading.get_ident() != thread:
-            return generate(module)
+
+class _Thread(threading.local):
+    """The number of blocks that this thread is in."""
+
+    blocks = 0
+
+
+@dataclass
+class _Patch:
+    """The replacement of `GraphModule.recompile`, which begins with the first block and ends with the last one.
+
+    Only a thread that holds `_LOCK` changes it. A process that was forked while another thread was in a block keeps the
+    replacement, which then generates code at once.
+    """
+
+    blocks: int = 0
+    """The number of blocks that any threads are in."""
+    generate: Callable[[GraphModule], Any] = GraphModule.recompile
+    """The method that was replaced."""
+
+    def enter(self) -> None:
+        if self.blocks == 0:
+            self.generate = GraphModule.recompile
+            GraphModule.recompile = _recompile  # type: ignore[method-assign, assignment]
+        self.blocks += 1
+
+    def leave(self) -> None:
+        self.blocks -= 1
+        if self.blocks == 0:
+            GraphModule.recompile = self.generate  # type: ignore[method-assign, assignment]
+
+
+_LOCK = ForkSafeLock(Order.CODE)
+_thread = _Thread()
+_patch = _Patch()
+
+
+def _recompile(module: GraphModule) -> Any:
+    """Removes the code of a module, so that it is generated on demand. Generates it outside of a block."""
+    if _thread.blocks == 0:
+        return _patch.generate(module)
+    with _LOCK:
         for name in _GENERATED:
             vars(module).pop(name, None)
-            setattr(type(module), name, _Generated(name, generate))
-        return None
-
-    GraphModule.recompile = defer  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        GraphModule.recompile = generate  # type: ignore[method-assign]
+            setattr(type(module), name, _Generated(name, _patch.generate))
+    return None
 
 
 class _Generated:
-    """An attribute of a graph module without code. Reading it generates the code, which assigns it."""
+    """An attribute of a graph module without code. Reading it generates the code, which replaces it."""
 
     def __init__(self, name: str, generate: Callable[[GraphModule], Any]) -> None:
         self._name = name

@@ -28,6 +28,7 @@ class Order(IntEnum):
     PROGRAM = 2
     RUNTIME = 3
     ERROR_STREAM = 4
+    CODE = 5
 
 
 class ForkSafeLock:
