@@ -72,7 +72,7 @@ class _FloatProgram:
         infos = self.program.inputs
         if not any(_is_quantized(info) for info in infos):
             return self.program.run(*inputs, **named)
-        flat = self._flat(inputs, named)
+        flat = self.program.values_of(*inputs, **named)
         if not any(_is_quantized(info) and _is_float(value) for info, value in zip(infos, flat, strict=False)):
             return self.program.run(*inputs, **named)
         pairs = zip(infos, flat, strict=False)
@@ -84,11 +84,6 @@ class _FloatProgram:
             for info, value in zip(self.program.outputs, values, strict=True)
         )
         return floats if isinstance(outputs, tuple) else floats[0]
-
-    def _flat(self, inputs: Sequence[Any], named: dict[str, Any]) -> list[Any]:
-        if self.program.leaves is None:
-            return list(inputs)
-        return leaves_at([leaf.path for leaf in self.program.leaves], inputs, named)
 
 
 def _is_quantized(info: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ from openneutron.errors import InputError
 
 __all__ = [
     "INPUT_NAMES", "MISSING", "Leaf", "Path", "argument_names", "check_names", "input_names", "leaves_at",
-    "leaves_from_text", "named_paths", "names_of_leaves", "output_names", "paths_from_tree", "text_of_leaves",
+    "leaves_from_text", "named_paths", "names_of_leaves", "output_names", "paths_from_tree", "positions_of",
+    "text_of_leaves",
 ]  # fmt: skip
 
 INPUT_NAMES = "input_names"
@@ -57,7 +59,30 @@ def argument_names(paths: Sequence[Path]) -> list[str]:
 
 
 def leaves_at(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """Returns the values at `paths` in positional and keyword arguments; `MISSING` for a path without a value."""
+    """Returns the values at `paths` in positional and keyword arguments; `MISSING` for a path without a value.
+
+    `kwargs` may also name the leaves by their positions, as `positions_of` returns them.
+    """
+    values = _values_by_name(paths, args, kwargs)
+    positions = positions_of(paths, kwargs)
+    for name, index in positions.items():
+        values[index] = kwargs[name]
+    return values
+
+
+def positions_of(paths: Sequence[Path], names: Iterable[str]) -> dict[str, int]:
+    """Returns the position of the leaf that each of `names` means: 1 for "input1".
+
+    Names without such a leaf are left out; so are names that an argument or a key in `paths` has.
+    """
+    found = {name: int(name[len("input") :]) for name in names if re.fullmatch(r"input(0|[1-9][0-9]{0,8})", name)}
+    if not found:
+        return {}
+    keys = {key for path in paths for key in path}
+    return {name: index for name, index in found.items() if index < len(paths) and name not in keys}
+
+
+def _values_by_name(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     given = {**dict(zip(argument_names(paths), _with_leaves(args), strict=False)), **kwargs}
     return [_value_at(given, path) for path in paths]
 
@@ -86,8 +111,14 @@ def _descend(value: Any, key: str | int) -> Any:
 def check_names(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any], what: str) -> None:
     """Raises `InputError` for too many arguments, for an unknown name, and for an argument that is given twice.
 
-    Messages begin with `what`, the name of the function or program.
+    A leaf also has the name of its position. Messages begin with `what`, the name of the function or program.
     """
+    positions = positions_of(paths, kwargs)
+    values = _values_by_name(paths, args, kwargs) if positions else []
+    for name, index in positions.items():
+        if values[index] is not MISSING:
+            raise InputError(f"{what} got its input '{Leaf(paths[index]).name}' twice: also as '{name}'. Give it once")
+    kwargs = {name: value for name, value in kwargs.items() if name not in positions}
     names, args = argument_names(paths), _with_leaves(args)
     if len(args) > len(names):
         raise InputError(f"{what} takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")

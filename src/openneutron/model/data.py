@@ -174,9 +174,9 @@ def inputs_in(
 
     `data` is one of:
 
-    - An iterable of tensors, numpy arrays, tuples, lists, or mappings from the names of forward's arguments. Arguments
-      may be lists, mappings and dataclasses of inputs. Items after the inputs, such as a label, are dropped. Inputs
-      that are not tensors may be left out.
+    - An iterable of tensors, numpy arrays, tuples, lists, or mappings from the names of forward's arguments or from the
+      positions "input0", "input1" ... Arguments may be lists, mappings and dataclasses of inputs. Items after the
+      inputs, such as a label, are dropped. Inputs that are not tensors may be left out.
     - A data set with `__getitem__` and `__len__`.
     - A DataLoader, whose batches are split into batches of the model's size. An incomplete last batch is dropped.
     - One tensor of samples, which is split in the same way.

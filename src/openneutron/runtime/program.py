@@ -35,6 +35,7 @@ from openneutron.model.arguments import (
     named_paths,
     names_of_leaves,
     output_names,
+    positions_of,
 )
 from openneutron.runtime.child import ChildSession
 from openneutron.runtime.index_faults import index_fault
@@ -221,7 +222,8 @@ class HostProgram:
 
         Inputs are torch tensors or numpy arrays, in the order of `inputs`. Constant inputs may be left out. A program
         whose `leaves` are known also takes the arguments of `forward`, by position and by name. `lower` writes them
-        into the `.pte`. In a `.pte` of the documented flow, positional arguments have no names.
+        into the `.pte`. In a `.pte` of the documented flow, positional arguments have no names. Every input has the
+        name of its position, too: "input0", unless an argument or a key is called so.
 
         State is kept from call to call; `reset` restores the initial state. The outputs are copies, which later runs do
         not change.
@@ -281,23 +283,25 @@ class HostProgram:
             return [next(given) if isinstance(info, TensorInfo) else info.value for info in self.inputs]
         if not self._names_are_known:
             self._check_without_names(inputs, named)
-            if len(inputs) == len(self.inputs):
+            if len(inputs) == len(self.inputs) and not named:
                 return list(inputs)
-        if self._leaves is None or (is_flat and len(inputs) > len(self.inputs)):
+        if (self._leaves is None and not named) or (is_flat and len(inputs) > len(self.inputs)):
             raise InputError(f"{self._name} takes {tensors} inputs, got {len(inputs)}; {self._describe_inputs()}")
-        paths = [leaf.path for leaf in self._leaves]
+        leaves = self._leaves or [Leaf((name,)) for name in self._input_names]
+        paths = [leaf.path for leaf in leaves]
         check_names(paths, inputs, named, self._name)
         values = leaves_at(paths, inputs, named)
-        given = zip(values, self._leaves, self.inputs, strict=True)
+        given = zip(values, leaves, self.inputs, strict=True)
         return [self._constant(leaf, info) if value is MISSING else value for value, leaf, info in given]
 
     def _check_without_names(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
         """Raises `InputError` for arguments that need names or a structure, of which the `.pte` tells nothing."""
-        names = set(argument_names([leaf.path for leaf in self._leaves or ()]))
-        if not names.issuperset(named):
+        paths = [leaf.path for leaf in self._leaves or ()] or [(name,) for name in self._input_names]
+        if not {*argument_names(paths), *positions_of(paths, named)}.issuperset(named):
             raise InputError(
                 f"{self._name} does not contain the names of its inputs: give them in the order of the "
-                f"model's arguments; {self._describe_inputs()}. lower() writes the names into the .pte"
+                f"model's arguments, or by position (input0); {self._describe_inputs()}. lower() writes the names into "
+                "the .pte"
             )
         if self._leaves is None and any(map(_is_nested, inputs)):
             raise InputError(
