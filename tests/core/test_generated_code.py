@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import pickle
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from threading import Barrier
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 from torch.fx import GraphModule, symbolic_trace
+from torch.package.package_exporter import PackageExporter
+from torch.package.package_importer import PackageImporter
 
 from openneutron.core.generated_code import code_on_demand
 
@@ -155,3 +161,75 @@ def test_nested_blocks_generate_code_once(generated: list[GraphModule]) -> None:
         assert not generated
     assert (module(torch.ones(1)).item(), other(torch.ones(1)).item()) == (2, 2)
     assert generated == [module, other]
+
+
+def relu() -> GraphModule:
+    """Returns a module that can be pickled, as one of a function cannot."""
+    return symbolic_trace(torch.nn.Sequential(torch.nn.ReLU()))
+
+
+def dumped(module: GraphModule) -> GraphModule:
+    found = pickle.loads(pickle.dumps(module))
+    assert isinstance(found, GraphModule)
+    return found
+
+
+def saved_in_package(module: GraphModule) -> GraphModule:
+    file = io.BytesIO()
+    with PackageExporter(file) as exporter:
+        exporter.extern("torch.**")
+        exporter.save_pickle("package", "module.pkl", module)
+    file.seek(0)
+    found = PackageImporter(file).load_pickle("package", "module.pkl")
+    assert isinstance(found, GraphModule)
+    return found
+
+
+PICKLES: dict[str, Callable[[GraphModule], GraphModule]] = {
+    "pickle": dumped,
+    "cloudpickle": lambda module: cloudpickle.loads(cloudpickle.dumps(module)),
+    "torch.package": saved_in_package,
+}
+
+
+@pytest.mark.parametrize("pickled", PICKLES.values(), ids=PICKLES)
+def test_a_module_without_code_can_be_pickled(pickled: Callable[[GraphModule], GraphModule]) -> None:
+    with code_on_demand():
+        module = relu()
+    assert pickled(module)(torch.tensor([-1.0, 1.0])).tolist() == [0, 1]
+    assert pickled(module).code == module.code
+
+
+FIRST_READERS: dict[str, Callable[[GraphModule], Any]] = {
+    "a call": lambda module: module(torch.ones(1)).item(),
+    "forward": lambda module: module.forward(torch.ones(1)).item(),
+    "its code": lambda module: module.code,
+    "a copy": lambda module: copy.deepcopy(module)(torch.ones(1)).item(),
+    "a pickled copy": lambda module: pickle.loads(pickle.dumps(module))(torch.ones(1)).item(),
+}
+
+
+@pytest.mark.parametrize("others", FIRST_READERS)
+@pytest.mark.parametrize("reader", FIRST_READERS)
+def test_several_threads_read_a_module_without_code(reader: str, others: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads do not see a module whose code another thread is generating."""
+    recompile = GraphModule.recompile
+
+    def slow(module: GraphModule) -> Any:
+        time.sleep(0.005)
+        found = recompile(module)
+        time.sleep(0.005)
+        return found
+
+    expected = [FIRST_READERS[name](relu()) for name in (reader, others, others)]
+    monkeypatch.setattr(GraphModule, "recompile", slow)
+    with code_on_demand():
+        module = relu()
+    barrier = Barrier(3)
+
+    def read(name: str) -> Any:
+        barrier.wait()
+        return FIRST_READERS[name](module)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(read, (reader, others, others))) == expected

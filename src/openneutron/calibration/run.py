@@ -127,8 +127,6 @@ def _run_parts(
         for part in todo:
             yield _observe_part(single, batched, part, batches)
         return
-    for module in (single, batched):
-        module.recompile()
     work = functools.partial(_observe_in_worker, cloudpickle.dumps((single, batched)), batches)
     yield from map_in_order(work, todo, options.jobs)
 

@@ -14,9 +14,9 @@ from openneutron.core.locks import ForkSafeLock, Order
 
 __all__ = ["code_on_demand"]
 
-# What `GraphModule.recompile` assigns and other methods of torch read. `forward` is an attribute of the class, and each
-# graph module has a class of its own.
-_GENERATED = ("forward", "_code", "_in_spec", "_out_spec")
+# What `GraphModule.recompile` assigns and other methods of torch read, and the methods that pickle the code. `forward`
+# is an attribute of the class, and each graph module has a class of its own.
+_DEFERRED = ("forward", "_code", "_in_spec", "_out_spec", "__reduce__", "__reduce_package__")
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def code_on_demand() -> Iterator[None]:
 
     torch.export, torchao and ExecuTorch create many graph modules that nothing runs, and call `recompile` after each
     change of a graph, so code was a tenth of the time of `quantize`. A module may leave the block without code. It then
-    gets its code at its first call. Only pickling fails without code: call `module.recompile()` before.
-    Threads outside of a block generate code at once.
+    gets its code when it is called, read, copied or pickled, also by several threads at once. In the block, `recompile`
+    returns None, so pickling a graph module raises `AttributeError`. Threads outside of a block generate code at once.
     """
     _thread.blocks += 1
     try:
@@ -82,7 +82,7 @@ def _recompile(module: GraphModule) -> Any:
     if _thread.blocks == 0:
         return _patch.generate(module)
     with _LOCK:
-        for name in _GENERATED:
+        for name in _DEFERRED:
             vars(module).pop(name, None)
             setattr(type(module), name, _Generated(name, _patch.generate))
     return None
@@ -98,7 +98,11 @@ class _Generated:
     def __get__(self, module: GraphModule | None, owner: type[GraphModule]) -> Any:
         if module is None:
             return self
-        for name in _GENERATED:
-            delattr(owner, name)
-        self._generate(module)
+        with _LOCK:
+            if vars(owner).get(self._name) is self:  # else another thread has generated the code meanwhile
+                self._generate(module)
+                # The others go last. A thread that reads one of them before that waits for the lock.
+                for name in _DEFERRED:
+                    if isinstance(vars(owner).get(name), _Generated):
+                        delattr(owner, name)
         return getattr(module, self._name)
