@@ -40,6 +40,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from openneutron import NeutronQuantizer, distill, finish_training, lower, prepare_training, quantize
 from openneutron.errors import ModelError
+from openneutron.recovery.recipes import AUTO
 
 from .layer_losses import sqnr
 from .speech import BANDS, recordings
@@ -51,6 +52,7 @@ WINDOWS = 8  # of each sentence for training, which begin one frame after the ot
 LSTM_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 DIGITS = "lstm", "gru", "bilstm", "attention"
 FIRST_FRAME = 30  # sentences begin with silence
+UNTRAINED = {"recover": replace(AUTO, trains_recurrent_layers=False)}
 PITCH_WINDOW = 1024  # samples
 PITCH_FILTERS = 1, 128, 16, 16, 16, 32, 64
 PITCHES = 360
@@ -290,6 +292,7 @@ def _encoder_rows(name: str, task: Callable[[], Task]) -> dict[str, Row]:
         f"{name}-documented": Row(task, documented=True),
         f"{name}-documented-wide": Row(task, wide, documented=True),
         f"{name}-none": Row(task, {"recover": None}),
+        f"{name}-untrained": Row(task, UNTRAINED),
         f"{name}-auto": Row(task),
         f"{name}-auto-narrow": Row(task, {"wide": []}),
         f"{name}-per-channel": Row(task, rows),
@@ -307,6 +310,7 @@ ROWS: dict[str, Row] = {
     **_encoder_rows("spikes", lambda: spikes(40)),
     **_encoder_rows("speech", lambda: speech(40)),
     **_encoder_rows("short-spikes", lambda: spikes(12)),
+    "speech-160-untrained": Row(lambda: speech(160), UNTRAINED),
     "speech-160-auto": Row(lambda: speech(160)),
     "speech-160-wide-per-channel": Row(lambda: speech(160), {"wide": [nn.LSTM], "weight_granularity": "per_channel"}),
     "pitch-documented": Row(pitch, documented=True),

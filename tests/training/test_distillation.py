@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from openneutron import distill, finish_training, lower, prepare_training, quantize
 from openneutron.errors import InputError, ModelError, OptionError
 from openneutron.training import distillation
-from openneutron.training.distillation import KeptValues, parameter_groups
+from openneutron.training.distillation import ComparedValues, KeptValues, parameter_groups
 from openneutron.training.trainable import TrainableModel
 
 
@@ -233,3 +233,25 @@ def test_wrong_use() -> None:
     frames = torch.randn(4, *RingBuffer.frame)
     with pytest.raises(ModelError, match="has state"):
         distill(prepare_training(quantize(RingBuffer().eval(), frames[0], list(frames), recover=None)), frames)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([0.0, 0.9], 20.0),  # a sample without signal has no weight
+        ([5.0, 0.9], 20.0),
+        ([0.0, 1.0], 60.0),  # limits
+        ([0.0, 1e9], -20.0),
+        ([0.0, math.nan], math.nan),
+    ],
+)
+def test_mean_sqnr_of_a_sample_without_signal_and_another_one(found: list[float], expected: float) -> None:
+    values, wanted = torch.tensor(found), torch.tensor([0.0, 1.0])
+    comparison = ComparedValues(
+        wanted=lambda chosen: [wanted[list(chosen)]],
+        found=lambda leaves: [values[leaves[0]]],
+        outputs=1,
+        samples=[(torch.tensor(0),), (torch.tensor(1),)],
+    )
+    for batch in (1, 2):
+        assert comparison.mean_sqnr([0, 1], batch) == pytest.approx(expected, abs=1e-3, nan_ok=True)

@@ -38,6 +38,8 @@ HELD_OUT_EVERY, MOST_HELD_OUT = 8, 64
 # Gradients are clipped to this multiple of the mean of earlier norms. Gradients through many steps have rare peaks.
 MOST_GRADIENT, MEMORY = 2.0, 0.9
 CODES = 127
+# Samples beyond these SQNRs in dB, such as one whose outputs are exact, count as one at the limit.
+SQNR_LIMITS = -20.0, 60.0
 # Limit in bytes of the values of the float model that training keeps.
 MOST_KEPT = 1 << 29
 
@@ -184,18 +186,21 @@ class ComparedValues:
 
     @torch.no_grad()
     def mean_sqnr(self, chosen: Sequence[int], batch: int) -> float:
-        """Returns the mean over the samples of the SQNR of their outputs in dB, computed in batches.
+        """Returns the mean over samples of the SQNR of their outputs, limited to `SQNR_LIMITS`, in dB.
 
-        A sample with a large error has less weight in this mean than in `loss_of_outputs`.
+        A sample with a large error has less weight in this mean than in `loss_of_outputs`. Samples whose outputs in
+        float are zeros have no weight; the mean is 0 if all are such samples. The samples are computed in batches.
         """
         count, found_db = self.outputs or None, list[float]()
         for start in range(0, len(chosen), batch):
             part = chosen[start : start + batch]
             found, wanted = self._values(part)
             for place in range(len(part)):
-                pair = ([value[place] for value in values[:count]] for values in (found, wanted))
-                found_db.append(decibels(float(_mean_noise_ratio(*pair))))
-        return sum(found_db) / len(found_db)
+                pairs = [(one[place], other[place]) for one, other in zip(found[:count], wanted[:count], strict=True)]
+                ratios = [float(_noise_ratio(*pair)) for pair in pairs if pair[1].any()]
+                if ratios:
+                    found_db.append(_limited(decibels(sum(ratios) / len(ratios))))
+        return sum(found_db) / max(len(found_db), 1)
 
     def _values(self, chosen: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the values of the trained module and those of the float model."""
@@ -269,7 +274,6 @@ def train_towards(
     steps: int | None,
     rate: float,
     batch: int,
-    enough: float = 0.0,
     selects: bool = True,
     after_step: Callable[[], None] = lambda: None,
 ) -> Distillation:
@@ -279,8 +283,7 @@ def train_towards(
     to 0 by a half cosine over `seconds`, or over `steps` if these are fewer. At each of `CHECKS` times, the loss of the
     outputs of held-out samples is measured; if it is more than `MUCH_WORSE` times the least so far, training continues
     from the parameters with the least loss and with half the rate. Ends with the parameters of the least loss; without
-    `selects`, with those of the last update. Calls `after_step` after each update. Makes no update if the first loss is
-    at most `enough`.
+    `selects`, with the current ones. Calls `after_step` after each update.
     """
     count = len(comparison.samples)
     held_out = held_out_of(count) if comparison.held_out is None else comparison.held_out
@@ -288,10 +291,10 @@ def train_towards(
     before = comparison.loss_of_outputs(held_out, batch)
     kept, updates = _Kept(module, before), _Updates(module, rate)
     generator = torch.Generator().manual_seed(0)
-    most_steps, trains = math.inf if steps is None else steps, bool(trained) and before > enough
+    most_steps = math.inf if steps is None else steps
     begun, step, checks = time.perf_counter(), 0, 0
     with torch.enable_grad():
-        while trains and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1:
+        while trained and (done := max((time.perf_counter() - begun) / seconds, step / most_steps)) < 1:
             chosen = torch.randint(len(trained), (min(batch, len(trained)),), generator=generator).tolist()
             updates.step(comparison.loss([trained[index] for index in chosen]), done)
             step += 1
@@ -308,8 +311,14 @@ def train_towards(
     return Distillation(step, decibels(before), decibels(kept.loss if selects else last))
 
 
+def _limited(sqnr_db: float) -> float:
+    """Returns a number within `SQNR_LIMITS`, or NaN."""
+    lowest, highest = SQNR_LIMITS
+    return sqnr_db if math.isnan(sqnr_db) else min(max(sqnr_db, lowest), highest)
+
+
 def held_out_of(count: int, every: int = HELD_OUT_EVERY) -> list[int]:
-    """Returns the indices of the held-out samples among `count`: one of `every`, up to 64, evenly spaced."""
+    """Returns the indices of the held-out samples among `count`: one of `every`, at most 64, evenly spaced."""
     held = min(max(count // every, 1), MOST_HELD_OUT)
     return list(range(0, count, count // held))[:held]
 

@@ -52,14 +52,14 @@ def train_recurrent_layers(
 ) -> QuantizedModel:
     """Returns `quantized` with weights, biases and ranges that were trained towards its float graph.
 
-    The loss compares the outputs and the states of recurrent layers. Every fourth of `samples`, up to 64, is held out.
-    The others and means of two of them (`MixedSamples`) are trained on. The result has the parameters of the last
-    update: those with the least loss on the few held-out samples would be better on these by chance. Training ends
-    after `seconds` at the latest; without this limit, it is deterministic. `progress` shows a progress bar; None shows
+    The loss compares the outputs and the states of recurrent layers. A quarter of `samples`, at most 64, is held out.
+    The others and means of two of them (`MixedSamples`) are trained on. The result has the parameters at the end:
+    those with the least loss on the few held-out samples would be better on these by chance. Training ends after
+    `seconds` at the latest; without this limit, it is deterministic. `progress` shows a progress bar; None shows
     it if stderr is a terminal.
 
-    Returns `quantized` itself if the SQNR of the outputs on held-out samples is above `ENOUGH_DB`, or if the mean of
-    their SQNRs increases by less than `LEAST_GAIN_DB`; if no recurrent layer calls one weight several times; if the
+    Returns `quantized` itself if the mean SQNR of the outputs of the held-out samples is above `ENOUGH_DB`, or
+    increases by less than `LEAST_GAIN_DB`; if no recurrent layer calls one weight several times; if the
     model has state or an operator without gradients; if there are fewer than `FEWEST_SAMPLES` samples; or if fewer than
     `FEWEST_STEPS` updates of `SMALLEST_BATCH` samples are within the limits of time and memory.
     """
@@ -80,10 +80,12 @@ def train_recurrent_layers(
             _LOGGER.info("Recovery does not train the recurrent layers, because outputs and states have no gradient.")
             return quantized
         before = comparison.mean_sqnr(held_out, batch)
+        if before > ENOUGH_DB:
+            return quantized
         with progress_bar("Training recurrent layers", steps, progress) as advance:
-            result = train_towards(
-                module, comparison, seconds=seconds, steps=steps, rate=RATE, batch=batch,
-                enough=10 ** (-ENOUGH_DB / 10), selects=False, after_step=lambda: advance(1),
+            train_towards(
+                module, comparison, seconds=seconds, steps=steps, rate=RATE, batch=batch, selects=False,
+                after_step=lambda: advance(1),
             )  # fmt: skip
         after = comparison.mean_sqnr(held_out, batch)
     except RuntimeError as error:
@@ -91,12 +93,9 @@ def train_recurrent_layers(
             raise
         _LOGGER.info("Recovery does not train the recurrent layers, because an operator has no gradient: %s", error)
         return quantized
-    if not result.steps:
-        return quantized
     _LOGGER.info("Training of recurrent layers: %.1f dB before, %.1f dB after, on held-out samples.", before, after)
-    if after < before + LEAST_GAIN_DB:
-        return quantized
-    return replace(quantized, module=module.converted())
+    gains = after >= before + LEAST_GAIN_DB  # not if one is NaN
+    return replace(quantized, module=module.converted()) if gains else quantized
 
 
 def _batch_within_memory(module: GraphModule) -> int:
