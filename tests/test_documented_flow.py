@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
+import threading
+import time
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,7 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from openneutron import NeutronQuantizer, lower, quantize
+from openneutron import NeutronQuantizer, documented_flow, lower, quantize
 from openneutron.accuracy.analyze import analyze
 from openneutron.core.fx import output_node
 from openneutron.documented_flow import RecurrentRecovery
@@ -241,6 +247,26 @@ def test_the_recovery_is_converted_last() -> None:
     calls = [node for node in prepared.graph.nodes if node.op == "call_module"]
     assert isinstance(prepared.get_submodule(str(calls[-1].target)), RecurrentRecovery)
     assert calls[-1].next is output_node(prepared.graph)
+
+
+def test_conversions_in_two_threads_restore_the_settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each conversion changes filters of warnings and the thresholds of the garbage collection while it runs."""
+    prepared = [prepared_by(seeded(lstm).eval(), samples_of(1)) for _ in range(2)]
+    recover, both = documented_flow.quantize_by_recipe, threading.Barrier(2)
+
+    def overlapping(*arguments: Any) -> Any:
+        index = 1
+        with contextlib.suppress(threading.BrokenBarrierError):
+            index = both.wait(0.5)
+        time.sleep(0.5 * index)
+        return recover(*arguments)
+
+    monkeypatch.setattr(documented_flow, "quantize_by_recipe", overlapping)
+    before = gc.get_threshold(), list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        expected, found = (joined(converted, samples_of(2)) for converted in pool.map(convert_pt2e, prepared))
+    assert (gc.get_threshold(), list(warnings.filters)) == before
+    assert is_near(expected, found)
 
 
 def test_copies_of_a_prepared_module_are_converted_alike() -> None:

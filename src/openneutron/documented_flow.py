@@ -15,6 +15,7 @@ from openneutron.core.boundary import typed_errors
 from openneutron.core.constants import attribute, free_name, set_attribute
 from openneutron.core.fx import output_node, placeholders
 from openneutron.core.garbage import rare_full_collections
+from openneutron.core.locks import traces_alone
 from openneutron.model.state import states_of
 from openneutron.quantizer import Int8Quantizer
 from openneutron.quantizer.recorded_inputs import InputRecorder
@@ -61,6 +62,7 @@ class RecurrentRecovery(InputRecorder):
         self._reference = (reference,)  # in a tuple, so that it is not registered as a submodule
         self._quantizer = quantizer.replace()
 
+    @traces_alone  # filters of warnings and thresholds of the garbage collection belong to the process
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def convert(self, model: GraphModule, node: Node) -> None:
