@@ -19,7 +19,7 @@ from tests.data_files import image, labelled_folder, names, text
 
 from openneutron.data import ImageTransform, SkippedFilesWarning, check_data, inputs_of_files, read_data, read_labels
 from openneutron.data.arrays import read_array
-from openneutron.data.sources import FileSource
+from openneutron.data.sources import FileSource, read_one_of, read_value
 from openneutron.errors import InputError, OptionError
 from openneutron.runtime.program import TensorInfo
 
@@ -130,10 +130,11 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     ("damaged", "text"),
     [
         ("b", None),
-        ("bd", r" Also, 1 of the next 12 files cannot be read: \S*d\.\w+\.$"),
+        ("bd", r"[^.]\. Also, 1 of the next 12 files cannot be read: \S*d\.\w+\.$"),
         (
             "bcdefghijklm",
-            r" Also, 11 of the next 12 files cannot be read: \S*c\.\w+, (\S*[d-j]\.\w+, ){7}\S*k\.\w+ and 2 others\.$",
+            r"[^.]\. Also, 11 of the next 12 files cannot be read: "
+            r"\S*c\.\w+, (\S*[d-j]\.\w+, ){7}\S*k\.\w+ and 2 others\.$",
         ),
     ],
 )
@@ -170,12 +171,47 @@ def test_a_missing_package_is_named_once(tmp_path: Path, monkeypatch: pytest.Mon
         list(read_data(tmp_path))
 
 
-def test_the_search_for_files_that_cannot_be_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openneutron.data.sources.MOST_CHECKED", 2)
+@pytest.mark.parametrize(
+    ("limit", "most", "text"),
+    [
+        ("MOST_CHECKED", 2, r" 2 of the next 2 files cannot be read: \S*b\.png, \S*c\.png\.$"),
+        ("MOST_CHECKED_BYTES", 16, r" 2 of the next 2 files cannot be read: \S*b\.png, \S*c\.png\.$"),
+        ("MOST_CHECKED_BYTES", 15, r" 1 of the next 1 files cannot be read: \S*b\.png\.$"),
+        ("MOST_CHECKED_BYTES", 7, r"a\.png((?!Also).)*$"),
+    ],
+)
+def test_the_search_for_files_that_cannot_be_read_is_bounded(
+    limit: str, most: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"openneutron.data.sources.{limit}", most)
     for name in "abcd":
         (tmp_path / f"{name}.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r" 2 of the next 2 files cannot be read: \S*b\.png, \S*c\.png\.$"):
+    with pytest.raises(InputError, match=text):
         list(read_data(tmp_path))
+
+
+def test_files_that_are_deleted_are_not_named(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.csv" for name in "abcd"]
+    for path in paths:
+        path.write_text("no number")
+    paths[1].unlink()
+
+    def read(path: Path) -> None:
+        if path == paths[2]:
+            path.unlink()  # while the files are read
+        read_value(path)
+
+    with pytest.raises(InputError, match=r" 1 of the next 2 files cannot be read: \S*d\.csv\.$"):
+        read_one_of(paths, 0, read)
+
+
+def test_recordings_after_a_damaged_first_one_are_not_named(tmp_path: Path) -> None:
+    for name in "abc":
+        recording(tmp_path / f"{name}.wav")
+    (tmp_path / "a.wav").write_bytes(b"no recording")
+    with pytest.raises(InputError, match=r"a\.wav((?!Also).)*$"):
+        list(read_data(tmp_path))
+    assert read_data(tmp_path)[1].path == tmp_path / "b.wav"
 
 
 # -------------------------------------------------------------------------------------------------- folders of classes

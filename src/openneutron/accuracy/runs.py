@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from openneutron.calibration.bare_graph import bare_graph
 from openneutron.core.fx import output_node, placeholders
+from openneutron.core.messages import as_sentence
 from openneutron.errors import ModelError, OptionError
 from openneutron.model.arguments import MISSING, Leaf, leaves_at
 from openneutron.model.data import InputForm, forms_of
@@ -234,4 +235,4 @@ def _dumped(value: Any, kind: type[ModelError] | type[OptionError], what: str) -
     try:
         return bytes(cloudpickle.dumps(value))
     except (TypeError, AttributeError, RuntimeError, pickle.PicklingError) as error:
-        raise kind(f"{what} cannot be pickled for other processes: {error} Use jobs=1.") from error
+        raise kind(f"{what} cannot be pickled for other processes: {as_sentence(error)} Use jobs=1.") from error

@@ -27,6 +27,7 @@ from openneutron.core.boundary import typed_errors
 from openneutron.core.evaluation import GraphRun
 from openneutron.core.fx import placeholders
 from openneutron.core.generated_code import code_on_demand
+from openneutron.core.messages import as_sentence
 from openneutron.core.parallel import check_jobs, map_in_order, split
 from openneutron.core.progress import progress_bar
 from openneutron.errors import CalibrationError, OpenNeutronError, OptionError
@@ -208,7 +209,9 @@ def _select_batches(
     if wanted is not None and 1 < batches.size <= len(samples):
         reason = batching_failure(single, samples, batches)
         if reason is not None:
-            raise OptionError(f"The model does not run in batches of {batches.size}: {reason} Leave batch_size out.")
+            raise OptionError(
+                f"The model does not run in batches of {batches.size}: {as_sentence(reason)} Leave batch_size out."
+            )
     return batches
 
 

@@ -19,7 +19,7 @@ from openneutron.cli.paths import check_no_input, existing_file, file_reader
 from openneutron.cli.terminal import Terminal, print_error
 from openneutron.core.ctrl_c import INTERRUPTED
 from openneutron.core.files import is_file
-from openneutron.core.messages import first_line
+from openneutron.core.messages import as_sentence, first_line
 from openneutron.errors import OpenNeutronError
 from openneutron.settings import Field, Settings, fields_of, read_settings
 from openneutron.settings.toml import FILE_NAME
@@ -140,8 +140,8 @@ def _typed_exits(interrupts: Interrupts, *, verbose: bool) -> Iterator[None]:
             print_error(_reason(error))
             raise typer.Exit(WRONG_USE) from error
         print_error(
-            f"{type(error).__name__}: {first_line(error)} This is a fault of OpenNeutron. Run the command again with "
-            "--verbose, and report the traceback that it prints."
+            f"{type(error).__name__}: {as_sentence(first_line(error))} This is a fault of OpenNeutron. Run the command "
+            "again with --verbose, and report the traceback that it prints."
         )
         raise typer.Exit(FAULT) from error
 

@@ -8,13 +8,22 @@ import reprlib
 import shlex
 from collections.abc import Iterable
 
-__all__ = ["as_argument", "did_you_mean", "first_line", "is_unicode", "listed", "near_matches", "printable", "shown"]
+__all__ = [
+    "as_argument", "as_sentence", "did_you_mean", "first_line", "is_unicode", "listed", "near_matches", "printable",
+    "shown",
+]  # fmt: skip
 
 
 def first_line(error: BaseException) -> str:
     """Returns the first non-empty line of an error's message."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), "no message")
+
+
+def as_sentence(message: object) -> str:
+    """Returns the text of a message that another sentence follows: with a period, unless it ends with a mark."""
+    text = str(message).rstrip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def as_argument(path: str | os.PathLike[str]) -> str:

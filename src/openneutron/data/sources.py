@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from openneutron.core.files import check_is_file, is_file, similar_path
-from openneutron.core.messages import listed
+from openneutron.core.files import check_is_file, exists, is_file, similar_path
+from openneutron.core.messages import as_sentence, listed
 from openneutron.core.user_code import code_of_user
 from openneutron.data.arrays import StoredRows, read_array, read_arrays, split_labels
 from openneutron.data.audio import Waveform, read_waveform
@@ -29,6 +29,8 @@ MOST_NAMED = 10
 """The number of files that an error names, if several cannot be read."""
 MOST_CHECKED = 1000
 """The number of files that are read after one that cannot be read."""
+MOST_CHECKED_BYTES = 16_000_000
+"""The size of these files together."""
 
 
 @dataclass(frozen=True)
@@ -87,26 +89,52 @@ def read_value(path: Path) -> Any:
 def read_one_of(paths: Sequence[Path], index: int, read: Callable[[Path], Any] = read_value) -> Any:
     """Returns `read(paths[index])`.
 
-    If that raises `InputError`, its message also names the files among the next `MOST_CHECKED` of `paths` that `read`
-    refuses. They are not read if the cause is a missing package, which all files would need.
+    If that raises `InputError`, its message also names the files among the next of `paths` that `read` refuses: up to
+    `MOST_CHECKED` files of `MOST_CHECKED_BYTES` together, without files that have been deleted. They are not read if
+    the cause is a missing package, which all files would need.
     """
     try:
         return read(paths[index])
     except InputError as error:
-        after = paths[index + 1 : index + 1 + MOST_CHECKED]
-        others = [] if isinstance(error.__cause__, ImportError) else [path for path in after if _is_refused(path, read)]
+        if isinstance(error.__cause__, ImportError):
+            raise
+        after = _within_limits(paths[index + 1 : index + 1 + MOST_CHECKED])
+        others = [path for path in after if _is_refused(path, read)]
         if not others:
             raise
         names = listed(map(str, others), MOST_NAMED - 1)
         count = f"{len(others)} of the next {len(after):,} files"
-        raise InputError(f"{error} Also, {count} cannot be read: {names}.") from error
+        raise InputError(f"{as_sentence(error)} Also, {count} cannot be read: {names}.") from error
+
+
+def _within_limits(paths: Sequence[Path]) -> list[Path]:
+    """Returns the first of `paths` whose files have `MOST_CHECKED_BYTES` together, without files that do not exist."""
+    found: list[Path] = []
+    left = MOST_CHECKED_BYTES
+    for path in paths:
+        size = _size(path)
+        left -= size or 0
+        if left < 0:
+            break
+        if size is not None:
+            found.append(path)
+    return found
+
+
+def _size(path: Path) -> int | None:
+    """Returns the bytes of a file; None if it does not exist."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _is_refused(path: Path, read: Callable[[Path], Any]) -> bool:
+    """Whether `read` refuses a file. A file that has been deleted is not refused."""
     try:
         read(path)
     except InputError:
-        return True
+        return exists(path)
     return False
 
 
@@ -139,8 +167,12 @@ class FileSource:
 
     @functools.cached_property
     def _rate(self) -> tuple[Path, int]:
-        """The first recording, and its rate. All other recordings must have this rate."""
-        path = next(path for path in self.paths if path.suffix.lower() in AUDIO | COMPRESSED_AUDIO)
+        """The first recording that can be read, and its rate. All other recordings must have this rate.
+
+        Raises `InputError` if no recording can be read.
+        """
+        recordings = [path for path in self.paths if path.suffix.lower() in AUDIO | COMPRESSED_AUDIO]
+        path = next((path for path in recordings if not _is_refused(path, read_value)), recordings[0])
         return path, read_waveform(path).rate
 
 

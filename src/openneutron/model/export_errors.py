@@ -8,7 +8,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from openneutron.core.boundary import frame_of_user
 from openneutron.core.fx import is_library
-from openneutron.core.messages import first_line
+from openneutron.core.messages import as_sentence, first_line
 from openneutron.errors import ModelError
 
 __all__ = ["export_error", "has_control_flow", "source_line"]
@@ -91,8 +91,8 @@ def _message(error: Exception) -> str:
     if has_control_flow(error):
         return _DATA_DEPENDENCE
     return (
-        f"torch.export does not support this model: {first_line(error)} Write this part of the model with operators "
-        "that torch.export supports, or compute it outside of the model."
+        f"torch.export does not support this model: {as_sentence(first_line(error))} Write this part of the model with "
+        "operators that torch.export supports, or compute it outside of the model."
     )
 
 

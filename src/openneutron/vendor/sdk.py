@@ -31,6 +31,7 @@ from typing import Any
 
 from openneutron.core.files import created_folder, remove_folder, write_file
 from openneutron.core.json_values import parsed_json
+from openneutron.core.messages import as_sentence
 from openneutron.errors import ConverterError, FormatError, OpenNeutronError, OptionError, OutputError
 from openneutron.formats.kernel_selection import kernel_selection_in, kernel_selection_text
 
@@ -355,8 +356,8 @@ def _write_cache(folder: Path, converted: Converted) -> None:
             write_file(folder / _ANSWER, json.dumps(told).encode())
     except OutputError as error:
         warnings.warn(
-            f"The result of the converter is not kept in the cache: {error} Set {CACHE_VARIABLE} to "
-            "another folder for the cache, or to an empty text to use none.",
+            f"The result of the converter is not kept in the cache: {as_sentence(error)} Set {CACHE_VARIABLE} "
+            "to another folder for the cache, or to an empty text to use none.",
             ConverterWarning,
             stacklevel=2,
         )
