@@ -31,6 +31,7 @@ from openneutron.quantizer import Int8Quantizer, recorded_inputs
 from openneutron.quantizer.recorded_inputs import InputRecorder
 from openneutron.quantizer.split_inputs import coarse_input
 from openneutron.recovery import Recipe, recover_exported, wide_inputs
+from openneutron.recovery.recipes import quantize_by_recipe
 
 FRAMES, BANDS, UNITS = 6, 8, 16
 BY_THE_SAME_METHODS = Recipe(
@@ -252,14 +253,14 @@ def test_the_recovery_is_converted_last() -> None:
 def test_conversions_in_two_threads_restore_the_settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each conversion changes filters of warnings and the thresholds of the garbage collection while it runs."""
     prepared = [prepared_by(seeded(lstm).eval(), samples_of(1)) for _ in range(2)]
-    recover, both = documented_flow.quantize_by_recipe, threading.Barrier(2)
+    both = threading.Barrier(2)
 
     def overlapping(*arguments: Any) -> Any:
         index = 1
         with contextlib.suppress(threading.BrokenBarrierError):
             index = both.wait(0.5)
         time.sleep(0.5 * index)
-        return recover(*arguments)
+        return quantize_by_recipe(*arguments)
 
     monkeypatch.setattr(documented_flow, "quantize_by_recipe", overlapping)
     before = gc.get_threshold(), list(warnings.filters)
