@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -83,6 +84,32 @@ def test_a_package_of_models_for_another_torch(library: str, tmp_path: Path, mon
         InputError, match=f"its import failed: RuntimeError: operator nms .* Install the release of {library}"
     ):
         loading.load_model(f"{library}:resnet18")
+
+
+LAZY = """
+from torch import nn
+
+class Lazy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(16, 8), nn.LazyLinear(4))
+"""
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("verb", ["build", "quantize"])
+def test_a_model_with_lazy_parameters_is_refused(
+    here: Here, tmp_path: Path, caplog: pytest.LogCaptureFixture, verb: str, verbose: bool
+) -> None:
+    (tmp_path / "net.py").write_text(LAZY)
+    np.save(tmp_path / "x.npy", np.zeros((4, 16), np.float32))
+    output = tmp_path / ("out" if verb == "build" else "q.pt2")
+    options = ("--input", "1,16", "--calibrate", tmp_path / "x.npy", "-o", output, *["-v"] * verbose)
+    with caplog.at_level(logging.INFO):
+        result = here(verb, f"{tmp_path / 'net.py'}:Lazy", *options)
+    assert result.code == 2, result.text
+    assert "'1.weight' has no shape yet, because its module is lazy. Call the model once" in result.err
+    assert ("136 parameters" in caplog.text) == verbose
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("shape", ["1,3,99999999999999,32", "9999999999999999999", "int64:1,99999999999999"])

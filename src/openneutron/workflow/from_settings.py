@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from openneutron.accuracy.analyze import Analysis, analyze
@@ -67,9 +68,10 @@ def model_from(settings: Settings) -> nn.Module | ExportedProgram:
     if given.model is None:
         raise OptionError(required_message("model"))
     model = load_model(given.model, args=given.args, weights=given.weights, unsafe=given.unsafe)
-    count = sum(one.numel() for one in model.parameters())
-    source = "weights that the model brings" if given.weights is None else f"weights of {given.weights}"
-    _LOGGER.info("Model %s: %s parameters, %s.", given.model, f"{count:,}", source)
+    if _LOGGER.isEnabledFor(logging.INFO):
+        count = sum(one.numel() for one in model.parameters() if not is_lazy(one))  # a lazy one has no shape yet
+        source = "weights that the model brings" if given.weights is None else f"weights of {given.weights}"
+        _LOGGER.info("Model %s: %s parameters, %s.", given.model, f"{count:,}", source)
     return model
 
 
