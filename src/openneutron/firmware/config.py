@@ -11,7 +11,7 @@ from openneutron.firmware.ports import Port
 from openneutron.firmware.templates import filled
 from openneutron.formats.method_memory import CONTEXT_FUNCTION
 
-__all__ = ["PoolSizes", "c_float", "config_header"]
+__all__ = ["PoolSizes", "c_float", "c_string", "config_header"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _tensor(macro: str, kind: str, index: int, port: Port) -> Iterator[str]:
     last = ", channels last" if port.is_channels_last else ""
     shape = "x".join(map(str, port.shape)) or "scalar"
     yield f"/* {kind} {index}, '{_plain(port.name)}': {port.dtype} {shape}{last} */"
-    yield f'#define {macro}_NAME "{_plain(port.name)}"'
+    yield f'#define {macro}_NAME {c_string(port.name)}'
     yield f"#define {macro}_TYPE {port.c_type}"
     yield f"#define {macro}_RANK {len(port.shape)}"
     if port.shape:
@@ -121,6 +121,20 @@ def _c_integer(value: int) -> str:
     return str(value) if value >= 0 else f"({value})"
 
 
+def c_string(text: str) -> str:
+    """Returns a string literal of C for the bytes of `text` in UTF-8.
+
+    Bytes that are not ASCII are octal escapes, so that the literal does not depend on the character set that the
+    compiler assumes; so are quotes, backslashes, control characters, and question marks, which may begin a trigraph.
+    """
+    data = text.encode("utf-8", "backslashreplace")  # for surrogates, which no UTF-8 has
+    return '"' + "".join(chr(byte) if _is_plain(byte) else f"\\{byte:03o}" for byte in data) + '"'
+
+
+def _is_plain(byte: int) -> bool:
+    return ord(" ") <= byte <= ord("~") and byte not in b'"\\?'
+
+
 def _plain(text: str) -> str:
-    """Returns the text without characters that would end a comment or a string literal of C."""
-    return "".join(char if char.isascii() and char.isprintable() and char not in '"\\*?' else "_" for char in text)
+    """Returns the text for a comment of C, with "_" for characters that could end it, and for invisible ones."""
+    return "".join(char if char.isprintable() and char not in '"\\*?' else "_" for char in text)
