@@ -190,6 +190,16 @@ def test_the_search_for_files_that_cannot_be_read_is_bounded(
         list(read_data(tmp_path))
 
 
+def test_the_search_for_files_that_cannot_be_read_ends_after_a_time(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.csv" for name in "abcdef"]
+    for path in paths:
+        path.write_text("no number")
+    times = iter([7.0, 7.0, 7.3, 7.5, 7.6])
+    with pytest.raises(InputError, match=r" 3 of the next 3 files cannot be read: \S*b\.csv, \S*c\.csv, \S*d\.csv\.$"):
+        read_one_of(paths, 0, clock=lambda: next(times))
+    assert not list(times)
+
+
 def test_files_that_are_deleted_are_not_named(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.csv" for name in "abcd"]
     for path in paths:

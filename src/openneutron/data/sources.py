@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +32,8 @@ MOST_CHECKED = 1000
 """The number of files that are read after one that cannot be read."""
 MOST_CHECKED_BYTES = 16_000_000
 """The size of these files together."""
+MOST_CHECK_SECONDS = 0.5
+"""The processor time after which no other file is read."""
 
 
 @dataclass(frozen=True)
@@ -86,39 +89,44 @@ def read_value(path: Path) -> Any:
     raise InputError(f"The type of '{path}' is unknown. Give a file of one of these types: {known}.")
 
 
-def read_one_of(paths: Sequence[Path], index: int, read: Callable[[Path], Any] = read_value) -> Any:
+def read_one_of(
+    paths: Sequence[Path],
+    index: int,
+    read: Callable[[Path], Any] = read_value,
+    clock: Callable[[], float] = time.thread_time,
+) -> Any:
     """Returns `read(paths[index])`.
 
     If that raises `InputError`, its message also names the files among the next of `paths` that `read` refuses: up to
-    `MOST_CHECKED` files of `MOST_CHECKED_BYTES` together, without files that have been deleted. They are not read if
-    the cause is a missing package, which all files would need.
+    `MOST_CHECKED` files of `MOST_CHECKED_BYTES` together, for `MOST_CHECK_SECONDS` of `clock`, without files that have
+    been deleted. They are not read if the cause is a missing package, which all files would need.
     """
     try:
         return read(paths[index])
     except InputError as error:
         if isinstance(error.__cause__, ImportError):
             raise
-        after = _within_limits(paths[index + 1 : index + 1 + MOST_CHECKED])
-        others = [path for path in after if _is_refused(path, read)]
+        end = clock() + MOST_CHECK_SECONDS
+        after = takewhile(lambda _: clock() <= end, _within_bytes(paths[index + 1 : index + 1 + MOST_CHECKED]))
+        checked = [(path, _is_refused(path, read)) for path in after]
+        others = [path for path, is_refused in checked if is_refused]
         if not others:
             raise
         names = listed(map(str, others), MOST_NAMED - 1)
-        count = f"{len(others)} of the next {len(after):,} files"
+        count = f"{len(others)} of the next {len(checked):,} files"
         raise InputError(f"{as_sentence(error)} Also, {count} cannot be read: {names}.") from error
 
 
-def _within_limits(paths: Sequence[Path]) -> list[Path]:
+def _within_bytes(paths: Iterable[Path]) -> Iterator[Path]:
     """Returns the first of `paths` whose files have `MOST_CHECKED_BYTES` together, without files that do not exist."""
-    found: list[Path] = []
     left = MOST_CHECKED_BYTES
     for path in paths:
         size = _size(path)
         left -= size or 0
         if left < 0:
-            break
+            return
         if size is not None:
-            found.append(path)
-    return found
+            yield path
 
 
 def _size(path: Path) -> int | None:
