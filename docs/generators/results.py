@@ -21,8 +21,8 @@ def results() -> str:
         "This page is generated from the results. With `--json`, a command prints one JSON document to stdout, and "
         "nothing else; steps, warnings and errors go to stderr. If a command fails, stdout is empty. If a check "
         "fails (exit code 1), the document has the numbers. A number that is infinite or not a number is null, so "
-        "the `sqnr_db` of equal values is null. Units are in the names: `_bytes`, `_db`, `_hz`, `seconds`. Numbers "
-        "named `cycles` are cycles of the NPU, and `lsb` are steps of int8.",
+        "the `sqnr_db` of equal values is null; a constant argument of a model is a text then. Units are in the names: "
+        "`_bytes`, `_db`, `_hz`, `seconds`. Numbers named `cycles` are cycles of the NPU, and `lsb` are steps of int8.",
         "The first part lists the documents of the commands, and the second part the types of the objects in them.",
         "## Documents",
     ]

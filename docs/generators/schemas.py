@@ -159,7 +159,11 @@ _VALUES = a_list({
         "name": _text("Its name."),
         "dtype": _text('Its dtype, such as "float32"; the type of a value that is not a tensor.'),
         "shape": a_key(a_list(_PLAIN[int]), "Its shape."),
-        "value": a_key(_PLAIN[Any], "The value, if it is not a tensor; None for a tensor."),
+        "value": a_key(
+            _PLAIN[Any],
+            'The value, if it is not a tensor, with "inf", "-inf" and "nan" for numbers that are not finite. None for '
+            "a tensor.",
+        ),
     }),
     "title": "InputOrOutput",
     "$comment": "One input or output of a model or a program.",

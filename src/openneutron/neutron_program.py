@@ -14,9 +14,10 @@ from openneutron.core.locks import ForkSafeLock, Order
 from openneutron.core.tables import ResultTable, ShownAsTable
 from openneutron.formats import pte
 from openneutron.formats.method_memory import MethodMemory, memory_of
-from openneutron.model.arguments import names_of_leaves, output_names
+from openneutron.model.arguments import Leaf, names_of_leaves, output_names
 from openneutron.partition.placing import count_delegates, summary_lines
 from openneutron.results.lowered_program import LoweredProgram
+from openneutron.results.named_values import NamedValue
 from openneutron.runtime.memory import measure
 from openneutron.runtime.native import is_installed
 from openneutron.runtime.program import HostProgram
@@ -65,7 +66,7 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
         return "\n".join([
             f"{self._kind}, which {'the board' if self.is_device else 'this host'} runs; for {self.target}, "
             f"{len(self.buffer):,} bytes",
-            *(f"  {short[where]} {name}: {_value_text(value)}" for where, name, value in self._edges()),
+            *(f"  {short[where]} {value.name}: {value.content}" for where, value in self._edges()),
             *summary_lines(self.placement),
         ])  # fmt: skip
 
@@ -75,7 +76,7 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
         delegates = count_delegates(self.placement)
         parts = f"{delegates} delegate{'s' * (delegates != 1)}"
         rows = [
-            *((where, f"{name}: {_value_text(value)}") for where, name, value in self._edges()),
+            *((where, f"{value.name}: {value.content}") for where, value in self._edges()),
             ("operators on the NPU", f"{len(self.placement) - len(left)} in {parts}"),
             ("operators on the CPU", str(len(left))),
             *(("on the CPU", f"{row.node} ({row.op}): {row.reason}") for row in left),
@@ -85,7 +86,7 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the size, the placement, the inputs and the outputs as values that JSON has."""
-        edges = [(where, _value_as_dict(name, value)) for where, name, value in self._edges()]
+        edges = [(where, value.as_dict()) for where, value in self._edges()]
         on_cpu = sum(row.where == "cpu" for row in self.placement)
         return {
             "bytes": len(self.buffer),
@@ -103,15 +104,19 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
     def _kind(self) -> str:
         return "Device program" if self.is_device else "Portable program"
 
-    def _edges(self) -> Iterator[tuple[str, str, pte.ProgramValue]]:
-        """Returns "input" or "output", the name, and the value of each input and output."""
+    def _edges(self) -> Iterator[tuple[str, NamedValue]]:
+        """Returns each input with "input", and each output with "output".
+
+        The constants among the inputs are those of `leaves`, because a `.pte` has None for a text.
+        """
         method = pte.read(self.portable).methods[0]
         names = names_of_leaves(self.leaves or (), len(method.inputs))
-        for name, value in zip(names, method.inputs, strict=True):
-            yield "input", name, value
+        leaves = self.leaves or (None,) * len(method.inputs)
+        for name, value, leaf in zip(names, method.inputs, leaves, strict=True):
+            yield "input", _named_value(name, value, leaf)
         outputs = output_names(method.outputs_tree, len(method.outputs))
         for name, value in zip(outputs, method.outputs, strict=True):
-            yield "output", name, value
+            yield "output", _named_value(name, value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `buffer` to `path`, in a temporary file that is then renamed. Raises `OutputError` if that fails.
@@ -218,13 +223,8 @@ class NeutronProgram(LoweredProgram, ShownAsTable):
         return inspect_bytes(self.portable, "the program", target or self.board or self.target).estimate
 
 
-def _is_tensor(value: pte.ProgramValue) -> bool:
-    return value.dtype in pte.SCALAR_TYPES.values() and value.constant is None
-
-
-def _value_text(value: pte.ProgramValue) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if _is_tensor(value) else f"{value.constant!r}"
-
-
-def _value_as_dict(name: str, value: pte.ProgramValue) -> dict[str, Any]:
-    return {"name": name, "dtype": value.dtype, "shape": list(value.shape), "value": value.constant}
+def _named_value(name: str, value: pte.ProgramValue, leaf: Leaf | None = None) -> NamedValue:
+    if leaf is not None and not leaf.is_tensor:
+        return NamedValue.of_constant(name, leaf.constant)
+    is_tensor = value.dtype in pte.SCALAR_TYPES.values() and value.constant is None
+    return NamedValue(name, value.dtype, value.shape, is_tensor, value.constant)

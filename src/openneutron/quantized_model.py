@@ -22,6 +22,7 @@ from openneutron.model.exporting import export, saved_program
 from openneutron.model.state import reset
 from openneutron.recovery.recipes import Recipe
 from openneutron.recovery.search import Trial
+from openneutron.results.named_values import NamedValue
 from openneutron.targets import NeutronTargetSpec
 
 __all__ = ["QuantizedModel"]
@@ -60,7 +61,7 @@ class QuantizedModel(ShownAsTable):
         quantized, operators = self._operators()
         return (
             f"Quantized model for {self.target}: {quantized} of {operators} operators in int8\n"
-            f"{''.join(f'  in  {text}' + chr(10) for text in self._input_texts())}"
+            f"{''.join(f'  in  {one.name}: {one.content}' + chr(10) for one in self._inputs())}"
             f"  recovery: {self._recovery_text()}"
         )
 
@@ -75,7 +76,7 @@ class QuantizedModel(ShownAsTable):
         )
         rows = [
             ("operators in int8", f"{quantized} of {operators}"),
-            *(("input", text) for text in self._input_texts()),
+            *(("input", f"{one.name}: {one.content}") for one in self._inputs()),
             *recovery,
         ]
         return ResultTable(f"Quantized model for {self.target}", ("property", "value"), tuple(rows))
@@ -92,10 +93,7 @@ class QuantizedModel(ShownAsTable):
             "target": self.target,
             "int8_operators": quantized,
             "operators": operators,
-            "inputs": [
-                {"name": name, "dtype": dtype, "shape": list(shape), "value": value}
-                for name, dtype, shape, value in self._inputs()
-            ],
+            "inputs": [value.as_dict() for value in self._inputs()],
             "recipe": None if self.recipe is None else asdict(self.recipe),
         }
 
@@ -104,21 +102,13 @@ class QuantizedModel(ShownAsTable):
         operators = [node for node in self.module.graph.nodes if _computes(node)]
         return sum(map(_is_quantized, operators)), len(operators)
 
-    def _input_texts(self) -> list[str]:
-        """Returns the name, dtype and shape of each input; the name and the value of an input that is not a tensor."""
-        return [
-            f"{name}: {dtype} {shape}" if value is None and dtype != "none" else f"{name}: {value!r}"
-            for name, dtype, shape, value in self._inputs()
-        ]
-
-    def _inputs(self) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
-        """Returns the name, the dtype and the shape of each input, and the value of one that is not a tensor."""
+    def _inputs(self) -> Iterator[NamedValue]:
         values = self.examples.leaves
         for name, value in zip(names_of_leaves(leaves_of(self.module), len(values)), values, strict=True):
             if isinstance(value, Tensor):
-                yield name, str(value.dtype).removeprefix("torch."), tuple(value.shape), None
+                yield NamedValue(name, str(value.dtype).removeprefix("torch."), tuple(value.shape))
             else:
-                yield name, "none" if value is None else type(value).__name__, (), value
+                yield NamedValue.of_constant(name, value)
 
     @property
     def examples(self) -> Examples:

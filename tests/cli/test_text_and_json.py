@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tests.cli.builds import MODEL, Here
+from torch import Tensor, nn
+
+from openneutron import lower, quantize
 
 VERBS: tuple[tuple[str, ...], ...] = (
     ("build", *MODEL, "--calibrate", "photos", "--evaluate", "labelled", "-o", "{tmp}/out"),
@@ -120,3 +126,58 @@ def test_the_numbers_of_the_text_are_in_the_json(
     assert document.code in (0, 1), document.text
     text = printed.out.replace(str(folders[0]), "FOLDER")
     assert missing_numbers(text, json.loads(document.out.replace(str(folders[1]), "FOLDER"))) == [], text
+
+
+class WithConstants(nn.Module):
+    """Has an argument of each type. torch.export writes the values of all but the first into the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, options: Mapping[str, Any]) -> Tensor:
+        result: Tensor = self.layer(x) * options["scale"]
+        return result.clamp(max=options["most"]) if options["mode"] == "fast" else -result
+
+
+CONSTANTS: dict[str, tuple[Any, str, Any, str]] = {
+    "mode": ("fast", "str", "fast", "'fast'"),
+    "empty": ("", "str", "", "''"),
+    "scale": (0.5, "float", 0.5, "0.5"),
+    "most": (math.inf, "float", "inf", "inf"),
+    "least": (-math.inf, "float", "-inf", "-inf"),
+    "flag": (True, "bool", True, "True"),
+    "count": (3, "int", 3, "3"),
+    "nothing": (None, "none", None, "None"),
+}
+"""The value of each constant, its dtype and its value in JSON, and its text."""
+INPUTS = [
+    {"name": "x", "dtype": "float32", "shape": [1, 16], "value": None},
+    *(
+        {"name": f"options.{name}", "dtype": dtype, "shape": [], "value": value}
+        for name, (_, dtype, value, _) in CONSTANTS.items()
+    ),
+]
+TEXTS = ["  in  x: float32 (1, 16)", *(f"  in  options.{name}: {row[3]}" for name, row in CONSTANTS.items())]
+
+
+@pytest.mark.slow
+def test_verbs_show_constants_alike(here: Here, tmp_path: Path) -> None:
+    arguments = (torch.ones(1, 16), {name: row[0] for name, row in CONSTANTS.items()})
+    torch.export.save(torch.export.export(WithConstants().eval(), arguments), tmp_path / "net.pt2")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32))
+    quantizing = ("quantize", tmp_path / "net.pt2", "--calibrate", tmp_path / "x.npy", "-o", tmp_path / "q.pt2")
+    lowering = ("lower", tmp_path / "q.pt2", "-o", tmp_path / "m.pte")
+    for verb in (quantizing, lowering):
+        assert here(*verb, "--json").json["inputs"] == INPUTS
+        assert [line for line in here(*verb).out.splitlines() if line.startswith("  in")] == TEXTS
+
+
+def test_results_show_constants_alike() -> None:
+    arguments = (torch.ones(1, 16), {name: row[0] for name, row in CONSTANTS.items()})
+    quantized = quantize(WithConstants().eval(), arguments, [arguments], recover=None, progress=False)
+    for result in (quantized, lower(quantized)):
+        assert json.loads(json.dumps(result.as_dict(), allow_nan=False))["inputs"] == INPUTS
+        assert [line for line in str(result).splitlines() if line.startswith("  in")] == TEXTS
+        rows = [value for name, value in result.as_table().rows if name == "input"]
+        assert rows == [line.removeprefix("  in  ") for line in TEXTS]

@@ -99,7 +99,7 @@ def raw_inputs(data: bytes, method: str = "forward") -> list[Any]:
     plan = next(one for one in pte.read(data).methods if one.name == method)
     return [
         None
-        if value.dtype in ("none", "text")
+        if value.dtype in ("none", "str")
         else value.constant
         if value.constant is not None
         else bytes(torch.Size(value.shape).numel() * pte.ITEM_BYTES.get(value.dtype, 1))

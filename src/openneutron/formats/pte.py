@@ -70,7 +70,7 @@ class InstructionKind:
 NO_TENSOR = -1
 """The index in a list of optional tensors that stands for None."""
 
-_SCALARS = {ValueKind.INT: ("int", "q"), ValueKind.BOOL: ("bool", "?"), ValueKind.DOUBLE: ("double", "d")}
+_SCALARS = {ValueKind.INT: ("int", "q"), ValueKind.BOOL: ("bool", "?"), ValueKind.DOUBLE: ("float", "d")}
 _LISTS = {
     ValueKind.INT_LIST: "ints", ValueKind.DOUBLE_LIST: "doubles", ValueKind.BOOL_LIST: "bools",
     ValueKind.TENSOR_LIST: "tensors", ValueKind.OPTIONAL_TENSOR_LIST: "optional tensors",
@@ -94,7 +94,7 @@ class ProgramValue:
     dtype: str
     dim_order: tuple[int, ...]
     constant: int | float | bool | str | None = None
-    """The value of a constant; its `dtype` is then "int", "bool", "double" or "text"."""
+    """The value of a constant; its `dtype` is then "int", "bool", "float" or "str"."""
 
 
 @dataclass(frozen=True)
@@ -483,7 +483,7 @@ class _Reader:
             dtype = SCALAR_TYPES.get(value.integer(0, "b"), f"type {value.integer(0, 'b')}")
             return ProgramValue(value.integers(2), dtype, value.integers(3, "uint8"))
         if kind == ValueKind.STRING:
-            return ProgramValue((), "text", (), value.text(0) or "")
+            return ProgramValue((), "str", (), value.text(0) or "")
         if kind in _SCALARS:
             name, code = _SCALARS[kind]
             return ProgramValue((), name, (), value.number(0, code))

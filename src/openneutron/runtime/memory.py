@@ -70,7 +70,7 @@ def _run(
 
 
 def _zeros(value: pte.ProgramValue) -> bytes | int | float | bool | None:
-    if value.dtype in ("none", "text"):
+    if value.dtype == "none":
         return None
     if value.constant is not None:
         return value.constant if not isinstance(value.constant, str) else None
