@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +137,12 @@ def test_each_sample_is_read_once(jobs: int, folder: Path) -> None:
 
 def square_error(outputs: Tensor, label: Any) -> float:
     return float((outputs - label).square().mean())
+
+
+def test_a_score_that_is_not_finite_can_be_written_as_json() -> None:
+    found = evaluate_side_by_side({"a": nn.Identity()}, [(torch.tensor([math.inf]), 0.0)] * 3, square_error)
+    (run,) = json.loads(json.dumps(found.as_dict(), allow_nan=False))["runs"]
+    assert (found.runs[0].value, run["value"]) == (math.inf, None)
 
 
 def test_metrics_of_the_user(tmp_path: Path) -> None:

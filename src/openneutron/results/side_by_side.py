@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openneutron.core.json_values import without_infinite_numbers
 from openneutron.data.samples import Samples
 from openneutron.errors import OptionError
 from openneutron.results.intervals import normal_interval, wilson_interval
@@ -131,13 +132,17 @@ class SideBySide:
         return self.classes[index] if self.classes and index < len(self.classes) else str(index)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the results as values that JSON has, without the scores of single samples."""
-        return {
+        """Returns the results as values that JSON has, without the scores of single samples.
+
+        Infinite numbers and NaN become None.
+        """
+        found: dict[str, Any] = without_infinite_numbers({
             "metric": self.metric,
             "samples": self.samples,
             "unit": self.unit,
             "runs": [self._run_as_dict(run) for run in self.runs],
-        }
+        })  # fmt: skip
+        return found
 
     def _run_as_dict(self, run: RunScores) -> dict[str, Any]:
         found: dict[str, Any] = {"name": run.name, "value": run.value, "interval": run.interval}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from openneutron.core.json_values import without_infinite_numbers
 from openneutron.core.messages import listed
 from openneutron.data import (
     ClassScore,
@@ -41,8 +42,9 @@ class FileRun:
     """The median time of a run on this machine; None if it was not measured."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the results as values that JSON has."""
-        return asdict(self)
+        """Returns the results as values that JSON has. Infinite numbers and NaN become None."""
+        found: dict[str, Any] = without_infinite_numbers(asdict(self))
+        return found
 
 
 def run_files(
