@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.flow_support import convert, lower_documented
@@ -12,10 +15,11 @@ from torch import Tensor, nn
 from openneutron import NeutronProgram, QuantizedModel, load, lower, quantize
 from openneutron.accuracy import evaluate
 from openneutron.errors import InputError
-from openneutron.model.arguments import MISSING, Path, check_names, leaves_at
+from openneutron.model.arguments import MISSING, check_names, leaves_at
+from openneutron.model.arguments import Path as LeafPath
 from openneutron.model.data import forms_of, inputs_in
 
-NESTED: list[Path] = [("x", "a.b"), ("x", "a", "b"), ("n",)]
+NESTED: list[LeafPath] = [("x", "a.b"), ("x", "a", "b"), ("n",)]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ NESTED: list[Path] = [("x", "a.b"), ("x", "a", "b"), ("n",)]
     ],
 )
 def test_values_by_position(
-    paths: list[Path], args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Any]
+    paths: list[LeafPath], args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Any]
 ) -> None:
     assert leaves_at(paths, args, kwargs) == values
 
@@ -48,7 +52,7 @@ def test_values_by_position(
     ],
 )
 def test_wrong_positions_are_refused(
-    paths: list[Path], args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+    paths: list[LeafPath], args: tuple[Any, ...], kwargs: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         check_names(paths, args, kwargs, "p")
@@ -101,13 +105,24 @@ def test_data_by_position(quantized: QuantizedModel) -> None:
         assert torch.equal(values[1], other)
 
 
-@pytest.mark.parametrize("int8_io", [False, True])
-def test_evaluation_by_position(quantized: QuantizedModel, *, int8_io: bool) -> None:
-    host = load(lower(quantized, int8_io=int8_io).buffer)
+@pytest.mark.parametrize("kind", ["quantized", "module", "program", "int8 program"])
+def test_evaluation_by_position(quantized: QuantizedModel, kind: str, tmp_path: Path) -> None:
+    runs: dict[str, Callable[[], Any]] = {
+        "quantized": lambda: quantized,
+        "module": lambda: quantized.module,
+        "program": lambda: lower(quantized),
+        "int8 program": lambda: load(lower(quantized, int8_io=True).buffer),
+    }
+    run = runs[kind]()
     by_name = [({"x": pair(seed)[0], "other": pair(seed)[1]}, 0) for seed in range(3)]
     by_position = [({"input0": pair(seed)[0], "input1": pair(seed)[1]}, 0) for seed in range(3)]
-    scores = [evaluate(host, data, lambda out, _: float(out.sum())) for data in (by_name, by_position)]
-    assert scores[0] == scores[1]
+    for seed, (sample, _) in enumerate(by_position):
+        (tmp_path / "class").mkdir(exist_ok=True)
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in sample.items()}
+        np.savez(tmp_path / "class" / f"{seed}.npz", **arrays)
+    scores = [evaluate(run, data, lambda out, _: float(out.sum())) for data in (by_name, by_position, str(tmp_path))]
+    assert scores[0] == pytest.approx(scores[1])
+    assert scores[0] == pytest.approx(scores[2])
 
 
 def test_a_documented_program_runs_by_position() -> None:

@@ -21,6 +21,7 @@ from openneutron.data.shape_advice import size_advice
 from openneutron.data.sources import Sample
 from openneutron.data.transforms import Transform, fitted
 from openneutron.errors import InputError, OptionError
+from openneutron.model.arguments import positions_of
 from openneutron.model.data import InputForm, describe, in_batches, items_of
 from openneutron.model.examples import Examples, register_dataclasses, to_tensors
 from openneutron.model.state import Stream
@@ -78,8 +79,8 @@ def labelled_samples(
     else:
         fit = fitted(transform, form.sizes, is_float=form.dtype.is_floating_point)
     if isinstance(data, Samples):
-        return _of_files(data.with_transform(fit), size, tensors)
-    return _of_pairs(data, size, _PairTransform(fit, form), begin)
+        return _of_files(data.with_transform(fit), size, forms or ())
+    return _of_pairs(data, size, _PairTransform(fit, form), begin, forms or ())
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ class _PairTransform:
 
 
 def _of_pairs(
-    data: Any, size: int, transform: Callable[[Any], Any], begin: Callable[[], None]
+    data: Any, size: int, transform: Callable[[Any], Any], begin: Callable[[], None], forms: Sequence[InputForm]
 ) -> Iterator[LabelledSample]:
     for index, item in enumerate([data] if isinstance(data, Stream) else items_of(data)):
         if isinstance(item, Stream):
             begin()
-            yield from _of_pairs(item.steps, size, transform, lambda: None)
+            yield from _of_pairs(item.steps, size, transform, lambda: None, forms)
             continue
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise InputError(
@@ -117,13 +118,24 @@ def _of_pairs(
         leaves, structure = tree_flatten(tree_map(to_tensors, inputs))
         pair = *leaves, item[1]
         for *part, label in in_batches(pair, [size] * len(pair)) if _is_batch(data, pair) else [pair]:
-            yield LabelledSample(_arguments(tree_unflatten(part, structure)), label)
+            yield LabelledSample(_arguments(tree_unflatten(part, structure), forms), label)
 
 
-def _arguments(inputs: Any) -> Examples:
+def _arguments(inputs: Any, forms: Sequence[InputForm]) -> Examples:
     if isinstance(inputs, Mapping):
-        return Examples((), dict(inputs))
+        return Examples((), _by_names(inputs, forms))
     return Examples(inputs if isinstance(inputs, tuple) and not hasattr(inputs, "_fields") else (inputs,))
+
+
+def _by_names(inputs: Mapping[str, Any], forms: Sequence[InputForm]) -> dict[str, Any]:
+    """Returns arguments by name, with the names of arguments instead of their positions ("input0").
+
+    A position remains if its input is a part of an argument, or is given by its name, too.
+    """
+    paths = [form.path or (form.name,) for form in forms]
+    positions = positions_of(paths, filter(lambda name: isinstance(name, str), inputs))
+    names = {name: str(paths[index][0]) for name, index in positions.items() if len(paths[index]) == 1}
+    return {name if names.get(name, name) in inputs else names[name]: value for name, value in inputs.items()}
 
 
 def _is_batch(data: Any, values: Sequence[Any]) -> bool:
@@ -137,13 +149,15 @@ def _has_length(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, torch.Tensor) and value.dim() > 0)
 
 
-def _of_files(samples: Samples, size: int, tensors: Sequence[InputForm]) -> Iterator[LabelledSample]:
+def _of_files(samples: Samples, size: int, forms: Sequence[InputForm]) -> Iterator[LabelledSample]:
     """Stacks `size` samples to a batch. Drops an incomplete last batch."""
+    tensors = [form for form in forms if form.is_tensor]
     by_name = {form.path[0] if form.path else form.name: form for form in tensors}
     found = iter(samples)
     while len(group := list(islice(found, size))) == size:
         inputs = [sample.inputs for sample in group]
         if isinstance(inputs[0], Mapping):
+            inputs = [_by_names(one, forms) for one in inputs]
             named = {name: _batch(group, [one[name] for one in inputs], by_name.get(name)) for name in inputs[0]}
             arguments = Examples((), named)
         else:
