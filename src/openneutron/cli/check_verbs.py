@@ -68,9 +68,10 @@ def run(
 
     check_settings(settings, uses=("labels", "transform"))
     file, isolated = program_in(program), not in_process
-    check_files(files, names_of_inputs(file, files))
+    check_files(files)
     if output is not None:
         check_array_file(output)
+    check_files(files, names_of_inputs(file, files))
     from openneutron.cli.tables import table_of_runs
     from openneutron.workflow.runs import run_files
 
