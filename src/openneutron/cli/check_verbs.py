@@ -11,11 +11,11 @@ import typer
 from openneutron.cli.file_verbs import PROGRAM_HELP, InProcess, Program, TryChanges
 from openneutron.cli.file_verbs import Quantized as QuantizedOfProgram
 from openneutron.cli.paths import (
+    check_input_files,
     existing,
     existing_file,
     existing_program,
     known_target,
-    names_of_inputs,
     quantized_file,
 )
 from openneutron.cli.terminal import Terminal
@@ -63,15 +63,13 @@ def run(
     in_process: InProcess = False,
 ) -> None:
     """Run a program on this machine: images, .npy, .npz, CSV and WAV files in; classes, a file or a table out."""
-    from openneutron.data.inputs import check_files
     from openneutron.data.outputs import check_array_file
 
     check_settings(settings, uses=("labels", "transform"))
     file, isolated = program_in(program), not in_process
-    check_files(files)
+    check_input_files(file, files)
     if output is not None:
         check_array_file(output)
-    check_files(files, names_of_inputs(file, files))
     from openneutron.cli.tables import table_of_runs
     from openneutron.workflow.runs import run_files
 

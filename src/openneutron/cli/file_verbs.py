@@ -11,12 +11,12 @@ from rich.console import Group
 from rich.text import Text
 
 from openneutron.cli.paths import (
+    check_input_files,
     existing,
     existing_program,
     known_flavor,
     known_target,
     known_vectors,
-    names_of_inputs,
     number_of_vectors,
     program_file,
     quantized_file,
@@ -184,9 +184,8 @@ def package(
     """
     check_settings(settings, uses=("transform",))
     check_new_folder(output)
-    from openneutron.data.inputs import check_files
 
-    check_files(samples or (), names_of_inputs(program_in(program), samples or ()))
+    check_input_files(program_in(program), samples or ())
     from openneutron.workflow.packages import package_files
 
     number = number_of_vectors(vectors)

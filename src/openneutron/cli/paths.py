@@ -24,8 +24,8 @@ from openneutron.settings.build_files import (
 from openneutron.targets import NeutronTargetSpec, check_board_name, generation_of_flavor
 
 __all__ = [
-    "board_file_name", "check_converter", "check_no_input", "existing", "existing_file", "existing_program",
-    "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors", "names_of_inputs",
+    "board_file_name", "check_converter", "check_input_files", "check_no_input", "existing", "existing_file",
+    "existing_program", "existing_quantized", "file_reader", "known_flavor", "known_target", "known_vectors",
     "number_of_vectors", "program_file", "quantized_file",
 ]  # fmt: skip
 
@@ -99,11 +99,18 @@ def number_of_vectors(text: str) -> int | None:
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
-def names_of_inputs(program: Path, files: Sequence[str]) -> dict[str, str] | None:
-    """Returns the result of `tensor_inputs`; None if none of the arguments `files` can be "name=path"."""
-    from openneutron.report.inspect import tensor_inputs
+def check_input_files(program: Path, files: Sequence[str]) -> None:
+    """Checks the arguments `files` of a program, first their paths, then the names of inputs in "name=path".
 
-    return tensor_inputs(program) if any("=" in file for file in files) else None
+    Reads the program only for names. Raises the errors of `check_files`, and those of `tensor_inputs`.
+    """
+    from openneutron.data.inputs import check_files
+
+    check_files(files)
+    if any("=" in file for file in files):
+        from openneutron.report.inspect import tensor_inputs
+
+        check_files(files, tensor_inputs(program))
 
 
 def board_file_name(value: Path | None) -> Path | None:
