@@ -36,6 +36,7 @@ from openneutron.passes.equalize import was_equalized
 from openneutron.quantized_model import QuantizedModel
 from openneutron.quantizer import Int8Quantizer
 from openneutron.quantizer.cell_scales import scale_as_converted
+from openneutron.recovery.candidate_rows import scale_rows_as_converted
 from openneutron.recovery.recipes import give_biases_as_converted
 from openneutron.recovery.wide_inputs import layers_of_inputs, widen_as_converted
 from openneutron.results.comparison import Comparison
@@ -188,6 +189,7 @@ def _reference_graph(
     graph = annotating.prepare_graph(exported, equalizes=annotating.equalize if equalized is None else equalized)
     widen_as_converted(graph, converted)
     give_biases_as_converted(graph, converted)
+    scale_rows_as_converted(graph, converted)
     scale_as_converted(graph, converted)
     return graph
 

@@ -23,7 +23,7 @@ from openneutron.ops.graph_builder import NodeBuilder, mul
 from openneutron.ops.intervals import EVERYTHING
 from openneutron.quantizer.cell_states import CellStep, cell_layers, note_scaled, note_selected
 
-__all__ = ["enlarged_name", "reduced_name", "scale_as_converted", "scale_cells"]
+__all__ = ["enlarged_name", "factors_of", "reduced_name", "scale_as_converted", "scale_cells"]
 
 
 def enlarged_name(value: str) -> str:
@@ -86,9 +86,15 @@ def scale_as_converted(reference: GraphModule, converted: GraphModule) -> None:
     for layer in cell_layers(reference).values():
         product = names.get(enlarged_name(layer.steps[0].cell.name)) if layer.steps else None
         if product is not None:
-            (factors,) = (value for value in map(_constant, product.all_input_nodes) if value is not None)
-            scale_cells(reference, layer.steps, layer.cells, value_of(converted, factors).log2().round())
+            scale_cells(reference, layer.steps, layer.cells, factors_of(converted, product).log2().round())
             note_selected(layer)
+
+
+def factors_of(converted: GraphModule, product: Node) -> torch.Tensor:
+    """Returns the value of the quantized constant that `product` multiplies."""
+    (factors,) = (value for value in map(_constant, product.all_input_nodes) if value is not None)
+    value: torch.Tensor = value_of(converted, factors)
+    return value
 
 
 def _constant(operand: Node) -> Node | None:

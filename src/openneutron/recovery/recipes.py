@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,9 +20,11 @@ from openneutron.passes.equalize import equalize
 from openneutron.quantizer import DistributionObserver, Int8Quantizer
 from openneutron.quantizer.cell_scales import scale_as_converted
 from openneutron.quantizer.conversion import convert, insert_observers
+from openneutron.quantizer.layer_options import PER_CHANNEL
 from openneutron.quantizer.ranges import RULES, rule_named
 from openneutron.recovery.absorb_biases import absorb_biases
 from openneutron.recovery.candidate_limits import select_candidate_limits
+from openneutron.recovery.candidate_rows import scale_candidate_rows
 from openneutron.recovery.cell_limits import select_cell_limits
 from openneutron.recovery.channel_ranges import channel_ranges
 from openneutron.recovery.correct_biases import correct_biases
@@ -118,7 +121,10 @@ def quantize_by_recipe(
     with code_on_demand():
         module = copy.deepcopy(exported)
     if recipe is not None:
-        recover_exported(module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples)
+        recover_exported(
+            module, samples, equalizes=recipe.equalizes, trusts_samples=recipe.trusts_samples,
+            has_one_scale=lambda node: quantizer.layers.granularity(node) != PER_CHANNEL,
+        )  # fmt: skip
     rule = None if recipe is None else recipe.range_by
     observer = None if rule is None else DistributionObserver.with_args(range_by=rule)
     with code_on_demand():
@@ -146,7 +152,12 @@ def copy_that_shares_constants(module: GraphModule) -> GraphModule:
 
 
 def recover_exported(
-    module: GraphModule, samples: Samples, *, equalizes: bool = True, trusts_samples: bool = True
+    module: GraphModule,
+    samples: Samples,
+    *,
+    equalizes: bool = True,
+    trusts_samples: bool = True,
+    has_one_scale: Callable[[Node], bool] = lambda _: True,
 ) -> GraphModule:
     """Applies recovery methods to the float graph, in place, between `transform_for_annotation` and `prepare_pt2e`.
 
@@ -154,7 +165,8 @@ def recover_exported(
     2. Zeroes inactive channels and absorbs high biases.
     3. Equalizes channels, if `equalizes` is set. A channel before a relu6 or another clamp is scaled only if its
        values on `samples` are below the upper limit of the clamp, and only so far that they do not exceed it.
-    4. Selects the ranges of the candidates and of the cell states of LSTMs.
+    4. Selects the ranges of the candidates of LSTMs, scales the rows of their weights where `has_one_scale` says that a
+       linear has one scale for all rows, and selects the ranges of the cell states.
 
     The outputs on `samples` do not change, except for float rounding. Without `trusts_samples`, or with fewer samples
     than `ENOUGH_SAMPLES`, the outputs on all inputs do not change: step 2 is skipped, and step 3 does not scale
@@ -170,6 +182,7 @@ def recover_exported(
     if equalizes:
         equalize(module, ranges)
     select_candidate_limits(module, samples)
+    scale_candidate_rows(module, has_one_scale)
     select_cell_limits(module, samples)
     module.graph.eliminate_dead_code()
     module.recompile()
