@@ -34,6 +34,9 @@ LINEAR: Any = nn.functional.linear
 class Network(nn.Module):
     """An LSTM whose candidate has rows with the magnitudes `rows` [units]. A head reads all units alike."""
 
+    lstm: Any
+    head: Any
+
     def __init__(self, rows: Tensor, **options: Any) -> None:
         super().__init__()
         self.lstm = nn.LSTM(FEATURES, UNITS, batch_first=True, **options)

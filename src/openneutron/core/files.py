@@ -14,9 +14,9 @@ from openneutron.core.messages import did_you_mean
 from openneutron.errors import InputError, OutputError
 
 __all__ = [
-    "NO_PATH", "bytes_of_file", "check_is_file", "check_new_folder", "check_output", "check_output_folder",
-    "created_folder", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of", "remove_folder",
-    "similar_path", "write_file", "write_files", "write_folder",
+    "NO_PATH", "access_refused", "bytes_of_file", "check_is_file", "check_new_folder", "check_output",
+    "check_output_folder", "created_folder", "exists", "is_file", "is_folder", "names_in", "read_file", "reason_of",
+    "remove_folder", "similar_path", "write_file", "write_files", "write_folder",
 ]  # fmt: skip
 
 BEGINNING = 8
@@ -41,6 +41,8 @@ def read_file(path: str | os.PathLike[str], *, pipe_limit: int = 0) -> bytes:
         raise InputError(f"A file must be given by its path, not by a {type(path).__name__}.")
     try:
         return bytes_of_file(path, pipe_limit=pipe_limit)
+    except PermissionError as error:
+        raise access_refused(path, error) from error
     except OSError as error:
         raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
     except ValueError as error:
@@ -93,6 +95,11 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
         _refuse_device(stat.S_IFREG if mode is None else mode)
     except OSError as error:
         raise InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}.") from error
+
+
+def access_refused(path: str | os.PathLike[str], error: PermissionError) -> InputError:
+    """Returns the error for a file that this user may not read, which a library would call damaged."""
+    return InputError(f"Cannot read '{os.fspath(path)}': {reason_of(error)}. Allow this user to read it.")
 
 
 def _refuse_device(mode: int) -> None:

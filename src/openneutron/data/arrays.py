@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openneutron.core.archives import check_expansion
+from openneutron.core.files import access_refused
 from openneutron.core.messages import first_line
 from openneutron.data.tables import LABEL_NAMES
 from openneutron.errors import InputError, OpenNeutronError
@@ -146,6 +147,8 @@ def typed_damage(what: str, source: Path | bytes, cure: str = "") -> Iterator[No
         yield
     except OpenNeutronError:
         raise
+    except PermissionError as error:
+        raise access_refused(source if isinstance(source, Path) else what, error) from error
     except Exception as error:
         raise InputError(f"{what}: {_damage_of(error, source).rstrip('.')}{cure}") from error
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openneutron.core.files import access_refused
 from openneutron.core.messages import first_line
 from openneutron.data.files import AUDIO
 from openneutron.errors import InputError, OptionError
@@ -43,6 +46,8 @@ def read_waveform(path: Path) -> Waveform:
                 return _of_wave(path, file)
         except InputError:
             raise
+        except PermissionError as error:
+            raise access_refused(path, error) from error
         except (OSError, EOFError, RuntimeError, ValueError, ZeroDivisionError) as error:  # of a damaged header
             raise InputError(_unreadable(path, "WAV", error)) from error
         except wave.Error as error:
@@ -94,6 +99,8 @@ def _of_soundfile(path: Path, reason: str) -> Waveform:
     try:
         values, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, RuntimeError, ValueError) as error:
+        if not os.access(path, os.R_OK):
+            raise access_refused(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from error
         raise InputError(_unreadable(path, "a recording", error)) from error
     if not len(values):
         raise InputError(f"{path} has no frames.")

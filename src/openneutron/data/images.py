@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openneutron.core.files import access_refused
 from openneutron.core.messages import did_you_mean, first_line
 from openneutron.data.files import IMAGES
 from openneutron.errors import InputError, OptionError
@@ -54,6 +55,8 @@ def open_image(path: Path) -> Image:
             found: Image = image
     except (MemoryError, KeyboardInterrupt, InputError):
         raise
+    except PermissionError as error:
+        raise access_refused(path, error) from error
     except module.DecompressionBombError as error:
         raise InputError(f"{path} has too many pixels: {first_line(error)}. {_SCALE_DOWN}") from error
     except Exception as error:  # Pillow raises errors of many types for damaged files
