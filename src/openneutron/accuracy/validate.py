@@ -64,7 +64,8 @@ def validate(
     - `data`: inputs, in the forms that `quantize` takes. None makes random inputs. At least one of `model` and
       `quantized` is needed.
     - `quantized`: the converted module, for the comparison with it, layer by layer.
-    - `min_sqnr_db`: the smallest SQNR that an output may have against float.
+    - `min_sqnr_db`: the smallest SQNR that an output of floats may have against float. Outputs of integers, such as
+      indices of classes, have no such limit.
     - `max_lsb`: the largest difference that an output may have from the converted module, in int8 steps. The layers are
       compared with the tolerances of their operators in any case.
 
@@ -263,9 +264,12 @@ class DifferenceSum:
         self.reference, self.output, self.scale, self.name = reference, output, scale, name
         self.noise, self.product, self.energy, self.largest = Noise(), 0.0, 0.0, 0.0
         self.is_finite = True
+        self.is_float, self.equal, self.values = True, 0, 0
 
     def add(self, value: Tensor, wanted: Tensor) -> None:
         """Adds one sample. Equal infinities of both tensors at one position, as masks have, count as zeros."""
+        self.is_float = wanted.is_floating_point()
+        self.equal, self.values = self.equal + int((value == wanted).sum()), self.values + wanted.numel()
         value, wanted = value.double(), wanted.double()
         same = value.isinf() & (value == wanted)
         value, wanted = value.masked_fill(same, 0.0), wanted.masked_fill(same, 0.0)
@@ -285,7 +289,9 @@ class DifferenceSum:
         norm = math.sqrt(self.energy * self.noise.signal)
         cosine = self.product / norm if norm else float(self.energy == self.noise.signal)
         lsb = None if self.scale is None else self.largest / self.scale
-        return OutputDifference(self.output, self.reference, self.noise.sqnr_db, cosine, self.largest, lsb, self.name)
+        equal = None if self.is_float else self.equal / max(self.values, 1)
+        sqnr = self.noise.sqnr_db
+        return OutputDifference(self.output, self.reference, sqnr, cosine, self.largest, lsb, self.name, equal)
 
 
 def _is_beyond(lsb: float | None, limit: float) -> bool:
@@ -303,8 +309,9 @@ def _failures(
                 "Check the weights and the inputs for NaN and overflow."
             )
             continue
-        if row.reference == FLOAT and min_sqnr_db is not None and row.sqnr_db < min_sqnr_db:
-            yield f"{row.title} has {row.sqnr_db:.1f} dB against float, less than {min_sqnr_db:g} dB."
+        least = min_sqnr_db if row.reference == FLOAT and row.equal is None else None
+        if least is not None and row.sqnr_db < least:
+            yield f"{row.title} has {row.sqnr_db:.1f} dB against float, less than {least:g} dB."
         if row.reference == CONVERTED and max_lsb is not None and _is_beyond(row.lsb, max_lsb):
             yield f"{row.title} differs from the converted module by {row.lsb:.4g} LSB, more than {max_lsb:g}."
     for layer in layers.layers if layers is not None else ():

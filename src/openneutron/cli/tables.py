@@ -115,8 +115,9 @@ def table_of_differences(
     more = [Text(f"and {len(moves) - _SHOWN} operators more")] if len(moves) > _SHOWN else []
     found = FittingTable("output", "SQNR dB", "cosine", "largest difference", "LSB")
     for one in outputs:
-        cells = (_number(one.cosine, ".6f"), _number(one.largest, ".4g"), _number(one.lsb, ".3g"))
-        found.add_row(one.name, "equal" if one.largest == 0 else f"{one.sqnr_db:.1f}", *cells)
+        cosine = one.cosine if one.equal is None else None
+        cells = (_number(cosine, ".6f"), _number(one.largest, ".4g"), _number(one.lsb, ".3g"))
+        found.add_row(one.name, _agreement(one.largest, one.equal, one.sqnr_db), *cells)
     return Group(table, *lines, *more, found)
 
 
@@ -128,10 +129,20 @@ def _text_of_move(move: Move) -> str:
 def _validation(summary: Summary) -> FittingTable:
     table = FittingTable("output", "against", "SQNR dB", "cosine", "largest difference", "LSB")
     for row in summary.validation:
-        sqnr = "equal" if row.max_error == 0 else _number(row.sqnr_db, ".1f")
-        cells = (sqnr, _number(row.cosine, ".6f"), _number(row.max_error, ".4g"))
+        cells = (
+            _agreement(row.max_error, row.equal, row.sqnr_db),
+            _number(row.cosine, ".6f"),
+            _number(row.max_error, ".4g"),
+        )
         table.add_row(row.name, row.reference, *cells, _number(row.lsb, ".3g"))
     return table
+
+
+def _agreement(largest: float | None, equal: float | None, sqnr_db: float | None) -> str:
+    """Returns "equal", the share of equal values of an output of integers or booleans, or the SQNR of another one."""
+    if largest == 0:
+        return "equal"
+    return _number(sqnr_db, ".1f") if equal is None else f"{in_percent(equal, 1)} equal"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -98,9 +98,9 @@ class ValidationRow:
     name: str
     """Name of the output, or of the layer's node."""
     sqnr_db: float | None
-    """The SQNR of the `.pte` against the reference; None if the two are equal."""
+    """The SQNR of the `.pte` against the reference; None if the two are equal, and for integers and booleans."""
     cosine: float | None
-    """The cosine between the output and the reference; None if it is not finite."""
+    """The cosine between the output and the reference; None if it is not finite, and for integers and booleans."""
     max_error: float | None
     """The largest absolute difference, in the output's unit; None if it is not finite."""
     lsb: float | None = None
@@ -109,6 +109,8 @@ class ValidationRow:
     """What the `.pte` is compared with: "float" or "int8" for the converted module."""
     samples: int | None = None
     """Number of samples; None if unknown."""
+    equal: float | None = None
+    """The share of the values that are equal, from 0 to 1, for an output of integers or booleans; None for floats."""
 
 
 @dataclass(frozen=True)

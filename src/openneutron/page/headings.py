@@ -72,11 +72,15 @@ def validation_heading(summary: Summary) -> str:
     rows = against_float or list(summary.validation)
     name = "float model" if against_float else "int8 model"
     values = [row.sqnr_db for row in rows if row.sqnr_db is not None]
-    if not values:
-        return f"The outputs of the .pte equal those of the {name}."
-    least = decibels_text(min(values))
     samples = rows[0].samples
     on = "" if samples is None else f", on {count_of(samples, 'sample')}"
+    if not values:
+        shares = [row.equal for row in rows if row.equal is not None and row.equal < 1]
+        if shares:
+            share = percent_text(min(shares))
+            return f"At least {share} of the values of each output of the .pte equal those of the {name}{on}."
+        return f"The outputs of the .pte equal those of the {name}."
+    least = decibels_text(min(values))
     return f"The outputs of the .pte have an SQNR of at least {least} against the {name}{on}."
 
 

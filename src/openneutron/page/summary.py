@@ -234,12 +234,13 @@ def _validation_rows(validation: Validation) -> tuple[tuple[ValidationRow, ...],
     rows = (
         ValidationRow(
             name=one.name,
-            sqnr_db=finite(one.sqnr_db),
-            cosine=finite(one.cosine),
+            sqnr_db=finite(one.sqnr_db) if one.equal is None else None,
+            cosine=finite(one.cosine) if one.equal is None else None,
             max_error=finite(one.largest),
             lsb=None if one.lsb is None else finite(one.lsb),
             reference=one.reference,
             samples=validation.samples,
+            equal=one.equal,
         )
         for one in validation.outputs
     )

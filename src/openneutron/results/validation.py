@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from openneutron.core.numbers import in_percent
 from openneutron.results.comparison import Comparison
 
 __all__ = ["OutputDifference", "Validation"]
@@ -28,6 +29,8 @@ class OutputDifference:
     """`largest` in int8 steps of the output; None for an output that is not quantized."""
     name: str
     """The name of the output: its path in a dict or dataclass ("boxes"), or "output0"."""
+    equal: float | None = None
+    """The share of the values that are equal, from 0 to 1, for an output of integers or booleans; None for floats."""
 
     @property
     def title(self) -> str:
@@ -58,6 +61,10 @@ class Validation:
         for one in self.outputs:
             if one.largest == 0:
                 lines.append(f"  {one.name} against {one.reference}: equal")
+                continue
+            if one.equal is not None:
+                share = in_percent(one.equal, 1)
+                lines.append(f"  {one.name} against {one.reference}: {share} of the values equal")
                 continue
             lsb = "" if one.lsb is None else f", {one.lsb:.4g} LSB"
             lines.append(
