@@ -16,7 +16,7 @@ range is best for them, because large sums are rare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -90,22 +90,26 @@ def scale_candidate_rows(module: GraphModule, has_one_scale: Callable[[Node], bo
     for layer in layers.values():
         for linear in layer.linears:
             uses.setdefault(_weight_name(linear), []).append(linear.node)
-    recurrent = recurrent_groups(module.graph, uses)
+    recurrent, order = recurrent_groups(module.graph, uses), _positions(module)
     for layer in layers.values():
         doublings = layer.doublings(recurrent) if layer.is_limited else None
         if doublings is not None and all(has_one_scale(linear.node) for linear in layer.linears):
-            _scale(module, layer, doublings)
+            _scale(module, layer, doublings, order)
     module.recompile()
 
 
 def scale_rows_as_converted(reference: GraphModule, converted: GraphModule) -> None:
     """Scales those rows of the float graph `reference`, in place, that are scaled in `converted`. Linear in nodes."""
-    names = {node.name: node for node in converted.graph.nodes}
+    names, order = {node.name: node for node in converted.graph.nodes}, _positions(reference)
     for layer in _scalable_layers(reference).values():
         product = names.get(_divided_name(layer.tanhs[0].all_input_nodes[0]))
         if product is not None:
-            _scale(reference, layer, factors_of(converted, product).log2().neg().round())
+            _scale(reference, layer, factors_of(converted, product).log2().neg().round(), order)
     reference.recompile()
+
+
+def _positions(module: GraphModule) -> dict[Node, int]:
+    return {node: position for position, node in enumerate(module.graph.nodes)}
 
 
 def _divided_name(value: Node) -> str:
@@ -171,14 +175,13 @@ def _moves_of(source: Node) -> list[Node]:
     return found
 
 
-def _scale(module: GraphModule, layer: _ScalableLayer, doublings: Tensor) -> None:
+def _scale(module: GraphModule, layer: _ScalableLayer, doublings: Tensor, order: Mapping[Node, int]) -> None:
     """Multiplies the rows of all linears of a layer by 2^`doublings` [units], and divides their sums before the tanh.
 
-    The limit of the sums is multiplied by the largest factor.
+    `order` has the positions of the nodes in the graph. The limit of the sums is multiplied by the largest factor.
     """
     factors = 2.0**doublings
-    nodes = {linear.node for linear in layer.linears}
-    first = next(node for node in module.graph.nodes if node in nodes)
+    first = min((linear.node for linear in layer.linears), key=order.__getitem__)
     for role, wide in (("weight", factors[:, None]), ("bias", factors)):
         _replace_constants(module, first, layer.linears, role, wide)
     divisor = insert_constant(module, first, 1 / factors, "row_factors")
