@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from openneutron import NeutronQuantizer, quantize
 from openneutron.core.constants import constant_of
 from openneutron.core.fx import arguments, op_name
 from openneutron.errors import CalibrationError, InputError, OptionError
-from openneutron.quantizer.bias_correction import ChannelMeans
+from openneutron.quantizer.bias_correction import ChannelMeans, _fake_quantized_weight
 from openneutron.recovery.weighted_layers import WeightedLayer, layers_of
 
 IMAGE = (1, 8, 6, 6)
@@ -267,6 +268,28 @@ def test_correct_bias_does_not_change_recovery(recipe: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- means
+
+
+@pytest.mark.parametrize(
+    ("axis", "zero_points"),
+    [(None, [0]), (None, [3]), (0, [0, 0, 0, 0]), (0, [0, -5, 7, 1]), (-1, [2, 0])],
+    ids=["tensor", "tensor, zero point", "channels", "channels, zero points", "last axis"],
+)
+def test_fake_quantized_weights_have_the_bits_of_torch(axis: int | None, zero_points: list[int]) -> None:
+    weight = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)) * 2  # some values are clipped
+    weight[0, 0] = torch.tensor([-0.0, -1e-3])  # the result is 0, without a sign
+    scales = torch.rand(len(zero_points), generator=torch.Generator().manual_seed(1)) / 50 + 0.01
+    points = torch.tensor(zero_points)
+    observer = SimpleNamespace(
+        qscheme=torch.per_tensor_symmetric if axis is None else torch.per_channel_symmetric, ch_axis=axis,
+        quant_min=-127, quant_max=127, calculate_qparams=lambda: (scales, points),
+    )  # fmt: skip
+    if axis is None:
+        wanted = torch.fake_quantize_per_tensor_affine(weight, float(scales), int(points), -127, 127)
+    else:
+        wanted = torch.fake_quantize_per_channel_affine(weight, scales, points.int(), axis % 3, -127, 127)
+    found = _fake_quantized_weight(weight, observer)
+    assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
 
 
 class TestMeans:

@@ -242,10 +242,14 @@ def _source_constant(node: Node) -> Node:
 
 
 def _fake_quantized_weight(weight: torch.Tensor, observer: Any) -> torch.Tensor:
-    """Returns `weight`, quantized and dequantized with the qparams that `observer` has found."""
-    scale, zero_point = (value.to(weight.device) for value in observer.calculate_qparams())
-    codes = (observer.quant_min, observer.quant_max)
+    """Returns `weight`, quantized and dequantized with the qparams that `observer` has found.
+
+    Returns the same bits as `torch.fake_quantize_per_channel_affine` and `torch.fake_quantize_per_tensor_affine`, which
+    are not vectorized.
+    """
+    shape = [1] * weight.dim()
     if observer.qscheme == torch.per_channel_symmetric:
-        zero_point = zero_point.to(torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale.float(), zero_point, observer.ch_axis, *codes)
-    return torch.fake_quantize_per_tensor_affine(weight, float(scale), int(zero_point), *codes)
+        shape[observer.ch_axis] = -1
+    scale, zero_point = (value.to(weight.device, torch.float32).view(shape) for value in observer.calculate_qparams())
+    codes: torch.Tensor = (weight * scale.reciprocal()).round_().add_(zero_point)
+    return codes.clamp_(observer.quant_min, observer.quant_max).sub_(zero_point).mul_(scale)
