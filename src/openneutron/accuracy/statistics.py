@@ -160,7 +160,7 @@ class _Extremes:
     @classmethod
     def extended(cls, rows: torch.Tensor, before: _Extremes | None) -> _Extremes:
         """Returns the extremes of `rows` [channels, values] and of `before`."""
-        low, high = torch.aminmax(rows, dim=1)
+        low, high = rows.amin(1), rows.amax(1)  # torch.aminmax along a dimension is not vectorized
         return cls(low, high) if before is None else cls(torch.min(low, before.low), torch.max(high, before.high))
 
     @property

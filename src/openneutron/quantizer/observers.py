@@ -310,7 +310,7 @@ class _ParameterObserver(UniformQuantizationObserverBase):
         if self.parameter.seen is None or not self.parameter.seen[0].numel():
             raise _unreached_error(self.origin)
         rows = self._rows(self.parameter.seen[0].detach().float())
-        self.min_val, self.max_val = torch.aminmax(rows, dim=-1)
+        self.min_val, self.max_val = rows.amin(-1), rows.amax(-1)  # torch.aminmax along a dimension is not vectorized
         _check_extremes(self.min_val, self.max_val, self.origin)
         return bounds_by_error(rows.view(-1, rows.shape[-1]), _codes(self)).view(self.min_val.shape)
 
