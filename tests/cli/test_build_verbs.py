@@ -206,6 +206,30 @@ class TestChecks:
         assert "float32" in table.out, table.text
 
     @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            (("--labels", "swapped.txt"), ["right", "left"]),
+            ((), ["left", "right"]),
+        ],
+    )
+    def test_run_names_the_classes_of_the_build(
+        self, work: Path, here: Here, built: Path, names: tuple[str, ...], expected: list[str]
+    ) -> None:
+        (work / "swapped.txt").write_text("right\nleft\n")
+        result = here("run", built, "labelled/left/000.png", "labelled/right/000.png", *names, "--json")
+        assert result.code == 0, result.text
+        assert [one["classes"][0][0]["name"] for one in result.json["runs"]] == expected
+
+    def test_run_refuses_another_number_of_names(self, work: Path, here: Here, built: Path, tmp_path: Path) -> None:
+        for name in ("left", "middle", "right"):
+            shutil.copytree(work / "labelled/left", tmp_path / "three" / name)
+        settings = tmp_path / "three.toml"
+        settings.write_text('[data]\nevaluate = "three"\nmean = [0.4]\nstd = [0.2]\n')
+        result = here("run", built, "labelled/left/000.png", "--config", settings)
+        assert result.code == 2, result.text
+        assert "The labels name 3 classes, but the output has 2. Give the names of all classes." in result.text
+
+    @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["none.png"], "none.png"),

@@ -53,7 +53,12 @@ def run(
     program: Program,
     files: Annotated[list[str], typer.Argument(help="Files or folders of inputs; name=file for several inputs.")],
     *,
-    top: Annotated[int, typer.Option(min=1, help="The number of classes to show, with --labels.")] = 5,
+    top: Annotated[
+        int,
+        typer.Option(
+            min=1, help="The number of classes to show, if their names are given by --labels or by the build."
+        ),
+    ] = 5,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs to a .npy or .npz file.")
     ] = None,

@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from openneutron.core.files import exists
 from openneutron.core.json_values import without_infinite_numbers
 from openneutron.core.messages import listed
 from openneutron.data import (
+    ClassNames,
     ClassScore,
     OutputSummary,
     inputs_of_files,
+    read_data,
     read_labels,
     save_outputs,
     summarize_outputs,
@@ -25,7 +28,10 @@ from openneutron.runtime import HostProgram, TensorInfo, load, time_on_host
 from openneutron.settings import Settings
 from openneutron.workflow.data_settings import transform_from
 
-__all__ = ["FileRun", "run_files"]
+__all__ = ["FileRun", "names_of_classes", "run_files"]
+
+CLASS_METRICS = ("top1", "top5")
+"""The metrics whose labels are indices of classes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def run_files(
     repeat: int | None = None,
     isolated: bool = True,
 ) -> list[FileRun]:
-    """Runs a program on files, with the transform and the names of classes of the settings.
+    """Runs a program on files, with the transform and the names of classes of the settings (`names_of_classes`).
 
     State is kept from one run to the next. `output` is a .npy or .npz file for the outputs; several runs need a .npz
     file, in which the names of arrays begin with the number of the run. `repeat` is the number of runs for the time.
@@ -68,7 +74,7 @@ def run_files(
     if output is not None:
         check_array_file(output)
     host = load(program, isolated=isolated)
-    labels = None if settings.data.labels is None else read_labels(Path(settings.data.labels))
+    labels = names_of_classes(settings)
     names_of_outputs = host.output_names()
     runs = inputs_of_files(files, host.inputs, transform_from(settings), host.input_names())
     if output is not None and len(runs) > 1 and Path(output).suffix.lower() != ".npz":
@@ -89,6 +95,24 @@ def run_files(
     host.reset()
     times = [time_on_host(host, run.inputs, repeat) for run in runs]
     return [FileRun(one.name, one.outputs, one.classes, time) for one, time in zip(found, times, strict=True)]
+
+
+def names_of_classes(settings: Settings) -> ClassNames | None:
+    """Returns the names of the classes, in the order of the model's outputs; None if the settings do not give them.
+
+    The names are those of the setting `labels`, else those of the files or folders of the setting `evaluate`. Indices
+    are no names, and the labels of a metric that is a function need not be classes. Data of a function are not read,
+    because that would run the user's code, and neither are data that do not exist any more.
+
+    Raises the errors of `read_labels` and `read_data`.
+    """
+    given = settings.data
+    if given.labels is not None:
+        return read_labels(Path(given.labels))
+    if given.evaluate is None or given.metric not in CLASS_METRICS or not exists(Path(given.evaluate)):
+        return None
+    names = read_data(given.evaluate, labelled=True).class_names
+    return names if names is not None and names.are_complete else None
 
 
 def _dequantized(outputs: Sequence[Any], host: HostProgram) -> tuple[Any, ...]:
