@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -15,8 +15,8 @@ from openneutron.core.files import output_path, write_file
 from openneutron.core.fx import is_dequantize, is_operator, is_quantize
 from openneutron.core.locks import traces_alone
 from openneutron.core.tables import ResultTable, ShownAsTable
-from openneutron.errors import OptionError
-from openneutron.model.arguments import names_of_leaves
+from openneutron.errors import InputError, OptionError
+from openneutron.model.arguments import Leaf, check_names, names_of_leaves, positions_of, with_argument_names
 from openneutron.model.examples import Examples, leaves_of, to_tensors
 from openneutron.model.exporting import export, saved_program
 from openneutron.model.state import reset
@@ -54,8 +54,29 @@ class QuantizedModel(ShownAsTable):
 
     @traces_alone
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Runs the converted module on tensors or numpy arrays. Returns tensors. State is kept between calls."""
+        """Runs the converted module on tensors or numpy arrays. Returns tensors. State is kept between calls.
+
+        `named` are arguments of `forward`, or inputs by their positions: `input0`. Raises `InputError` for such an
+        input that is given twice, or is a part of an argument.
+        """
+        named = self._by_arguments(inputs, named)
         return self.module(*tree_map(to_tensors, inputs), **tree_map(to_tensors, named))
+
+    def _by_arguments(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the arguments by name, without positions."""
+        paths = [leaf.path for leaf in leaves_of(self.module)]
+        positions = positions_of(paths, named)
+        if not positions:
+            return dict(named)
+        check_names(paths, inputs, named, "The quantized model")
+        for name, index in positions.items():
+            if len(paths[index]) > 1:
+                path = Leaf(paths[index])
+                raise InputError(
+                    f"The input '{name}' of the quantized model is '{path.name}', a part of the argument "
+                    f"'{path.path[0]}'. Give the whole argument '{path.path[0]}'."
+                )
+        return with_argument_names(paths, named)
 
     def __str__(self) -> str:
         quantized, operators = self._operators()

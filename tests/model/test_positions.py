@@ -97,6 +97,28 @@ def test_runs_by_position(program: NeutronProgram) -> None:
         host.run(input1=other)
 
 
+def test_a_quantized_model_takes_positions(quantized: QuantizedModel) -> None:
+    x, other = pair(9)
+    wanted = quantized(x, other)
+    assert torch.equal(quantized(input1=other, input0=x), wanted)
+    assert torch.equal(quantized(x, input1=other), wanted)
+    assert torch.equal(quantized(other=other, input0=x), wanted)
+    with pytest.raises(InputError, match="got its input 'x' twice: also as 'input0'"):
+        quantized(x, other, input0=x)
+
+
+class OfDict(nn.Module):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["a"] + batch["b"]
+
+
+def test_a_quantized_model_refuses_the_position_of_a_part() -> None:
+    batch = {"a": torch.ones(1, 4), "b": torch.ones(1, 4)}
+    found = quantize(OfDict().eval(), (batch,), [(batch,)])
+    with pytest.raises(InputError, match=r"'input0' of the quantized model is 'batch.a'.*Give the whole argument 'b"):
+        found(input0=batch["a"], input1=batch["b"])
+
+
 def test_data_by_position(quantized: QuantizedModel) -> None:
     x, other = pair(9)
     for given in ({"input0": x, "input1": other}, {"other": other, "input0": x}):

@@ -21,7 +21,7 @@ from openneutron.data.shape_advice import size_advice
 from openneutron.data.sources import Sample
 from openneutron.data.transforms import Transform, fitted
 from openneutron.errors import InputError, OptionError
-from openneutron.model.arguments import positions_of
+from openneutron.model.arguments import with_argument_names
 from openneutron.model.data import InputForm, describe, in_batches, items_of
 from openneutron.model.examples import Examples, register_dataclasses, to_tensors
 from openneutron.model.state import Stream
@@ -128,14 +128,8 @@ def _arguments(inputs: Any, forms: Sequence[InputForm]) -> Examples:
 
 
 def _by_names(inputs: Mapping[str, Any], forms: Sequence[InputForm]) -> dict[str, Any]:
-    """Returns arguments by name, with the names of arguments instead of their positions ("input0").
-
-    A position remains if its input is a part of an argument, or is given by its name, too.
-    """
-    paths = [form.path or (form.name,) for form in forms]
-    positions = positions_of(paths, filter(lambda name: isinstance(name, str), inputs))
-    names = {name: str(paths[index][0]) for name, index in positions.items() if len(paths[index]) == 1}
-    return {name if names.get(name, name) in inputs else names[name]: value for name, value in inputs.items()}
+    """Returns arguments by name, with the names of arguments instead of their positions ("input0")."""
+    return with_argument_names([form.path or (form.name,) for form in forms], inputs)
 
 
 def _is_batch(data: Any, values: Sequence[Any]) -> bool:

@@ -14,7 +14,7 @@ from openneutron.errors import InputError
 __all__ = [
     "INPUT_NAMES", "MISSING", "Leaf", "Path", "argument_names", "check_names", "input_names", "leaves_at",
     "leaves_from_text", "named_paths", "names_of_leaves", "output_names", "paths_from_tree", "positions_of",
-    "text_of_leaves",
+    "text_of_leaves", "with_argument_names",
 ]  # fmt: skip
 
 INPUT_NAMES = "input_names"
@@ -80,6 +80,16 @@ def positions_of(paths: Sequence[Path], names: Iterable[str]) -> dict[str, int]:
         return {}
     keys = {key for path in paths for key in path}
     return {name: index for name, index in found.items() if index < len(paths) and name not in keys}
+
+
+def with_argument_names(paths: Sequence[Path], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments by name, with the names of arguments instead of the positions of their leaves ("input0").
+
+    A position remains if its leaf is a part of an argument, or is given by its name, too.
+    """
+    positions = positions_of(paths, filter(lambda name: isinstance(name, str), named))
+    names = {name: str(paths[index][0]) for name, index in positions.items() if len(paths[index]) == 1}
+    return {name if names.get(name, name) in named else names[name]: value for name, value in named.items()}
 
 
 def _values_by_name(paths: Sequence[Path], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
