@@ -127,6 +127,7 @@ def commands() -> str:
         "| exit code | meaning |\n|---|---|\n| 0 | success |\n| 1 | a check failed, for example a limit of `validate` "
         "|\n| 2 | wrong use or input: the message says what to correct |\n| 3 | a fault of OpenNeutron |\n"
         "| 130 | interrupted with Ctrl-C; files are complete or absent |\n"
+        "| 141 | the reader of the output closed its pipe, as `head` does; all files were written |\n"
         "| 143, 129 | ended by SIGTERM or SIGHUP; files are complete or absent |",
     ]
     for name, verb in _verbs(group):

@@ -14,6 +14,7 @@ import typer
 
 import openneutron
 from openneutron.cli import build_verbs, check_verbs, file_verbs, profile_verbs, target_verb
+from openneutron.cli.closed_streams import EXIT_CODE, closed_streams, watch_streams
 from openneutron.cli.interrupts import restored_signals
 from openneutron.cli.terminal import print_error
 from openneutron.cli.verbs import WRONG_USE, app
@@ -78,9 +79,12 @@ def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) 
     """Runs the command line, and exits. Errors of OpenNeutron are printed without a traceback.
 
     `arguments` are those after the name of the program, by default those of the process. With `ends_process`, a process
-    that ends because of a signal ignores further ones, so that they do not interrupt its end.
+    that ends because of a signal ignores further ones, so that they do not interrupt its end. If the reader of stdout
+    or stderr closes its pipe (`| head -1`), the verb still writes its files, and the process ends with `EXIT_CODE`.
     """
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+    if ends_process:
+        watch_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and boxes of tables may have other characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -91,3 +95,7 @@ def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) 
     except OpenNeutronError as error:
         print_error(str(error))
         sys.exit(WRONG_USE)
+    except SystemExit as end:
+        if ends_process and end.code in (0, None) and closed_streams():
+            sys.exit(EXIT_CODE)
+        raise
