@@ -220,12 +220,22 @@ class TestChecks:
         assert result.code == 0, result.text
         assert [one["classes"][0][0]["name"] for one in result.json["runs"]] == expected
 
-    def test_run_refuses_another_number_of_names(self, work: Path, here: Here, built: Path, tmp_path: Path) -> None:
-        for name in ("left", "middle", "right"):
-            shutil.copytree(work / "labelled/left", tmp_path / "three" / name)
-        settings = tmp_path / "three.toml"
-        settings.write_text('[data]\nevaluate = "three"\nmean = [0.4]\nstd = [0.2]\n')
-        result = here("run", built, "labelled/left/000.png", "--config", settings)
+    @pytest.mark.parametrize("folders", [("left", "middle", "right"), ()])
+    def test_run_names_no_classes_by_labelled_data_that_changed(
+        self, work: Path, here: Here, built: Path, tmp_path: Path, folders: tuple[str, ...]
+    ) -> None:
+        (tmp_path / "changed").mkdir()
+        for name in folders:
+            shutil.copytree(work / "labelled/left", tmp_path / "changed" / name)
+        settings = tmp_path / "changed.toml"
+        settings.write_text('[data]\nevaluate = "changed"\nmean = [0.4]\nstd = [0.2]\n')
+        result = here("run", built, "labelled/left/000.png", "--config", settings, "--json")
+        assert result.code == 0, result.text
+        assert result.json["runs"][0]["classes"] is None
+
+    def test_run_refuses_another_number_of_given_names(self, work: Path, here: Here, built: Path) -> None:
+        (work / "three.txt").write_text("left\nmiddle\nright\n")
+        result = here("run", built, "labelled/left/000.png", "--labels", "three.txt")
         assert result.code == 2, result.text
         assert "The labels name 3 classes, but the output has 2. Give the names of all classes." in result.text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,13 +25,14 @@ from openneutron.data import (
     top_classes,
 )
 from openneutron.data.outputs import check_array_file
-from openneutron.errors import OptionError
+from openneutron.errors import InputError, OptionError
 from openneutron.runtime import HostProgram, TensorInfo, load, time_on_host
 from openneutron.settings import Settings
 from openneutron.workflow.data_settings import transform_from
 
 __all__ = ["FileRun", "names_of_classes", "run_files"]
 
+_LOGGER = logging.getLogger(__name__)
 CLASS_METRICS = ("top1", "top5")
 """The metrics whose labels are indices of classes."""
 
@@ -63,7 +66,10 @@ def run_files(
     repeat: int | None = None,
     isolated: bool = True,
 ) -> list[FileRun]:
-    """Runs a program on files, with the transform and the names of classes of the settings (`names_of_classes`).
+    """Runs a program on files, with the transform and the names of classes of the settings.
+
+    These names are those of the setting `labels`, which must fit the first output, else those of `names_of_classes`, if
+    they fit.
 
     State is kept from one run to the next. `output` is a .npy or .npz file for the outputs; several runs need a .npz
     file, in which the names of arrays begin with the number of the run. `repeat` is the number of runs for the time.
@@ -74,7 +80,7 @@ def run_files(
     if output is not None:
         check_array_file(output)
     host = load(program, isolated=isolated)
-    labels = names_of_classes(settings)
+    given, known = _given_names(settings), names_of_classes(settings)
     names_of_outputs = host.output_names()
     runs = inputs_of_files(files, host.inputs, transform_from(settings), host.input_names())
     if output is not None and len(runs) > 1 and Path(output).suffix.lower() != ".npz":
@@ -84,7 +90,8 @@ def run_files(
     for index, run in enumerate(runs):
         outputs = _as_tuple(host.run(*run.inputs))
         values = _dequantized(outputs, host)
-        best = None if labels is None else tuple(map(tuple, top_classes(values[0], labels, classes)))
+        names = given or (known if known is not None and _fits(known, values[0]) else None)
+        best = None if names is None else tuple(map(tuple, top_classes(values[0], names, classes)))
         found.append(FileRun(run.name, tuple(summarize_outputs(values, names_of_outputs)), best))
         prefix = f"run{index}." if len(runs) > 1 else ""
         arrays.update({f"{prefix}{name}": value for name, value in zip(names_of_outputs, outputs, strict=True)})
@@ -98,21 +105,31 @@ def run_files(
 
 
 def names_of_classes(settings: Settings) -> ClassNames | None:
-    """Returns the names of the classes, in the order of the model's outputs; None if the settings do not give them.
+    """Returns the names of the classes by the labelled data of the settings, in the order of the model's outputs.
 
-    The names are those of the setting `labels`, else those of the files or folders of the setting `evaluate`. Indices
-    are no names, and the labels of a metric that is a function need not be classes. Data of a function are not read,
-    because that would run the user's code, and neither are data that do not exist any more.
-
-    Raises the errors of `read_labels` and `read_data`.
+    Returns None if the data name classes by indices, cannot be read any more, are read by a function of the user, or
+    have a metric that is a function, whose labels need not be classes. The log says why data cannot be read.
     """
     given = settings.data
-    if given.labels is not None:
-        return read_labels(Path(given.labels))
     if given.evaluate is None or given.metric not in CLASS_METRICS or not exists(Path(given.evaluate)):
         return None
-    names = read_data(given.evaluate, labelled=True).class_names
+    try:
+        names = read_data(given.evaluate, labelled=True, labels=given.labels).class_names
+    except InputError as error:
+        _LOGGER.info("The classes have no names, because the labelled data of the build changed: %s", error)
+        return None
     return names if names is not None and names.are_complete else None
+
+
+def _given_names(settings: Settings) -> ClassNames | None:
+    return None if settings.data.labels is None else read_labels(Path(settings.data.labels))
+
+
+def _fits(names: ClassNames, output: Any) -> bool:
+    """Returns whether `output` is a tensor of scores [rows, classes] or [classes] of the classes with these names."""
+    shape = tuple(getattr(output, "shape", ()))
+    shape = shape if len(shape) > 1 else (1, *shape)
+    return len(shape) > 1 and math.prod(shape[1:]) == shape[1] == len(names.names)
 
 
 def _dequantized(outputs: Sequence[Any], host: HostProgram) -> tuple[Any, ...]:
