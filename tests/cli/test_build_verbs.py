@@ -295,6 +295,7 @@ class TestChecks:
         ):
             assert text in verbose
             assert text not in quiet
+        assert not [line for line in verbose.splitlines() if line.startswith(("torch.", "torchao", "executorch"))]
 
     def test_evaluate_a_build(self, here: Here, built: Path) -> None:
         result = here("evaluate", built, "--json")

@@ -138,12 +138,15 @@ class Terminal:
         """Prints each warning of OpenNeutron once, in one line, and the errors that are logged; all with `verbose`.
 
         Warnings of other packages are about their own internals, as are errors that torch logs before it raises them.
-        They are printed with `verbose`.
+        They are printed with `verbose`, which also prints the messages of OpenNeutron's log, but not those of others.
         """
+        own_logger = logging.getLogger("openneutron")
+        level = own_logger.level
         silenced = () if self.verbose else tuple(map(logging.getLogger, LOGGERS_OF_RAISED_ERRORS))
         redirected: AbstractContextManager[Any] = redirect_stdout(sys.stderr) if self.json else nullcontext()
         if self.verbose:
-            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+            logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(name)s: %(message)s")
+            own_logger.setLevel(logging.INFO)
         else:
             logging.disable(logging.WARNING)
         for logger in silenced:
@@ -155,6 +158,7 @@ class Terminal:
                 yield
         finally:
             logging.disable(logging.NOTSET)
+            own_logger.setLevel(level)
             for logger in silenced:
                 logger.removeFilter(_refuse)
 
