@@ -38,10 +38,13 @@ VERBS: tuple[tuple[str, ...], ...] = (
     ("inspect", "out"),
     ("inspect", "out", "--layers", "--target", "frdm_mcxn947"),
     ("operators", "log_softmax"),
+    ("targets",),
     ("targets", "show", "imx95"),
     ("targets", "show", "frdm_mcxn947"),
     ("package", "out", "-o", "{tmp}/firmware"),
     ("extract", "out", "-o", "{tmp}/extracted"),
+    ("init", "{tmp}/openneutron.toml"),
+    ("doctor",),
 )
 NO_FACTS = r"95 %|add up to 100 %|[\d.]+ ms on this machine|[\d,]+ left"
 """Texts with numbers that are no facts, that differ from run to run, or that are differences of two other numbers."""
@@ -74,6 +77,7 @@ def missing_numbers(text: str, document: Any) -> list[str]:
             text = text.replace(one, " ")
     text = re.sub(NO_FACTS, " ", text)
     numbers = [float(one) for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    numbers += [float(hertz) / 1e6 for hertz in re.findall(r'"clock_hz": (\d+)', json.dumps(document))]  # column in MHz
     if cycles := document.get("cycles"):  # shares of all cycles
         numbers += [one / cycles for one in numbers]
     return [shown[0] for shown in _NUMBER.finditer(text) if not any(is_shown(shown[0], one) for one in numbers)]
