@@ -64,6 +64,8 @@ class QuantizedModel(ShownAsTable):
 
     def _by_arguments(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments by name, without positions."""
+        if not named:
+            return {}
         paths = [leaf.path for leaf in leaves_of(self.module)]
         positions = positions_of(paths, named)
         if not positions:

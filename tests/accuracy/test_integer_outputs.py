@@ -30,7 +30,7 @@ def row_of(found: Tensor, wanted: Tensor) -> Any:
         (INDICES, INDICES, 1.0),
         (INDICES, torch.tensor([3, 0, 2, 0]), 0.75),
         (INDICES > 1, torch.tensor([True, True, True, True]), 0.5),
-        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 0.0),
+        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 1.0),
         (INDICES.float(), INDICES.float() + 1, None),
     ],
 )

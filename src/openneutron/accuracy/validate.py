@@ -289,7 +289,7 @@ class DifferenceSum:
         norm = math.sqrt(self.energy * self.noise.signal)
         cosine = self.product / norm if norm else float(self.energy == self.noise.signal)
         lsb = None if self.scale is None else self.largest / self.scale
-        equal = None if self.is_float else self.equal / max(self.values, 1)
+        equal = None if self.is_float else self.equal / self.values if self.values else 1.0
         sqnr = self.noise.sqnr_db
         return OutputDifference(self.output, self.reference, sqnr, cosine, self.largest, lsb, self.name, equal)
 

@@ -80,7 +80,8 @@ def run_files(
     if output is not None:
         check_array_file(output)
     host = load(program, isolated=isolated)
-    given, known = _given_names(settings), names_of_classes(settings)
+    given = _given_names(settings)
+    known = names_of_classes(settings) if given is None else None
     names_of_outputs = host.output_names()
     runs = inputs_of_files(files, host.inputs, transform_from(settings), host.input_names())
     if output is not None and len(runs) > 1 and Path(output).suffix.lower() != ".npz":
